@@ -1,0 +1,126 @@
+# make            the engine: build/omnidrop          (release, no set-up: see `make deps`)
+# make demo       set-up, build, then a real video file through the whole engine with the bundled model
+# make test       set-up, build, every test; T=name runs those whose path holds name, SEED=n repeats a property test
+# make asan       the tests under ASan and UBSan
+# make bench      the measurements of docs/measurements, as ratios; writes build/bench.json
+# make fuzz       the fuzz targets, FUZZ_SECONDS each (clang)
+# make format     clang-format in place;   make lint   clang-format check, clang-tidy, tidy rules
+# make deps       install what is missing from the distribution (root, asks nothing)
+# Variables: MODE=release|san|debug  BUILD=dir  WERROR=1  V=1
+
+MODE    ?= release
+BUILD   ?= $(if $(filter release,$(MODE)),build,build/$(MODE))
+MODULES := base kernels kvcache media prune model engine
+PKGS    := libavformat libavcodec libswscale libswresample libavutil jansson libpcre2-8 libutf8proc
+
+CC      := gcc
+STD     := -std=gnu11 -D_GNU_SOURCE -I.
+WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla $(if $(WERROR),-Werror)
+OPT_release := -O2 -g
+OPT_debug   := -Og -g
+OPT_san     := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+CFLAGS  += $(STD) $(WARN) $(OPT_$(MODE)) -ffp-contract=off -fno-math-errno -pthread
+# Header paths and libraries are asked for when a rule runs, so that `make deps` may install them first.
+PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+PKG_LIBS   = $(shell pkg-config --libs $(PKGS) 2>/dev/null)
+LDFLAGS += $(filter -fsanitize%,$(OPT_$(MODE))) -pthread
+ALLOC    = $(if $(filter release,$(MODE)),$(shell pkg-config --libs jemalloc 2>/dev/null))
+LIBS     = $(PKG_LIBS) $(ALLOC) -lm -ldl
+Q       := $(if $(V),,@)
+
+# One instruction set is one compilation of kernels/cpu/isa.c with its own flags (see kernels/cpu/cpu.h).
+ISAS           := plain avx2 avx512 avx512bf16
+ISA_FLAGS_plain      :=
+ISA_FLAGS_avx2       := -mavx2 -mfma -mf16c
+ISA_FLAGS_avx512     := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512
+ISA_FLAGS_avx512bf16 := $(ISA_FLAGS_avx512) -mavx512bf16
+ISA_OPT  = $(if $(filter san,$(MODE)),-O1,-O3) -ffp-contract=fast
+
+SRC      := $(foreach m,$(MODULES),$(wildcard $(m)/*.c)) $(filter-out kernels/cpu/isa%.c,$(wildcard kernels/cpu/*.c))
+ISA_SRC  := $(wildcard kernels/cpu/isa*.c)
+ISA_OBJ  := $(foreach i,$(ISAS),$(patsubst kernels/cpu/%.c,$(BUILD)/kernels/cpu/%-$(i).o,$(ISA_SRC)))
+OBJ      := $(SRC:%.c=$(BUILD)/%.o)
+LIBOBJ   := $(filter-out $(BUILD)/engine/main.o,$(OBJ)) $(ISA_OBJ)
+
+# Tests see the modules below their own and nothing above. tests/*.c are the runners golden, vectors, bench.
+BELOW_base    := base
+BELOW_kernels := base kernels
+BELOW_kvcache := base kernels kvcache
+BELOW_media   := base media
+BELOW_prune   := base kernels prune
+BELOW_model   := base kernels media prune model
+BELOW_engine  := $(MODULES)
+obj_of = $(filter $(foreach m,$(BELOW_$(1)),$(BUILD)/$(m)/%),$(LIBOBJ))
+
+TEST_SRC := $(foreach m,$(MODULES),$(wildcard tests/$(m)/test_*.c))
+TEST_BIN := $(TEST_SRC:%.c=$(BUILD)/%)
+RUN_BIN  := $(BUILD)/tests/golden $(BUILD)/tests/vectors
+
+all: $(BUILD)/omnidrop
+
+$(BUILD)/omnidrop: $(LIBOBJ) $(BUILD)/engine/main.o
+	@echo "  LINK $@"; mkdir -p $(@D)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/%.o: %.c
+	@echo "  CC   $<"; mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP -c -o $@ $<
+
+define isa_rule
+$(BUILD)/kernels/cpu/%-$(1).o: kernels/cpu/%.c
+	@echo "  CC   $$< ($(1))"; mkdir -p $$(@D)
+	$(Q)$(CC) $(CFLAGS) $(ISA_OPT) $(ISA_FLAGS_$(1)) -DISA=$(1) -MMD -MP -c -o $$@ $$<
+endef
+$(foreach i,$(ISAS),$(eval $(call isa_rule,$(i))))
+
+define test_rule
+$(BUILD)/tests/$(1)/%: tests/$(1)/%.c $(call obj_of,$(1))
+	@echo "  TEST $$@"; mkdir -p $$(@D)
+	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP $(LDFLAGS) -o $$@ $$^ $$(LIBS) -lcmocka
+endef
+$(foreach m,$(MODULES),$(eval $(call test_rule,$(m))))
+
+$(BUILD)/tests/golden: tests/golden.c $(LIBOBJ)
+$(BUILD)/tests/vectors: tests/vectors.c $(LIBOBJ)
+$(BUILD)/bench: tests/bench.c $(LIBOBJ)
+$(RUN_BIN) $(BUILD)/bench:
+	@echo "  LINK $@"; mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP $(LDFLAGS) -o $@ $(filter %.c %.o,$^) $(LIBS)
+
+deps:
+	@tools/install-deps.sh
+
+demo: deps
+	@$(MAKE) --no-print-directory all
+	@tools/demo.sh $(BUILD)/omnidrop
+
+test: deps
+	@$(MAKE) --no-print-directory test-build
+	@tests/run.sh $(BUILD) "$(T)"
+
+test-build: all $(TEST_BIN) $(RUN_BIN)
+
+asan: deps
+	@$(MAKE) --no-print-directory MODE=san BUILD=build/san test-build
+	@tests/run.sh build/san "$(T)"
+
+bench: deps
+	@$(MAKE) --no-print-directory all $(BUILD)/bench
+	@$(BUILD)/bench --json $(BUILD)/bench.json
+
+fuzz: deps
+	@tests/fuzz/run.sh
+
+C_FILES = $(shell git ls-files '*.c' '*.h')
+format:
+	clang-format -i $(C_FILES)
+
+lint:
+	@tools/lint.sh
+
+clean:
+	rm -rf build
+
+.PHONY: all deps demo test test-build asan bench fuzz format lint clean
+.SECONDARY:
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,0 +1,166 @@
+/* base/threads.c - see threads.h. A generation counter starts a job, a second counter ends it. */
+#include "base/threads.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+
+#define SPIN_US 200
+
+struct threads {
+    int n;
+    threads_job job;
+    void *arg;
+    int quit;
+    /* Each counter on its own cache line: workers poll `seq`, the caller polls `done`. */
+    uint32_t seq __attribute__((aligned(64)));
+    uint32_t done __attribute__((aligned(64)));
+    uint32_t sleepers __attribute__((aligned(64)));
+    uint32_t caller_sleeps;
+    pthread_t *handle;
+    struct worker *worker;
+};
+
+struct worker {
+    struct threads *t;
+    int index, cpu;
+};
+
+static void cpu_pause(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void futex_wait(uint32_t *a, uint32_t v) { syscall(SYS_futex, a, FUTEX_WAIT_PRIVATE, v, NULL, NULL, 0); }
+static void futex_wake(uint32_t *a) { syscall(SYS_futex, a, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0); }
+
+/* Poll until *a != old; after SPIN_US mark `flag` and sleep. */
+static void wait_change(uint32_t *a, uint32_t old, uint32_t *flag)
+{
+    uint64_t start = 0;
+    for (uint32_t i = 1; __atomic_load_n(a, __ATOMIC_ACQUIRE) == old; i++) {
+        cpu_pause();
+        if (i % 256 != 0) continue;
+        const uint64_t now = clock_us();
+        if (start == 0) start = now;
+        if (now - start < SPIN_US) continue;
+        __atomic_add_fetch(flag, 1, __ATOMIC_SEQ_CST);
+        while (__atomic_load_n(a, __ATOMIC_SEQ_CST) == old) futex_wait(a, old);
+        __atomic_sub_fetch(flag, 1, __ATOMIC_SEQ_CST);
+    }
+}
+
+static void pin_to(int cpu)
+{
+    if (cpu < 0) return;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);   /* a refusal costs speed only */
+}
+
+static void *worker_main(void *p)
+{
+    const struct worker *w = p;
+    struct threads *t = w->t;
+    uint32_t seen = 0;
+    pin_to(w->cpu);
+    for (;;) {
+        wait_change(&t->seq, seen, &t->sleepers);
+        seen++;
+        if (__atomic_load_n(&t->quit, __ATOMIC_ACQUIRE)) return NULL;
+        t->job(t->arg, w->index, t->n);
+        const uint32_t done = __atomic_add_fetch(&t->done, 1, __ATOMIC_SEQ_CST);
+        if (done == (uint32_t)t->n - 1 && __atomic_load_n(&t->caller_sleeps, __ATOMIC_SEQ_CST)) futex_wake(&t->done);
+    }
+}
+
+/* CPUs that the cgroup's quota is worth, or INT_MAX where there is none. */
+static int cgroup_cpus(void)
+{
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    if (f == NULL) return INT_MAX;
+    long quota = 0, period = 0;
+    const int got = fscanf(f, "%ld %ld", &quota, &period);
+    fclose(f);
+    if (got != 2 || quota <= 0 || period <= 0) return INT_MAX;
+    return (int)((quota + period - 1) / period);
+}
+
+status threads_create(int n, struct threads **out, struct err *e)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    int n_cpus = 0, cpu_of[CPU_SETSIZE];
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        for (int c = 0; c < CPU_SETSIZE; c++)
+            if (CPU_ISSET(c, &set)) cpu_of[n_cpus++] = c;
+    if (n < 0 || n > THREADS_MAX)
+        return err_set(e, E_ARG, "%d threads asked for: give 1 to %d, or 0 for one per CPU", n, THREADS_MAX);
+    if (n == 0) {
+        n = n_cpus > 0 ? n_cpus : 1;
+        const int quota = cgroup_cpus();
+        if (n > quota) n = quota;
+        if (n > THREADS_MAX) n = THREADS_MAX;
+    }
+    struct threads *t;
+    TRY(mem_alloc_aligned(&t, sizeof *t, e));
+    *t = (struct threads){ .n = 1 };
+    t->handle = mem_must((size_t)n, sizeof *t->handle);
+    t->worker = mem_must((size_t)n, sizeof *t->worker);
+    for (int i = 1; i < n; i++) {
+        /* Pin only where every thread can have a CPU of its own, else let the kernel balance. */
+        t->worker[i] = (struct worker){ t, i, n <= n_cpus ? cpu_of[i] : -1 };
+        if (pthread_create(&t->handle[i], NULL, worker_main, &t->worker[i]) != 0) {
+            threads_destroy(&t);
+            return err_set(e, E_NOMEM, "cannot start thread %d of %d: ask for fewer with --threads", i + 1, n);
+        }
+        t->n = i + 1;
+    }
+    *out = t;
+    return OK;
+}
+
+void threads_destroy(struct threads **pt)
+{
+    struct threads *t = *pt;
+    if (t == NULL) return;
+    __atomic_store_n(&t->quit, 1, __ATOMIC_RELEASE);
+    __atomic_add_fetch(&t->seq, 1, __ATOMIC_SEQ_CST);
+    futex_wake(&t->seq);
+    for (int i = 1; i < t->n; i++) pthread_join(t->handle[i], NULL);
+    free(t->handle);
+    free(t->worker);
+    free(t);
+    *pt = NULL;
+}
+
+int threads_count(const struct threads *t) { return t->n; }
+
+void threads_run(struct threads *t, threads_job job, void *arg)
+{
+    if (t->n == 1) {
+        job(arg, 0, 1);
+        return;
+    }
+    t->job = job;
+    t->arg = arg;
+    __atomic_store_n(&t->done, 0, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&t->seq, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&t->sleepers, __ATOMIC_SEQ_CST)) futex_wake(&t->seq);
+    job(arg, 0, t->n);
+    uint32_t done;
+    while ((done = __atomic_load_n(&t->done, __ATOMIC_ACQUIRE)) != (uint32_t)t->n - 1)
+        wait_change(&t->done, done, &t->caller_sleeps);
+}

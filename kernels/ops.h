@@ -1,0 +1,312 @@
+/* kernels/ops.h - all arithmetic: one table per device, one meaning per entry.
+ * The CPU's table is the meaning; every other device must agree with it within the tolerance given here.
+ *
+ * Words. A *stream* is one device ready to work (the CPU's: a thread pool and an instruction set). Memory that an
+ * op reads or writes comes from ops->alloc unless the text says *host*. f32 matrices are row-major.
+ *   weight    a matrix [N, K] in the device's own layout, made once at load, with its bias
+ *   operand   the left side [rows, K] of a product in the device's own layout: made by the norms, by pack and by
+ *             the epilogues of linear and attention; read by linear only. Its memory is the caller's scratch.
+ *   view      the rows of one (sequence, layer) through its list of pages
+ * Rules that hold for all: sums run in one order that depends on the shape of a *row* alone (never on the number
+ * of rows, their place in the batch, tiles or threads), so a batch gives the bits that each request alone gives.
+ * Softmax and norm statistics are f32. Products of bf16 weights take bf16 operands where the machine multiplies
+ * bf16, f32 operands otherwise; products of f32 weights are f32 throughout.
+ * An op may return before its work is done (CUDA); sync waits. Errors: E_ARG for shapes that a device was not built
+ * for, E_DEVICE for a failed launch; outputs are undefined then. No op allocates. */
+#ifndef KERNELS_OPS_H
+#define KERNELS_OPS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+enum dtype { DT_F32, DT_BF16, DT_F16 };
+
+/* Bytes of one element. */
+static inline size_t dtype_size(enum dtype t) { return t == DT_F32 ? 4 : 2; }
+
+struct stream;   /* opaque; see stream_open below */
+struct weight;   /* opaque; owned by whoever created it */
+
+/* ---- weights ---------------------------------------------------------------------------------------------- */
+
+/* One tensor of a checkpoint, borrowed for the call: row-major [n, k] on the host. */
+struct weight_part {
+    const void *data;             /* [n, k] of dtype, host                                            */
+    enum dtype dtype;
+    uint32_t n;                   /* output rows                                                      */
+    const void *bias;             /* [n] of bias_dtype, host; NULL: none (fused parts then add 0)     */
+    enum dtype bias_dtype;
+};
+
+enum weight_form {
+    WEIGHT_PLAIN,                 /* parts stacked: output columns of part 0, then part 1, ...        */
+    WEIGHT_SWIGLU                 /* exactly two parts of equal n: gate, up; for LINEAR_SWIGLU alone  */
+};
+
+struct weight_args {
+    enum weight_form form;
+    enum dtype compute;           /* DT_F32 or DT_BF16: what it is stored and multiplied as           */
+    uint32_t k, n_parts;
+    struct weight_part part[3];
+};
+
+/* What a weight is, readable by all. */
+struct weight_shape { uint32_t n, k; enum dtype compute; bool has_bias; size_t bytes; };
+
+/* ---- operands --------------------------------------------------------------------------------------------- */
+
+struct operand {
+    void *data;                   /* ops->operand_bytes(rows, k, compute) bytes of ops->alloc memory  */
+    uint32_t rows, k;
+    enum dtype compute;           /* must equal that of the weight it meets                           */
+};
+
+/* ---- pages ------------------------------------------------------------------------------------------------ */
+
+/* The K and V rows of one sequence at one layer. Row i is in page[i / page_tokens]. Page layout: the device's own. */
+struct kv_view {
+    const uint32_t *page;         /* [ceil(n_rows / page_tokens)] page numbers, host                  */
+    uint32_t n_rows;
+};
+
+struct kv_shape {
+    uint32_t G, D;                /* KV heads of this rank, head dim                                  */
+    enum dtype dtype;             /* DT_F32 or DT_BF16                                                */
+    uint32_t page_tokens;         /* ops->page_tokens                                                 */
+    size_t page_bytes;            /* ops->page_bytes(G, D, dtype)                                     */
+    void *base;                   /* ops->alloc memory, n_pages * page_bytes                          */
+};
+
+/* ---- arguments -------------------------------------------------------------------------------------------- */
+
+struct embed_args {
+    const struct weight *table;   /* [V, d]                                                           */
+    const int32_t *id;            /* [n] host, each in 0..V-1                                         */
+    uint32_t n;
+    float *y;                     /* [n, d] out                                                       */
+};
+
+/* y row i, column block j (of d) = norm(x row group * (row ? row[i] : i) + j), j < group; operand k = group * d. */
+struct norm_args {
+    const float *x;               /* [*, d]                                                           */
+    const uint32_t *row;          /* [rows] host: which x row; NULL: row i. Only with group == 1      */
+    uint32_t rows, d, group;
+    const float *w, *b;           /* [d]; b: LayerNorm's, NULL for RMSNorm                            */
+    float eps;
+    struct operand *out;          /* rows x group*d; rows, k, compute are set by the caller           */
+};
+
+struct pack_args {
+    const float *x;               /* [rows, ldx]                                                      */
+    size_t ldx;                   /* floats between rows                                              */
+    uint32_t rows, k;
+    struct operand *out;
+};
+
+enum linear_mode {
+    LINEAR_STORE,                 /* y  = x W^T + b                                                   */
+    LINEAR_ADD,                   /* y += x W^T + b      (the residual)                               */
+    LINEAR_GELU,                  /* y  = gelu(x W^T + b), erf form                                   */
+    LINEAR_GELU_OPERAND,          /* out = gelu(x W^T + b), operand [rows, N]                         */
+    LINEAR_SWIGLU                 /* out = silu(x Wg^T + bg) * (x Wu^T + bu), operand [rows, N/2]     */
+};
+
+struct linear_args {
+    const struct operand *x;
+    const struct weight *w;
+    enum linear_mode mode;
+    float *y;                     /* [rows, ldy], modes STORE, ADD, GELU                              */
+    size_t ldy;
+    struct operand *out;          /* modes *_OPERAND and SWIGLU                                       */
+};
+
+/* Rows of a 1-d convolution, kernel 3, zero padding 1, chunk by chunk (chunks never see each other).
+ * out row of (chunk c, u): columns ch*3 + j = x[t0_c + stride*u + j - 1][ch], 0 outside the chunk. */
+struct im2col_args {
+    const float *x;               /* element (t, ch) at x[t * st + ch * sc]                           */
+    size_t st, sc;
+    uint32_t channels, stride, n_chunks;
+    const uint32_t *len;          /* [n_chunks] host: time steps of each chunk, laid end to end       */
+    struct operand *out;          /* rows = sum of (len - 1) / stride + 1; k = 3 * channels           */
+};
+
+/* x[i][h*D..] rotated in place by half rotation: pair (j, j + D/2), angle table row r = row ? row[i] : i. */
+struct rope_args {
+    float *x;                     /* [n, ldx], heads of D at column 0                                 */
+    size_t ldx;
+    uint32_t n, heads, D;
+    const float *cos, *sin;       /* [*, D/2]                                                         */
+    const uint32_t *row;          /* [n] host or NULL                                                 */
+};
+
+/* Rotate K, then write K and V rows into pages. Rows of sequence s: first_row[s] .. of the *batch* kv matrix. */
+struct kv_write_args {
+    const float *kv;              /* [n, ldkv]: K at column 0, V at column G*D                        */
+    size_t ldkv;
+    const float *cos, *sin;       /* [*, D/2] as in rope_args; NULL: K is not rotated                 */
+    const uint32_t *row;          /* [n] host or NULL: row of cos/sin                                 */
+    struct kv_shape shape;
+    uint32_t n_seqs;
+    const uint32_t *seq_start;    /* [n_seqs + 1] host: batch rows of sequence s                      */
+    const uint32_t *kv_start;     /* [n_seqs] host: place of its first row in its view                */
+    const struct kv_view *view;   /* [n_seqs] host; pages must be there for all rows written          */
+};
+
+/* Causal attention of query rows over pages; GQA: query head h uses KV head h / (H / G).
+ * Query row i of sequence s sees the first visible[i] rows of view[s] (>= 1). Softmax f32, scale on the scores. */
+struct attention_args {
+    const float *q;               /* [n, ldq] after rope                                              */
+    size_t ldq;
+    uint32_t H;
+    float scale;
+    struct kv_shape shape;
+    uint32_t n_seqs;
+    const uint32_t *seq_start;    /* [n_seqs + 1] host: query rows of sequence s                      */
+    const uint32_t *visible;      /* [n] host, ascending inside a sequence                            */
+    const struct kv_view *view;   /* [n_seqs] host                                                    */
+    struct operand *out;          /* rows n, k = H*D                                                  */
+    void *scratch;                /* ops->attention_scratch bytes                                     */
+};
+
+/* Full attention inside segments (towers). Output operand [n, heads*D]. */
+struct segment_attention_args {
+    const float *q, *k, *v;       /* [n, ld] each, heads of D at column 0                             */
+    size_t ld;
+    uint32_t heads, D;
+    float scale;
+    uint32_t n_segs;
+    const uint32_t *seg_start;    /* [n_segs + 1] host                                                */
+    struct operand *out;
+    float *received;              /* [n] out or NULL: mean over heads and over the segment's rows of the
+                                     probability that each key receives (pruning-methods.md 0.3)      */
+    void *scratch;
+};
+
+/* OmniDrop Eq. 5, one sequence: partial[g, j] = sum over query rows i and heads h of group g of A^h_{i,j},
+ * A the softmax over the first visible[i] rows. S_j = sum_g partial[g, j] / (H n_q), summed g ascending in f32.
+ * Tolerance to cpu: 1e-5 of the largest. Two runs agree bit for bit. */
+struct query_scores_args {
+    const float *q;               /* [n_q, ldq] after rope                                            */
+    size_t ldq;
+    uint32_t n_q, H;
+    float scale;
+    struct kv_shape shape;
+    struct kv_view view;
+    const uint32_t *visible;      /* [n_q] host, ascending                                            */
+    float *partial;               /* [G, view.n_rows] out                                             */
+    void *scratch;
+};
+
+/* The k tokens to drop among n by importance, OmniDrop Algorithm 1 (omnidrop.md 5); ties keep the lower index. */
+struct select_args {
+    const float *score;           /* [n] NaN ranks last                                               */
+    const int32_t *chunk;         /* [n]; read with tds only                                          */
+    uint32_t n, k;
+    bool tds;
+    double lambda_div;
+    int32_t max_chunk;            /* max over the whole prompt's AV tokens                            */
+    uint32_t *keep;               /* [n - k] out, host: ascending indices into score                  */
+    void *scratch;                /* ops->select_scratch(n) bytes, host                               */
+};
+
+/* out[i] = cos(x[a[i]], x[b[i]]) as in pruning-methods.md 0.2: bit-equal rows give exactly 1. */
+struct cosine_args {
+    const float *x;               /* [*, d]                                                           */
+    uint32_t d, n;
+    const uint32_t *a, *b;        /* [n] host                                                         */
+    float *out;                   /* [n] host                                                         */
+};
+
+/* y row i = x row row[i]. Not in place. */
+struct gather_args {
+    const float *x;               /* [*, d]                                                           */
+    const uint32_t *row;          /* [n] host                                                         */
+    uint32_t n, d;
+    float *y;                     /* [n, d] out                                                       */
+};
+
+/* y row row[i] = x row i (media embeddings into the prompt). */
+struct scatter_args {
+    const float *x;
+    const uint32_t *row;          /* [n] host, distinct                                               */
+    uint32_t n, d;
+    float *y;
+};
+
+/* y row i += table row (i's place inside its chunk): the audio tower's sinusoids restart in each chunk. */
+struct add_rows_args {
+    float *y;                     /* [sum of len, d]                                                  */
+    const float *table;           /* [>= max len, d]                                                  */
+    uint32_t d, n_chunks;
+    const uint32_t *len;          /* [n_chunks] host                                                  */
+};
+
+/* y row i = (x row 2i + x row 2i+1) / 2, i < n. */
+struct mean_pairs_args { const float *x; uint32_t n, d; float *y; };
+
+struct ops {
+    const char *name;             /* "cpu" */
+    uint32_t page_tokens;         /* 16 on the CPU */
+
+    /* Memory. alloc: 64-byte aligned, not zeroed; E_NOMEM. upload/download copy between host and device. */
+    status (*alloc)(struct stream *st, size_t bytes, void **out, struct err *e);
+    void (*release)(struct stream *st, void *p);
+    status (*upload)(struct stream *st, void *dst, const void *host, size_t bytes, struct err *e);
+    status (*download)(struct stream *st, void *host, const void *src, size_t bytes, struct err *e);
+    status (*sync)(struct stream *st, struct err *e);
+
+    /* Sizes. Pure functions of their arguments and of the stream's instruction set. */
+    size_t (*operand_bytes)(const struct stream *st, uint32_t rows, uint32_t k, enum dtype compute);
+    size_t (*page_bytes)(const struct stream *st, uint32_t G, uint32_t D, enum dtype dtype);
+    /* Scratch of attention, segment_attention and query_scores for up to n rows and max_keys keys a row. */
+    size_t (*attention_scratch)(const struct stream *st, uint32_t H, uint32_t D, uint32_t n, uint32_t max_keys);
+    size_t (*select_scratch)(const struct stream *st, uint32_t n);
+
+    status (*weight_create)(struct stream *st, const struct weight_args *a, struct weight **out, struct err *e);
+    void (*weight_destroy)(struct stream *st, struct weight **w);
+    struct weight_shape (*weight_shape)(const struct weight *w);
+
+    status (*embed)(struct stream *st, const struct embed_args *a, struct err *e);
+    status (*norm)(struct stream *st, const struct norm_args *a, struct err *e);
+    status (*pack)(struct stream *st, const struct pack_args *a, struct err *e);
+    status (*linear)(struct stream *st, const struct linear_args *a, struct err *e);
+    status (*im2col)(struct stream *st, const struct im2col_args *a, struct err *e);
+    status (*rope)(struct stream *st, const struct rope_args *a, struct err *e);
+    status (*kv_write)(struct stream *st, const struct kv_write_args *a, struct err *e);
+    status (*attention)(struct stream *st, const struct attention_args *a, struct err *e);   /* many rows a sequence */
+    status (*attention_decode)(struct stream *st, const struct attention_args *a, struct err *e); /* one row each  */
+    status (*segment_attention)(struct stream *st, const struct segment_attention_args *a, struct err *e);
+    status (*query_scores)(struct stream *st, const struct query_scores_args *a, struct err *e);
+    status (*select)(struct stream *st, const struct select_args *a, struct err *e);
+    status (*cosine)(struct stream *st, const struct cosine_args *a, struct err *e);
+    status (*gather)(struct stream *st, const struct gather_args *a, struct err *e);
+    status (*scatter)(struct stream *st, const struct scatter_args *a, struct err *e);
+    status (*add_rows)(struct stream *st, const struct add_rows_args *a, struct err *e);
+    status (*mean_pairs)(struct stream *st, const struct mean_pairs_args *a, struct err *e);
+
+    /* Human-readable: "AMD EPYC, avx512-bf16, 2 threads". */
+    void (*describe)(const struct stream *st, char *text, size_t cap);
+    void (*close)(struct stream **st);
+};
+
+/* Every stream starts with its table, so that `const struct ops *ops = st->ops` works for all devices. */
+struct stream { const struct ops *ops; };
+
+struct stream_options {
+    const char *device;           /* "auto", "cpu", "cuda"; NULL: auto                                */
+    int n_threads;                /* CPU: 0 for one per CPU                                           */
+    const char *isa;              /* CPU: "avx512-bf16", "avx512", "avx2", "plain"; NULL: the best that the
+                                     machine has (the environment's OMNIDROP_ISA comes before it)     */
+};
+
+/* Open a device. E_MODEL: no such device, or an instruction set that this machine does not have (the text lists
+ * what it has). *out is owned; close with ops->close. */
+status stream_open(const struct stream_options *o, struct stream **out, struct err *e);
+
+/* The CPU's instruction sets that this machine can run, best first; NULL-terminated static list. */
+const char *const *cpu_isas(void);
+
+#endif

@@ -22,6 +22,8 @@ Pieces show only through merges that would cross them. So multi.json is trained 
 the lead byte of every script, and one part of the cases is a sweep: each assigned character once between a
 space and "'s". A letter takes the space and leaves the "'s" whole, a number leaves both, a sign or a mark
 takes the space and breaks the "'s", a white space does neither.
+
+Left out: the composition of U+11938, which is younger than the package's normaliser knows.
 """
 import argparse
 import json
@@ -138,7 +140,7 @@ def texts(sweep_step):
     everything = assigned()
     for i in range(0, len(everything), 12 * sweep_step):
         put("".join(f" {chr(c)}'s" for c in everything[i:i + 12]))
-    split = [c for c in everything if unicodedata.decomposition(chr(c)) and unicodedata.decomposition(chr(c))[0] != "<"]
+    split = [c for c in everything if c != 0x11938 and unicodedata.decomposition(chr(c))[:1] not in ("", "<")]
     for i in range(0, len(split), 10):                       # NFC: composed, decomposed, out of order
         some = "".join(chr(c) for c in split[i:i + 10])
         put(some)

@@ -40,4 +40,38 @@ struct cpu_stream {
 
 static inline const struct cpu_stream *cpu_stream_of(const struct stream *st) { return (const struct cpu_stream *)st; }
 
+/* kernels/stream.c opens a CPU stream through this. */
+status cpu_stream_open(const struct stream_options *o, struct stream **out, struct err *e);
+
+/* The entries of the table (stream.c), by the file that has them; meanings in kernels/ops.h. */
+/* linear.c */
+size_t cpu_operand_bytes(const struct stream *st, uint32_t rows, uint32_t k, enum dtype compute);
+status cpu_weight_create(struct stream *st, const struct weight_args *a, struct weight **out, struct err *e);
+void cpu_weight_destroy(struct stream *st, struct weight **w);
+struct weight_shape cpu_weight_shape(const struct weight *w);
+status cpu_embed(struct stream *st, const struct embed_args *a, struct err *e);
+status cpu_linear(struct stream *st, const struct linear_args *a, struct err *e);
+/* norm.c */
+status cpu_norm(struct stream *st, const struct norm_args *a, struct err *e);
+status cpu_pack(struct stream *st, const struct pack_args *a, struct err *e);
+status cpu_im2col(struct stream *st, const struct im2col_args *a, struct err *e);
+/* misc.c */
+status cpu_gather(struct stream *st, const struct gather_args *a, struct err *e);
+status cpu_scatter(struct stream *st, const struct scatter_args *a, struct err *e);
+status cpu_add_rows(struct stream *st, const struct add_rows_args *a, struct err *e);
+status cpu_mean_pairs(struct stream *st, const struct mean_pairs_args *a, struct err *e);
+/* attention.c */
+size_t cpu_page_bytes(const struct stream *st, uint32_t G, uint32_t D, enum dtype dtype);
+size_t cpu_attention_scratch(const struct stream *st, uint32_t H, uint32_t D, uint32_t n, uint32_t max_keys);
+status cpu_rope(struct stream *st, const struct rope_args *a, struct err *e);
+status cpu_kv_write(struct stream *st, const struct kv_write_args *a, struct err *e);
+status cpu_attention(struct stream *st, const struct attention_args *a, struct err *e);
+status cpu_attention_decode(struct stream *st, const struct attention_args *a, struct err *e);
+status cpu_segment_attention(struct stream *st, const struct segment_attention_args *a, struct err *e);
+status cpu_query_scores(struct stream *st, const struct query_scores_args *a, struct err *e);
+/* select.c */
+size_t cpu_select_scratch(const struct stream *st, uint32_t n);
+status cpu_select(struct stream *st, const struct select_args *a, struct err *e);
+status cpu_cosine(struct stream *st, const struct cosine_args *a, struct err *e);
+
 #endif

@@ -1,0 +1,95 @@
+/* model/decoder.h - the decoder, one layer at a time, over rows of several requests at once.
+ * A step works on a *batch*: the rows of its sequences laid end to end. Prefill marches a batch through the layers
+ * score first (docs/omnidrop.md 6), so each layer is three calls, of which the second only where tokens drop:
+ *   1 decoder_kv      every row: norm, K and V, rotation, into the pages of this layer
+ *   2 decoder_scores  the query rows of one sequence: importance of every row of that sequence
+ *   3 decoder_mix     the rows that live on: attention, output, MLP; the others are not computed
+ * Decode is 1 and 3 with one row a sequence. decoder_logits ends both.
+ * The decoder sees pages as plain arrays (struct kv_view) and knows nothing of pools, policies or requests.
+ * Source: Qwen2_5OmniThinkerTextModel of transformers 5.23, eager attention (docs/qwen2_5_omni.md 6). */
+#ifndef MODEL_DECODER_H
+#define MODEL_DECODER_H
+
+#include "kernels/ops.h"
+#include "model/checkpoint.h"
+#include "model/config.h"
+
+struct decoder;
+
+struct decoder_shape {
+    uint32_t L, H, G, D;           /* layers, query heads, KV heads, head dim                        */
+    uint32_t d, ff, V;             /* width, MLP width, vocabulary rows                              */
+    float rms_eps;
+    double rope_theta;
+    uint32_t mrope_section[3];     /* of the D/2 frequencies: t, h, w                                */
+    bool tied;                     /* lm_head is embed_tokens                                        */
+};
+
+/* Weights by role, for checkpoints that are not on disk (measurements): fill `w` for (role, layer). Layer is 0 for
+ * the last three. What it borrows must live until the call that asked for it returns. */
+enum decoder_role { DEC_QKV_Q, DEC_QKV_KV, DEC_O, DEC_GATE_UP, DEC_DOWN, DEC_NORM1, DEC_NORM2,
+                    DEC_EMBED, DEC_NORM, DEC_LM_HEAD };
+struct decoder_source {
+    status (*weight)(void *self, enum decoder_role role, uint32_t layer, struct weight_args *out, struct err *e);
+    status (*norm)(void *self, enum decoder_role role, uint32_t layer, float *out /* [d] host */, struct err *e);
+    void (*done)(void *self, enum decoder_role role, uint32_t layer);   /* packed: its pages may be dropped */
+    void *self;
+};
+
+/* The source that reads a checkpoint; *self_storage (owned by the caller) holds its state. */
+struct decoder_checkpoint { const struct checkpoint *ck; };
+struct decoder_source decoder_source_checkpoint(struct decoder_checkpoint *c);
+struct decoder_shape decoder_shape_of(const struct model_config *c);
+
+/* Pack all weights onto the stream as `compute`, KV rows as `kv_dtype`. max_rows bounds the rows computed at once
+ * (scratch), max_keys the context. *out owns weights and scratch. E_MODEL names a tensor. */
+status decoder_create(struct stream *st, const struct decoder_shape *s, const struct decoder_source *src,
+                      enum dtype compute, enum dtype kv_dtype, uint32_t max_rows, uint32_t max_keys,
+                      struct decoder **out, struct err *e);
+void decoder_destroy(struct decoder **dc);
+
+const struct decoder_shape *decoder_shape(const struct decoder *dc);
+/* Bytes of all packed weights; bytes read per decoded token (layers, head). */
+size_t decoder_weight_bytes(const struct decoder *dc);
+
+/* Where K and V live. `base` and the page count are the engine's to fill. */
+struct kv_shape decoder_kv_shape(const struct decoder *dc);
+
+/* Angles of n rows: cos, sin [n, D/2] device memory, from positions [n] each (t, h, w; host). */
+status decoder_angles(struct decoder *dc, const int32_t *const pos[3], uint32_t n, float *cos, float *sin,
+                      struct err *e);
+
+/* Word embeddings of n tokens: x [n, d] device memory. */
+status decoder_embed(struct decoder *dc, const int32_t *id, uint32_t n, float *x, struct err *e);
+
+struct decoder_batch {
+    uint32_t n_seqs;
+    const uint32_t *seq_start;     /* [n_seqs + 1] rows of sequence s in x                           */
+    const struct kv_view *view;    /* [n_seqs] pages of this layer; n_rows counts the rows written   */
+    const uint32_t *angle;         /* [rows] row of cos/sin for each row of x                        */
+    const float *cos, *sin;
+    struct kv_shape kv;
+    bool decode;                   /* one row a sequence: the split-KV kernel                        */
+};
+
+/* Step 1. x [rows, d]. Row i of sequence s becomes row kv_start[s] + i of view[s]. */
+status decoder_kv(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x,
+                  const uint32_t *kv_start, struct err *e);
+
+/* Step 2 for sequence s: S over all rows of its view (host, [view[s].n_rows]), Eq. 5. `row`: n_q rows of x,
+ * ascending; their place in the view is row - seq_start[s] (prefill from an empty view). */
+status decoder_scores(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, uint32_t s, const float *x,
+                      const uint32_t *row, uint32_t n_q, float *score, struct err *e);
+
+/* Step 3. keep: n_keep rows of x, ascending; out_start [n_seqs + 1] says which of them belong to which sequence;
+ * visible [n_keep] = key rows that each may see. y [n_keep, d] out, may not be x unless keep is NULL (then all rows
+ * of x, in place: y == x). */
+status decoder_mix(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x,
+                   const uint32_t *keep, uint32_t n_keep, const uint32_t *out_start, const uint32_t *visible,
+                   float *y, struct err *e);
+
+/* logits [n, V] host of n rows of x (any rows; row NULL: 0..n-1). */
+status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, uint32_t n, float *logits,
+                      struct err *e);
+
+#endif

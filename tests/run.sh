@@ -1,0 +1,40 @@
+#!/bin/bash
+# tests/run.sh BUILD [FILTER]: every test program, golden and vector file, then the command line's tests. Prints what
+# failed in full, one line for what passed, and ends with 'N passed, N failed'. FILTER keeps paths that hold it.
+set -u
+build=$1; filter=${2:-}
+passed=0; failed=0
+log=$(mktemp); trap 'rm -f "$log"' EXIT
+export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:allocator_may_return_null=1} UBSAN_OPTIONS=print_stacktrace=1
+export CMOCKA_MESSAGE_OUTPUT=TAP OMNIDROP="$build/omnidrop" OMNIDROP_BUILD="$build"
+
+# run NAME COUNT_OK COUNT_BAD COMMAND...: counts lines that match, adds one failure where the status says so and no line does.
+run() {
+    local name=$1 ok_re=$2 bad_re=$3; shift 3
+    [[ -n $filter && $name != *"$filter"* ]] && return
+    local start=$SECONDS status ok bad
+    timeout "${TEST_TIMEOUT:-900}" "$@" >"$log" 2>&1; status=$?
+    ok=$(grep -cE "$ok_re" "$log"); bad=$(grep -cE "$bad_re" "$log")
+    if (( status != 0 && bad == 0 )); then bad=1; fi
+    if (( status == 0 && ok == 0 )); then bad=1; echo "$name ran no test" >>"$log"; fi
+    passed=$((passed + ok)); failed=$((failed + bad))
+    printf '%-58s %5d passed %3d failed  %3d s\n' "$name" "$ok" "$bad" $((SECONDS - start))
+    if (( bad )); then echo "--- $name: exit status $status"; tail -n 60 "$log"; echo "---"; fi
+}
+
+for t in tests/*/test_*.c; do
+    name=${t%.c}
+    run "$name" '^ok ' '^not ok ' "$build/$name"
+done
+run tests/vectors '^PASS ' '^FAIL ' "$build/tests/vectors" tests/data/vectors/omnidrop.json
+for d in tests/goldens/*/; do
+    [[ -d $d/checkpoint ]] && run "tests/golden ${d%/}" '^PASS ' '^FAIL ' "$build/tests/golden" "${d%/}"
+done
+for s in tests/cli/test_*.sh; do
+    [[ -e $s ]] && run "$s" '^ok ' '^not ok ' bash "$s"
+done
+for s in tests/tidy/test_*.sh; do
+    [[ -e $s ]] && run "$s" '^ok ' '^not ok ' bash "$s"
+done
+echo "$passed passed, $failed failed"
+(( failed == 0 ))

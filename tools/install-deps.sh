@@ -1,0 +1,32 @@
+#!/bin/sh
+# Install what the build and the tests need and is missing, from the distribution. Says what it installs; asks nothing.
+# Without root it prints the command and goes on, so that a machine that has all of it needs no root.
+set -eu
+
+PACKAGES="gcc make pkg-config libc6-dev
+libavformat-dev libavcodec-dev libswscale-dev libswresample-dev libavutil-dev ffmpeg
+libjansson-dev libpcre2-dev libutf8proc-dev libjemalloc-dev libcmocka-dev"
+
+missing=""
+for p in $PACKAGES; do
+    dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
+done
+[ -z "$missing" ] && exit 0
+
+if [ "$(id -u)" != 0 ]; then
+    if command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
+        SUDO="sudo -n"
+    else
+        echo "omnidrop: missing packages; install them with: sudo apt-get install$missing" >&2
+        exit 1
+    fi
+else
+    SUDO=""
+fi
+echo "omnidrop: installing from the distribution:$missing"
+export DEBIAN_FRONTEND=noninteractive
+# shellcheck disable=SC2086
+$SUDO apt-get install -y -qq --no-install-recommends $missing >/dev/null 2>&1 && exit 0
+$SUDO apt-get update -qq
+# shellcheck disable=SC2086
+$SUDO apt-get install -y -qq --no-install-recommends $missing >/dev/null

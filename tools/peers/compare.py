@@ -223,8 +223,8 @@ def report(a, programs, values, notes, meter, started):
            "`tools/peers/compare.py`.", "",
            table(head, rows), "", "Programs:", ""]
     for p in programs:
-        name = os.path.relpath(p.argv[0], ROOT) if p.name == "omnidrop" and os.path.isabs(p.argv[0]) else \
-            os.path.basename(p.argv[0])
+        path = os.path.abspath(p.argv[0])
+        name = os.path.relpath(path, ROOT) if path.startswith(ROOT + os.sep) else os.path.basename(path)
         words = [name] + [os.path.basename(w) if w.endswith(".gguf") else w
                           for w in p.command(a.tests[0])[1:]]
         out.append(f"- {p.name} {p.version}: `{shlex.join(words)}` and so on")

@@ -1,0 +1,156 @@
+/* engine/engine.h - one model on one device, and requests run through it from media to text.
+ *
+ *   engine_open                 checkpoint -> packed weights, page pool
+ *     eng_request_create        messages -> media counts, prompt, plan, pages: everything that can say no
+ *     eng_run                   towers, prefill of all (layer-major, score first, pruning), decode of all
+ *     eng_request_result        text, why it ended, what was pruned, how long each stage took
+ *     eng_request_destroy       its pages went home before; this frees the rest
+ *   engine_close
+ *
+ * Requests that run together give the bits that each gives alone. One thread at a time per engine.
+ * Each request ends in exactly one way: finished (stop, length), cancelled, or failed with its own error. */
+#ifndef ENGINE_ENGINE_H
+#define ENGINE_ENGINE_H
+
+#include "engine/sample.h"
+#include "model/chat.h"
+#include "model/config.h"
+#include "model/prompt.h"
+#include "model/tokenizer.h"
+#include "prune/policy.h"
+
+#define ENGINE_BUNDLED_MODEL "models/omni-tiny"
+
+struct engine;
+
+struct engine_options {
+    const char *model_dir;         /* NULL: the bundled model, looked for beside the program and in the cwd      */
+    const char *device;            /* "auto", "cpu", "cuda"; NULL: auto                                          */
+    const char *isa;               /* NULL: the best                                                             */
+    int n_threads;                 /* 0: one per CPU                                                             */
+    const char *dtype;             /* "auto": f32 checkpoints in f32; bf16 ones in bf16, but in f32 where the whole
+                                      model is under 128 MiB, as exactness costs nothing there; "f32", "bf16"    */
+    uint32_t max_model_len;        /* prompt + answer, tokens; 0: min(config, 32768)                             */
+    uint64_t kv_bytes;             /* of the page pool; 0: room for max_model_len tokens, at most half of RAM    */
+    bool textbook_order;           /* whole layers first, then the drop: same results, for tests                 */
+};
+
+/* E_MODEL: as checkpoint_open, or the device cannot be had. E_NOMEM. *out owns everything. */
+status engine_open(const struct engine_options *o, struct engine **out, struct err *e);
+void engine_close(struct engine **en);
+
+struct engine_info {
+    char model_dir[1024];
+    char model_name[256];          /* last part of the folder's name  */
+    bool bundled;                  /* nobody named it                 */
+    char device[256];              /* "cpu: avx512-bf16, 2 threads"   */
+    enum dtype compute, kv_dtype;
+    uint32_t max_model_len;
+    uint32_t page_tokens, n_pages;
+    size_t page_bytes, weight_bytes;
+    double load_s;
+};
+const struct engine_info *engine_info(const struct engine *en);
+const struct model_config *engine_config(const struct engine *en);
+const struct tokenizer *engine_tokenizer(const struct engine *en);
+uint32_t engine_pages_free(const struct engine *en);
+
+/* Samples handed over in place of a file: an audio part with the URL "pcm:I" means pcm[I]. */
+struct eng_pcm { const float *samples; size_t n; };   /* 16 kHz mono, borrowed until eng_run returns */
+
+/* Watching a run from inside (reference cases, the explain view). Any may be NULL. Rows are host memory, borrowed. */
+struct eng_trace {
+    void *self;
+    /* Input of layer l (l == L: the rows after the last layer): n rows [n, d], prompt index of each. */
+    void (*hidden)(void *self, uint32_t l, const float *rows, const uint32_t *index, uint32_t n, uint32_t d);
+    /* AV tokens alive entering layer l: prompt indices, ascending; and where tokens drop, their scores. */
+    void (*alive)(void *self, uint32_t l, const uint32_t *index, uint32_t n, const float *score /* or NULL */);
+    void (*logits)(void *self, const float *logits, uint32_t V);            /* of the last prompt position */
+    void (*towers)(void *self, const float *audio, uint32_t n_audio, const float *vision, uint32_t n_vision, uint32_t d,
+                   const float *audio_saliency);
+};
+
+struct eng_request_options {
+    const char *media_root;        /* relative URLs ("file:media/x.mp4", "x.mp4") start here; NULL: the cwd      */
+    const struct eng_pcm *pcm;
+    uint32_t n_pcm;
+    bool audio_in_video;           /* all videos, each must have sound; with `auto_audio` only if each has       */
+    bool auto_audio;
+    double fps;                    /* 0: 2.0                                                                     */
+    uint64_t min_pixels, max_pixels;   /* 0: the checkpoint's, else the published ones                           */
+    const struct policy_params *policy;    /* NULL: none                                                         */
+    uint32_t max_tokens;           /* of the answer; 0: as many as fit                                           */
+    struct sample_params sample;
+    const char *const *stop;       /* stop strings, not part of the text                                         */
+    uint32_t n_stop;
+    bool ignore_eos;               /* measurements */
+    /* Text as it becomes final: n bytes, whole characters. Return false to cancel. */
+    bool (*on_text)(void *self, const char *text, size_t n);
+    void *on_text_self;
+    const struct eng_trace *trace;
+};
+
+/* Zeroed, greedy, policy none. */
+struct eng_request_options eng_request_defaults(void);
+
+struct eng_request;
+
+/* Opens and measures the media, renders and tokenizes, plans the pruning, reserves the pages.
+ * E_INPUT: media. E_ARG: options, or the prompt is longer than max_model_len (the text has the count and the largest fps
+ * or duration that fits). E_FULL: the pool cannot hold it ever (pages needed and there). *out is owned. */
+status eng_request_create(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
+                          struct eng_request **out, struct err *e);
+
+/* A reference case that brings its own inputs. Fields that are NULL are worked out from the chat as above. */
+struct eng_features {              /* one media part, in prompt order */
+    const float *mel;              /* [128, n_frames] of an audio, or of a video's own sound; NULL               */
+    uint32_t n_frames;
+    const float *patches;          /* [t*h*w, 1176]; NULL: audio                                                 */
+    uint32_t t, h, w;
+};
+struct eng_given {
+    const struct eng_features *features;   /* [n_features]; the chat's files are not opened                      */
+    uint32_t n_features;
+    struct prompt *prompt;         /* moved from: the decoder alone; then the embeddings too:                    */
+    const float *audio_embeds, *vision_embeds;   /* [prompt->n_audio, d], [prompt->n_vision, d] host, borrowed   */
+};
+status eng_request_create_given(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
+                                const struct eng_given *given, struct eng_request **out, struct err *e);
+
+const struct prompt *eng_request_prompt(const struct eng_request *r);
+const struct policy_plan *eng_request_plan(const struct eng_request *r);
+/* Features of media part i as the towers got or will get them, host; NULL where streamed or given. Loads them. */
+status eng_request_features(struct engine *en, struct eng_request *r, uint32_t part, struct eng_features *out,
+                            struct err *e);
+
+/* Run all to their ends. Returns OK when every request has its result (also a failed one); another status only where
+ * the device itself failed. */
+status eng_run(struct engine *en, struct eng_request **reqs, uint32_t n, struct err *e);
+
+/* Ask a running eng_run to end after the current step; safe from a signal handler. All its requests: cancelled. */
+void engine_interrupt(struct engine *en);
+
+enum eng_finish { ENG_UNFINISHED, ENG_STOP, ENG_LENGTH, ENG_CANCELLED, ENG_FAILED };
+
+struct eng_result {
+    enum eng_finish finish;
+    struct err error;              /* ENG_FAILED */
+    const char *text;              /* UTF-8, NUL-terminated; n_text bytes */
+    size_t n_text;
+    const int32_t *ids;            /* [n_ids] generated, the stop id included if one ended it */
+    uint32_t n_ids;
+    double logprob_sum;            /* over ids */
+    uint32_t n_prompt;
+    /* Pruning: alive[l][kind] AV tokens entering layer l; [L] also holds the count after the last. */
+    uint32_t n_layers;
+    const uint32_t (*alive)[4];    /* [L + 1][enum token_kind] (text: index 0) */
+    const uint32_t *pages;         /* [L] pages of layer l after prefill */
+    const uint32_t *const *survivors;   /* [L + 1] prompt indices of AV tokens, ascending; n = sum of alive[l][1..3] */
+    uint32_t n_av[4];              /* before step 0, by kind */
+    double mean_retention;         /* (1/L) sum n_l / n_orig */
+    double media_s, tower_s, prefill_s, decode_s;
+};
+const struct eng_result *eng_request_result(const struct eng_request *r);
+void eng_request_destroy(struct engine *en, struct eng_request **r);
+
+#endif

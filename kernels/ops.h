@@ -309,4 +309,7 @@ status stream_open(const struct stream_options *o, struct stream **out, struct e
 /* The CPU's instruction sets that this machine can run, best first; NULL-terminated static list. */
 const char *const *cpu_isas(void);
 
+/* Is there a CUDA driver on this machine? text says which, or that there is none (`inspect device`). */
+bool device_cuda_driver(char *text, size_t cap);
+
 #endif

@@ -1,4 +1,4 @@
-/* kernels/cpu/cpu.h - what the files of the CPU device share; nobody outside this folder includes it.
+/* kernels/cpu/cpu.h - what the files of the CPU device share; nobody outside kernels/ includes it.
  *
  * Two kinds of files:
  *   *.c            compiled once, for any x86-64 (or other) machine: checks, loops over threads, layouts
@@ -38,7 +38,18 @@ struct cpu_stream {
     const struct cpu_isa *isa;
 };
 
+/* The tables of inner kernels, one set per instruction set. */
+extern const struct cpu_linear_kernels cpu_linear_kernels_plain, cpu_linear_kernels_avx2, cpu_linear_kernels_avx512,
+    cpu_linear_kernels_avx512bf16;
+extern const struct cpu_attention_kernels cpu_attention_kernels_plain, cpu_attention_kernels_avx2,
+    cpu_attention_kernels_avx512, cpu_attention_kernels_avx512bf16;
+
 static inline const struct cpu_stream *cpu_stream_of(const struct stream *st) { return (const struct cpu_stream *)st; }
+
+/* Call body for all of 0 .. n-1, `grain` indices at a time, on whichever thread is free; on the caller alone where
+ * there is only one piece. The pieces do not depend on the number of threads. */
+typedef void (*cpu_body)(void *arg, int thread, uint32_t begin, uint32_t end);
+void cpu_for(const struct stream *st, uint32_t n, uint32_t grain, cpu_body body, void *arg);
 
 /* kernels/stream.c opens a CPU stream through this. */
 status cpu_stream_open(const struct stream_options *o, struct stream **out, struct err *e);

@@ -1,0 +1,332 @@
+/* kernels/cpu/isa_linear.c - inner kernels of products, norms and packing; compiled once per instruction set.
+ *
+ * A product is an outer product: for each k (or pair of k values) some vectors of a weight panel meet one broadcast
+ * of each row of a tile, and rows * vectors accumulators stay in registers:
+ *   512 bits   12 rows x 2 vectors, the 32 columns of a panel
+ *   256 bits    6 rows x 2 vectors, twice for the rows and twice for the columns
+ *   128 bits    6 rows x 2 vectors, twice for the rows and four times for the columns
+ * Every accumulator takes its k values in order from zero, so the shape of the block changes no bit.
+ * Weights are read once per tile, from L2 but for the first tile; operand rows come from L1. The sums go to a
+ * small block in L1 from which the epilogue takes them, so the loop knows no modes. */
+#include <math.h>
+
+#include "kernels/cpu/linear.h"
+#include "kernels/cpu/vec.h"
+
+#define PANEL_VECS (CPU_PANEL / CPU_VEC)
+#if CPU_VEC == 16
+#define MAX_ROWS 12         /* of one block of accumulators                                          */
+#define PAIR_ROWS 3         /* up to so many rows take two panels at a time, to hide the latency     */
+#else
+#define MAX_ROWS 6
+#define PAIR_ROWS 0
+#endif
+/* A panel is asked for so many bytes ahead of its use. */
+#define AHEAD_STREAMED 8192
+#define AHEAD_REUSED 2048
+
+/* Sums of one tile and one panel. */
+struct sums { float at[CPU_TILE][CPU_PANEL] __attribute__((aligned(64))); };
+
+/* ---- the inner loop ---------------------------------------------------------------------------------------- */
+
+/* What meets what: f32 operand and weight; f32 operand and bf16 weight pairs; bf16 pairs both. */
+enum kind { KIND_F32, KIND_WIDEN, KIND_PAIRS };
+
+VEC_FN vf dot_pairs(vf sum, vu x, vu w)
+{
+#if defined(__AVX512BF16__)
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+#else
+    (void)x, (void)w;
+    return sum;               /* such operands are made only where the machine has the instruction */
+#endif
+}
+
+/* Steps of R rows (neighbours in a tile of m) and V vectors at w of each of P panels that are `stride` dwords
+ * apart. All but n_steps, m and the pointers are constants where this is called. */
+VEC_FN void multiply(const enum kind kind, const int R, const int P, const int V, uint32_t n_steps, const uint32_t *x,
+                     uint32_t m, const uint32_t *w, size_t stride, size_t ahead, struct sums *out)
+{
+    vf c[CPU_TILE][8];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < P * V; v++) c[r][v] = vf_zero();
+    for (uint32_t i = 0; i < n_steps; i++) {
+        vu b[8];
+#pragma GCC unroll 8
+        for (int v = 0; v < P * V; v++) {
+            const uint32_t *at = w + (size_t)(v / V) * stride + v % V * CPU_VEC;
+            b[v] = vu_load(at);
+            __builtin_prefetch((const char *)at + ahead);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+            const vu a = vu_set1(x[r]);
+#pragma GCC unroll 8
+            for (int v = 0; v < P * V; v++) {
+                if (kind == KIND_PAIRS) c[r][v] = dot_pairs(c[r][v], a, b[v]);
+                else c[r][v] = (vf)a * (kind == KIND_F32 ? (vf)b[v] : vf_low_bf16(b[v])) + c[r][v];
+            }
+        }
+        x += m;
+        if (kind == KIND_WIDEN) {
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++) {
+                const vf a = (vf)vu_set1(x[r]);
+#pragma GCC unroll 8
+                for (int v = 0; v < P * V; v++) c[r][v] = a * vf_high_bf16(b[v]) + c[r][v];
+            }
+            x += m;
+        }
+        w += CPU_PANEL;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < P * V; v++) vf_store(&out[v / V].at[r][v % V * CPU_VEC], c[r][v]);
+}
+
+
+/* Vectors of a block of R rows: few rows take the whole width of a panel. */
+#if CPU_VEC == 16
+#define BLOCK_VECS(R) 2
+#else
+#define BLOCK_VECS(R) (PANEL_VECS * (R) <= 8 ? PANEL_VECS : 2)
+#endif
+
+typedef void (*multiply_fn)(uint32_t n_steps, const uint32_t *x, uint32_t m, const uint32_t *w, size_t stride,
+                            size_t ahead, struct sums *out);
+
+#define DEFINE_ROWS(name, kind, R, P)                                                                          \
+    static __attribute__((noinline)) void name##_##R(uint32_t n_steps, const uint32_t *x, uint32_t m,          \
+                                                     const uint32_t *w, size_t stride, size_t ahead,           \
+                                                     struct sums *out)                                         \
+    {                                                                                                          \
+        for (int v = 0; v < PANEL_VECS; v += BLOCK_VECS(R))                                                    \
+            multiply(kind, R, P, BLOCK_VECS(R), n_steps, x, m, w + v * CPU_VEC, stride, ahead,                 \
+                     (struct sums *)&out->at[0][v * CPU_VEC]);                                                 \
+    }
+#if CPU_VEC == 16
+#define DEFINE_ALL(name, kind)                                                                                 \
+    DEFINE_ROWS(name, kind, 1, 1) DEFINE_ROWS(name, kind, 2, 1) DEFINE_ROWS(name, kind, 3, 1)                  \
+    DEFINE_ROWS(name, kind, 4, 1) DEFINE_ROWS(name, kind, 5, 1) DEFINE_ROWS(name, kind, 6, 1)                  \
+    DEFINE_ROWS(name, kind, 7, 1) DEFINE_ROWS(name, kind, 8, 1) DEFINE_ROWS(name, kind, 9, 1)                  \
+    DEFINE_ROWS(name, kind, 10, 1) DEFINE_ROWS(name, kind, 11, 1) DEFINE_ROWS(name, kind, 12, 1)               \
+    DEFINE_ROWS(name##_pair, kind, 1, 2) DEFINE_ROWS(name##_pair, kind, 2, 2)                                  \
+    DEFINE_ROWS(name##_pair, kind, 3, 2)                                                                       \
+    static const multiply_fn name[MAX_ROWS] = { name##_1, name##_2, name##_3, name##_4,  name##_5,  name##_6,  \
+                                                name##_7, name##_8, name##_9, name##_10, name##_11, name##_12 }; \
+    static const multiply_fn name##_pair[PAIR_ROWS] = { name##_pair_1, name##_pair_2, name##_pair_3 };
+#else
+#define DEFINE_ALL(name, kind)                                                                                 \
+    DEFINE_ROWS(name, kind, 1, 1) DEFINE_ROWS(name, kind, 2, 1) DEFINE_ROWS(name, kind, 3, 1)                  \
+    DEFINE_ROWS(name, kind, 4, 1) DEFINE_ROWS(name, kind, 5, 1) DEFINE_ROWS(name, kind, 6, 1)                  \
+    static const multiply_fn name[MAX_ROWS] = { name##_1, name##_2, name##_3, name##_4, name##_5, name##_6 };  \
+    static const multiply_fn *const name##_pair = NULL;
+#endif
+
+DEFINE_ALL(multiply_f32, KIND_F32)
+#if defined(__AVX512BF16__)
+DEFINE_ALL(multiply_bf16, KIND_PAIRS)
+#else
+DEFINE_ALL(multiply_bf16, KIND_WIDEN)
+#endif
+
+/* ---- tiles of operands ------------------------------------------------------------------------------------- */
+
+/* Columns [k0, k0 + n) of m rows at x, ldx apart, n <= 32, into a tile (see operand.h). */
+static void tile_write(const struct operand_tile *t, uint32_t k0, uint32_t n, const float *x, size_t ldx)
+{
+    for (uint32_t r = 0; r < t->m; r++) operand_put(t, r, k0, n, x + r * ldx);
+}
+
+static void fill_tile(const struct operand_tile *t, uint32_t k0, uint32_t n, const float *x, size_t ldx)
+{
+    for (uint32_t k = 0; k < n; k += CPU_PANEL)
+        tile_write(t, k0 + k, n - k < CPU_PANEL ? n - k : CPU_PANEL, x + k, ldx);
+}
+
+/* ---- epilogues --------------------------------------------------------------------------------------------- */
+
+/* One row of one panel to y: add what was there, the bias, the activation, in this order. */
+static void finish_row(const struct cpu_product *p, const float *sum, const float *bias, bool add, uint32_t n, float *y)
+{
+    for (uint32_t j = 0; j < n; j += CPU_VEC) {
+        const uint32_t width = n - j < CPU_VEC ? n - j : CPU_VEC;
+        vf v = vf_load(sum + j);
+        if (add) v = (width == CPU_VEC ? vf_load(y + j) : vf_load_n(y + j, width)) + v;
+        if (bias != NULL) v += vf_load(bias + j);
+        if (p->mode == LINEAR_GELU && p->last) v = vf_gelu(v);
+        if (width == CPU_VEC) vf_store(y + j, v);
+        else vf_store_n(y + j, v, width);
+    }
+}
+
+/* The sums of rows row0 .. row0 + m - 1 of a panel to where the mode wants them. */
+static void finish(const struct cpu_product *p, struct sums *s, uint32_t panel, uint32_t tile, uint32_t row0, uint32_t m)
+{
+    const float *bias = p->last && p->w->bias != NULL ? p->w->bias + (size_t)panel * CPU_PANEL : NULL;
+    if (p->mode == LINEAR_STORE || p->mode == LINEAR_ADD || p->mode == LINEAR_GELU) {
+        const uint32_t column = panel * CPU_PANEL, left = p->w->n - column;
+        const bool add = p->mode == LINEAR_ADD || !p->first;
+        for (uint32_t r = 0; r < m; r++)
+            finish_row(p, s->at[r], bias, add, left < CPU_PANEL ? left : CPU_PANEL, p->y + (row0 + r) * p->ldy + column);
+        return;
+    }
+    const struct operand_tile t = operand_tile_at(&p->out, p->out_pairs, tile);
+    const uint32_t half = p->mode == LINEAR_SWIGLU ? CPU_PANEL / 2 : CPU_PANEL;      /* output columns */
+    for (uint32_t r = 0; r < m; r++)
+        for (uint32_t j = 0; j < half; j += CPU_VEC) {
+            vf v = vf_load(s->at[r] + j);
+            if (bias != NULL) v += vf_load(bias + j);
+            if (p->mode == LINEAR_SWIGLU) {
+                vf up = vf_load(s->at[r] + half + j);
+                if (bias != NULL) up += vf_load(bias + half + j);
+                v = vf_silu(v) * up;
+            } else {
+                v = vf_gelu(v);
+            }
+            vf_store(s->at[r] + j, v);
+        }
+    tile_write(&t, panel * half, half, s->at[0], CPU_PANEL);
+}
+
+static void product(const struct cpu_product *p, uint32_t panel0, uint32_t panel1, uint32_t tile0, uint32_t tile1)
+{
+    const struct weight *w = p->w;
+    const uint32_t tile = operand_tile(p->x.rows);
+    const bool pairs = w->compute == DT_BF16;                       /* weight dwords hold two k values */
+    const uint32_t n_steps = pairs ? (p->k1 - p->k0 + 1) / 2 : p->k1 - p->k0;
+    const size_t w_skip = (size_t)(pairs ? p->k0 / 2 : p->k0) * CPU_PANEL;
+    const size_t kp = p->x_pairs ? operand_kp(p->x.k) / 2 : operand_kp(p->x.k);      /* dwords of a row */
+    const size_t x_skip = p->x_pairs ? p->k0 / 2 : p->k0;
+    const multiply_fn *one = pairs ? multiply_bf16 : multiply_f32;
+    const multiply_fn *two = pairs ? multiply_bf16_pair : multiply_f32_pair;
+    const size_t stride = w->panel_bytes / 4, ahead = tile1 - tile0 > 1 ? AHEAD_REUSED : AHEAD_STREAMED;
+    struct sums s[2];
+    for (uint32_t panel = panel0; panel < panel1;) {
+        const uint32_t *b = (const uint32_t *)w->data + panel * stride + w_skip;
+        uint32_t n_panels = 1;
+        for (uint32_t i = tile0; i < tile1; i++) {
+            const uint32_t row0 = i * tile, m = p->x.rows - row0 < tile ? p->x.rows - row0 : tile;
+            const uint32_t *x = (const uint32_t *)p->x.data + row0 * kp + x_skip * m;
+            if (m <= PAIR_ROWS && tile1 - tile0 == 1 && panel + 1 < panel1) {
+                n_panels = 2;
+                two[m - 1](n_steps, x, m, b, stride, ahead, s);
+                finish(p, &s[0], panel, i, row0, m);
+                finish(p, &s[1], panel + 1, i, row0, m);
+                continue;
+            }
+            const uint32_t n_blocks = (m + MAX_ROWS - 1) / MAX_ROWS, block = (m + n_blocks - 1) / n_blocks;
+            for (uint32_t r = 0; r < m; r += block)
+                one[(m - r < block ? m - r : block) - 1](n_steps, x + r, m, b, stride, ahead,
+                                                         (struct sums *)s[0].at[r]);
+            finish(p, &s[0], panel, i, row0, m);
+        }
+        panel += n_panels;
+    }
+}
+
+/* ---- norms ------------------------------------------------------------------------------------------------- */
+
+/* Mean (0 for RMSNorm) and 1 / deviation of d floats: sums by lane, then across lanes, then the tail. */
+static void statistics(const float *x, uint32_t d, float eps, bool centre, float *mean, float *scale)
+{
+    const uint32_t whole = d / CPU_VEC * CPU_VEC;
+    *mean = 0.0f;
+    if (centre) {
+        vf sum = vf_zero();
+        for (uint32_t j = 0; j < whole; j += CPU_VEC) sum += vf_load(x + j);
+        float total = vf_sum(sum);
+        for (uint32_t j = whole; j < d; j++) total += x[j];
+        *mean = total / (float)d;
+    }
+    const vf centres = vf_set1(*mean);
+    vf sum = vf_zero();
+    for (uint32_t j = 0; j < whole; j += CPU_VEC) {
+        const vf v = vf_load(x + j) - centres;
+        sum = v * v + sum;
+    }
+    float total = vf_sum(sum);
+    for (uint32_t j = whole; j < d; j++) total += (x[j] - *mean) * (x[j] - *mean);
+    *scale = 1.0f / sqrtf(total / (float)d + eps);
+}
+
+/* n <= 32 columns of one normalised row. */
+static void normalise(const float *x, uint32_t n, float mean, float scale, const float *w, const float *b, float *out)
+{
+    const vf means = vf_set1(mean), scales = vf_set1(scale);
+    uint32_t j = 0;
+    for (; j + CPU_VEC <= n; j += CPU_VEC) {
+        vf v = (vf_load(x + j) - means) * scales * vf_load(w + j);
+        if (b != NULL) v += vf_load(b + j);
+        vf_store(out + j, v);
+    }
+    if (j == n) return;
+    vf v = (vf_load_n(x + j, n - j) - means) * scales * vf_load_n(w + j, n - j);
+    if (b != NULL) v += vf_load_n(b + j, n - j);
+    vf_store(out + j, v);
+}
+
+static void norm_tile(const struct cpu_norm_tile *a, uint32_t row0, const struct operand_tile *t)
+{
+    float mean[CPU_TILE], scale[CPU_TILE];
+    const float *x[CPU_TILE];
+    struct sums s;
+    for (uint32_t g = 0; g < a->group; g++) {
+        for (uint32_t r = 0; r < t->m; r++) {
+            const size_t row = a->row != NULL ? a->row[row0 + r] : (size_t)(row0 + r) * a->group + g;
+            x[r] = a->x + row * a->d;
+            statistics(x[r], a->d, a->eps, a->b != NULL, &mean[r], &scale[r]);
+        }
+        for (uint32_t k = 0; k < a->d; k += CPU_PANEL) {
+            const uint32_t n = a->d - k < CPU_PANEL ? a->d - k : CPU_PANEL;
+            for (uint32_t r = 0; r < t->m; r++)
+                normalise(x[r] + k, n, mean[r], scale[r], a->w + k, a->b != NULL ? a->b + k : NULL, s.at[r]);
+            tile_write(t, g * a->d + k, n, s.at[0], CPU_PANEL);
+        }
+    }
+}
+
+/* ---- packing of weights ------------------------------------------------------------------------------------ */
+
+/* n values of a checkpoint's row from k on as f32. */
+static void widen(const void *row, enum dtype t, uint32_t k, uint32_t n, float *out)
+{
+    if (t == DT_F32) {
+        memcpy(out, (const char *)row + (size_t)k * 4, (size_t)n * 4);
+        return;
+    }
+    uint16_t h[CPU_PANEL];
+    memcpy(h, (const char *)row + (size_t)k * 2, (size_t)n * 2);
+    for (uint32_t i = 0; i < n; i++) out[i] = t == DT_BF16 ? bf16_to_f32(h[i]) : f16_to_f32(h[i]);
+}
+
+static void pack_panel(const struct cpu_panel_source *s, void *panel)
+{
+    uint32_t *out = panel;
+    for (uint32_t k = 0; k < s->k; k += CPU_PANEL) {
+        const uint32_t n = s->k - k < CPU_PANEL ? s->k - k : CPU_PANEL;
+        for (uint32_t c = 0; c < CPU_PANEL; c++) {
+            float v[CPU_PANEL + 1] = { 0 };
+            if (s->row[c] != NULL) widen(s->row[c], s->dtype[c], k, n, v);
+            if (s->compute == DT_F32) {
+                for (uint32_t i = 0; i < n; i++) memcpy(&out[(size_t)(k + i) * CPU_PANEL + c], &v[i], 4);
+                continue;
+            }
+            for (uint32_t i = 0; i < n; i += 2)
+                out[(size_t)(k + i) / 2 * CPU_PANEL + c] =
+                    bf16_of_f32(v[i]) | (uint32_t)bf16_of_f32(v[i + 1]) << 16;
+        }
+    }
+}
+
+extern const struct cpu_linear_kernels CPU_ISA(cpu_linear_kernels);
+const struct cpu_linear_kernels CPU_ISA(cpu_linear_kernels) = {
+    .pack_panel = pack_panel,
+    .product = product,
+    .norm_tile = norm_tile,
+    .fill_tile = fill_tile,
+};

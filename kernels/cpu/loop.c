@@ -1,0 +1,35 @@
+/* kernels/cpu/loop.c - one loop shared by the threads: an atomic counter hands out pieces, so that a thread whose
+ * CPU is busy with something else takes fewer. */
+#include "kernels/cpu/cpu.h"
+
+struct loop {
+    cpu_body body;
+    void *arg;
+    uint32_t n, grain;
+    uint32_t next __attribute__((aligned(64)));
+};
+
+static void loop_job(void *p, int thread, int n_threads)
+{
+    (void)n_threads;
+    struct loop *l = p;
+    const uint32_t n_pieces = (l->n + l->grain - 1) / l->grain;
+    for (;;) {
+        const uint32_t i = __atomic_fetch_add(&l->next, 1, __ATOMIC_RELAXED);
+        if (i >= n_pieces) return;
+        const uint32_t begin = i * l->grain;
+        l->body(l->arg, thread, begin, l->n - begin < l->grain ? l->n : begin + l->grain);
+    }
+}
+
+void cpu_for(const struct stream *st, uint32_t n, uint32_t grain, cpu_body body, void *arg)
+{
+    if (n == 0) return;
+    struct threads *t = cpu_stream_of(st)->threads;
+    if (n <= grain || threads_count(t) == 1) {
+        for (uint32_t i = 0; i < n; i += grain) body(arg, 0, i, n - i < grain ? n : i + grain);
+        return;
+    }
+    struct loop l = { .body = body, .arg = arg, .n = n, .grain = grain };
+    threads_run(t, loop_job, &l);
+}

@@ -1,0 +1,481 @@
+/* kernels/cpu/isa_attention.c - the inner kernels of attention.h, once per instruction set.
+ *
+ * Both products are outer products of 12 rows x 32 columns on the widest vectors (24 accumulators of 32 registers),
+ * of 6 rows x 2 vectors elsewhere. Left sides are broadcast from memory: packed queries [k][rows], and rows of
+ * probabilities at a fixed stride. Right sides stream from the pages as they lie, two pages at a time.
+ *     PAIRS  bf16 pages, bf16 left side, one bf16 dot product for two k          (only where the machine has it)
+ *     WIDEN  bf16 pages, f32 left side: a dword is shifted or masked to its two floats
+ *     F32    f32 pages, f32 left side
+ * With PAIRS the softmax counts in powers of 2 (scores times scale / ln 2) and takes a polynomial good to 2e-7, far
+ * under the rounding of its result to bf16; else it takes e^x to about 1 ulp. e^0 is exactly 1 in both, so a block
+ * that changes no maximum rescales nothing. */
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/vec.h"
+
+enum kind { F32, PAIRS, WIDEN };
+
+#if defined(__AVX512BF16__)
+#define KIND_BF16 PAIRS
+#else
+#define KIND_BF16 WIDEN
+#endif
+#if CPU_VEC == 16
+#define GROUP 12                    /* rows that one pass over the right side serves                            */
+#else
+#define GROUP 6
+#endif
+#define UNROLL _Pragma("GCC unroll 16")
+#define NOINLINE __attribute__((noinline))
+#define LOG2E 1.44269504088896341f
+
+/* ---- products ---------------------------------------------------------------------------------------------- */
+
+/* c + a.low * b.low + a.high * b.high */
+VEC_FN vf dot_pair(vf c, uint32_t a, vu b)
+{
+#if defined(__AVX512BF16__)
+    return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
+#else
+    return c + vf_set1(bf16_to_f32((bf16)a)) * vf_low_bf16(b) + vf_set1(bf16_to_f32((bf16)(a >> 16))) * vf_high_bf16(b);
+#endif
+}
+
+/* One step of k of `rows` x `nv` vectors: PAIRS and WIDEN take two k. Row i's left value lies at a + i * row, its
+ * second k (WIDEN) `next` further; b0, b1 are the two right vectors. */
+VEC_FN void step(const enum kind kind, const int rows, const int nv, vf c[GROUP][2], const void *left,
+                 const size_t row, const size_t next, const void *b0, const void *b1)
+{
+    const float *a = left;
+    if (kind == PAIRS) {
+        const vu x0 = vu_load(b0), x1 = nv > 1 ? vu_load(b1) : x0;
+        UNROLL for (int i = 0; i < rows; i++) {
+            const uint32_t v = ((const uint32_t *)left)[i * row];
+            c[i][0] = dot_pair(c[i][0], v, x0);
+            if (nv > 1) c[i][1] = dot_pair(c[i][1], v, x1);
+        }
+    } else if (kind == F32) {
+        const vf x0 = vf_load(b0), x1 = nv > 1 ? vf_load(b1) : x0;
+        UNROLL for (int i = 0; i < rows; i++) {
+            const vf v = vf_set1(a[i * row]);
+            c[i][0] += v * x0;
+            if (nv > 1) c[i][1] += v * x1;
+        }
+    } else {
+        const vu x0 = vu_load(b0), x1 = nv > 1 ? vu_load(b1) : x0;
+        const vf l0 = vf_low_bf16(x0), l1 = vf_low_bf16(x1);
+        UNROLL for (int i = 0; i < rows; i++) {
+            const vf v = vf_set1(a[i * row]);
+            c[i][0] += v * l0;
+            if (nv > 1) c[i][1] += v * l1;
+        }
+        const vf h0 = vf_high_bf16(x0), h1 = vf_high_bf16(x1);
+        UNROLL for (int i = 0; i < rows; i++) {
+            const vf v = vf_set1(a[i * row + next]);
+            c[i][0] += v * h0;
+            if (nv > 1) c[i][1] += v * h1;
+        }
+    }
+}
+
+/* s[i][0 .. 2 vectors) = q row i . K columns, rows r0 .. r0 + rows of m. b0, b1: first k of the two vectors. */
+VEC_FN void qk_cell(const enum kind kind, const int m, const int r0, const int rows, uint32_t D, const void *q,
+                    const void *b0, const void *b1, float *s0, float *s1)
+{
+    vf c[GROUP][2];
+    UNROLL for (int i = 0; i < rows; i++) c[i][0] = c[i][1] = vf_zero();
+    const uint32_t n = kind == F32 ? D : D / 2;
+    const float *a = (const float *)q + r0;
+    const float *x0 = b0, *x1 = b1;                      /* 4-byte units: floats or pairs                       */
+    for (uint32_t k = 0; k < n; k++, x0 += 16, x1 += 16) {
+        step(kind, rows, 2, c, a, 1, m, x0, x1);
+        a += kind == WIDEN ? 2 * m : m;
+    }
+    UNROLL for (int i = 0; i < rows; i++) {
+        vf_store(s0 + (size_t)(r0 + i) * CPU_BLOCK, c[i][0]);
+        vf_store(s1 + (size_t)(r0 + i) * CPU_BLOCK, c[i][1]);
+    }
+}
+
+/* Scores of m rows against n_pages pages. With vectors of a page's width two pages go together; an odd last one
+ * goes with itself, and the columns written twice hold the same. */
+VEC_FN void qk(const enum kind kind, const int m, uint32_t D, const void *q, const void *const *page,
+               uint32_t n_pages, float *s)
+{
+#if CPU_VEC == 16
+    for (uint32_t p = 0; p < n_pages; p += 2) {
+        const uint32_t p1 = p + 1 < n_pages ? p + 1 : p;
+        qk_cell(kind, m, 0, m, D, q, page[p], page[p1], s + p * 16, s + p1 * 16);
+    }
+#else
+    for (uint32_t p = 0; p < n_pages; p++)
+        for (uint32_t c = 0; c < 16; c += 2 * CPU_VEC) {
+            const float *b = (const float *)page[p] + c;
+            float *out = s + p * 16 + c;
+            qk_cell(kind, m, 0, m < GROUP ? m : GROUP, D, q, b, b + CPU_VEC, out, out + CPU_VEC);
+            if (m > GROUP) qk_cell(kind, m, GROUP, m - GROUP, D, q, b, b + CPU_VEC, out, out + CPU_VEC);
+        }
+#endif
+}
+
+/* acc[i][col ..] = acc * keep + P V, rows r0 .. r0 + rows. v_at: bytes from a page's head part to its V. */
+VEC_FN void pv_cell(const enum kind kind, const int r0, const int rows, const int nv, uint32_t Dv, size_t v_at,
+                    const void *const *page, uint32_t n_pages, uint32_t col, const struct cpu_scores *t, float *acc)
+{
+    vf c[GROUP][2];
+    acc += (size_t)r0 * Dv + col;
+    UNROLL for (int i = 0; i < rows; i++) {
+        const vf keep = vf_set1(t->keep[r0 + i]);
+        c[i][0] = vf_load(acc + (size_t)i * Dv) * keep;
+        c[i][1] = nv > 1 ? vf_load(acc + (size_t)i * Dv + CPU_VEC) * keep : c[i][0];
+    }
+    const float *left = kind == PAIRS ? (const float *)t->p[r0] : t->s[r0];
+    const size_t row = kind == PAIRS ? CPU_BLOCK / 2 : CPU_BLOCK;
+    for (uint32_t p = 0; p < n_pages; p++) {
+        const float *b = (const float *)((const char *)page[p] + v_at) + col;
+        for (int j = 0; j < (kind == F32 ? 16 : 8); j++, b += Dv) {
+            step(kind, rows, nv, c, left, row, 1, b, b + CPU_VEC);
+            left += kind == WIDEN ? 2 : 1;
+        }
+    }
+    UNROLL for (int i = 0; i < rows; i++) {
+        vf_store(acc + (size_t)i * Dv, c[i][0]);
+        if (nv > 1) vf_store(acc + (size_t)i * Dv + CPU_VEC, c[i][1]);
+    }
+}
+
+VEC_FN void pv(const enum kind kind, const int m, uint32_t Dv, size_t v_at, const void *const *page,
+               uint32_t n_pages, const struct cpu_scores *t, float *acc)
+{
+    uint32_t col = 0;
+    for (; col + 2 * CPU_VEC <= Dv; col += 2 * CPU_VEC) {
+        pv_cell(kind, 0, m < GROUP ? m : GROUP, 2, Dv, v_at, page, n_pages, col, t, acc);
+        if (m > GROUP) pv_cell(kind, GROUP, m - GROUP, 2, Dv, v_at, page, n_pages, col, t, acc);
+    }
+    if (col < Dv) pv_cell(kind, 0, m < GROUP ? m : GROUP, 1, Dv, v_at, page, n_pages, col, t, acc);
+}
+
+/* One function per kind and number of rows, so that the accumulators stay in registers. */
+typedef void (*qk_fn)(uint32_t D, const void *q, const void *const *page, uint32_t n_pages, float *s);
+typedef void (*pv_fn)(uint32_t Dv, size_t v_at, const void *const *page, uint32_t n_pages,
+                      const struct cpu_scores *t, float *acc);
+
+#define TILE_FNS(name, kind, m)                                                                            \
+    static NOINLINE void qk_##name##m(uint32_t D, const void *q, const void *const *page, uint32_t n_pages, \
+                                      float *s)                                                            \
+    {                                                                                                      \
+        qk(kind, m, D, q, page, n_pages, s);                                                               \
+    }                                                                                                      \
+    static NOINLINE void pv_##name##m(uint32_t Dv, size_t v_at, const void *const *page, uint32_t n_pages,  \
+                                      const struct cpu_scores *t, float *acc)                              \
+    {                                                                                                      \
+        pv(kind, m, Dv, v_at, page, n_pages, t, acc);                                                      \
+    }
+#define ALL_ROWS(X, name, kind)                                                                            \
+    X(name, kind, 1) X(name, kind, 2) X(name, kind, 3) X(name, kind, 4) X(name, kind, 5) X(name, kind, 6)  \
+    X(name, kind, 7) X(name, kind, 8) X(name, kind, 9) X(name, kind, 10) X(name, kind, 11) X(name, kind, 12)
+#define QK_NAME(name, kind, m) qk_##name##m,
+#define PV_NAME(name, kind, m) pv_##name##m,
+
+ALL_ROWS(TILE_FNS, f, F32)
+ALL_ROWS(TILE_FNS, h, KIND_BF16)
+static const qk_fn qk_of[2][CPU_TILE] = { { ALL_ROWS(QK_NAME, f, ) }, { ALL_ROWS(QK_NAME, h, ) } };
+static const pv_fn pv_of[2][CPU_TILE] = { { ALL_ROWS(PV_NAME, f, ) }, { ALL_ROWS(PV_NAME, h, ) } };
+
+/* ---- softmax ----------------------------------------------------------------------------------------------- */
+
+/* 2^x, x <= about 0, to 2e-7; 2^0 is exactly 1. */
+VEC_FN vf exp2_quick(vf x)
+{
+#if CPU_VEC == 16
+    const vf n = (vf)_mm512_roundscale_ps((__m512)x, 8), f = x - n;
+#else
+    x = vf_max(vf_set1(-126.0f), x);
+    const vf magic = vf_set1(12582912.0f), shifted = x + magic, n = shifted - magic, f = x - n;
+#endif
+    vf p = vf_set1(1.32647273e-3f);
+    p = p * f + vf_set1(9.67151299e-3f);
+    p = p * f + vf_set1(5.55073358e-2f);
+    p = p * f + vf_set1(2.40222424e-1f);
+    p = p * f + vf_set1(6.93147004e-1f);
+    p = p * f + vf_set1(1.0f);
+#if CPU_VEC == 16
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    return (vf)((vi)p + ((vi)shifted << 23));
+#endif
+}
+VEC_FN vf exp_of(const bool two, vf x) { return two ? exp2_quick(x) : vf_exp(x); }
+
+/* Across lanes, halves first. */
+VEC_FN float lanes_max(vf v)
+{
+#if CPU_VEC == 16
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    return vf_max_of(v);
+#endif
+}
+
+/* The largest of s[0 .. n), n >= 1. */
+VEC_FN float row_max(const float *s, uint32_t n)
+{
+    vf m0 = vf_set1(-CPU_BIG), m1 = m0;
+    uint32_t j = 0;
+    for (; j + 2 * CPU_VEC <= n; j += 2 * CPU_VEC) {
+        m0 = vf_max(m0, vf_load(s + j));
+        m1 = vf_max(m1, vf_load(s + j + CPU_VEC));
+    }
+    for (; j < n; j += CPU_VEC)
+        m0 = vf_max(m0, vf_select(vi_iota() < vi_set1((int)(n - j)), vf_load(s + j), vf_set1(-CPU_BIG)));
+    return lanes_max(vf_max(m0, m1));
+}
+
+/* Probabilities of s[0 .. n) against maximum m, zeros up to `cols`; to p where they are packed, else in place.
+ * Returns their sum. Works on two vectors at a time, masked from n on. */
+VEC_FN float row_exp(const bool packed, float *s, bf16 *p, uint32_t n, uint32_t cols, float scale, float m)
+{
+    const vf k = vf_set1(scale), minus = vf_set1(-m);
+    vf sum0 = vf_zero(), sum1 = vf_zero();
+    uint32_t j = 0;
+    for (; j + 2 * CPU_VEC <= n; j += 2 * CPU_VEC) {
+        const vf e0 = exp_of(packed, vf_load(s + j) * k + minus);
+        const vf e1 = exp_of(packed, vf_load(s + j + CPU_VEC) * k + minus);
+        sum0 += e0;
+        sum1 += e1;
+        if (packed) {
+            vf_store_bf16(p + j, e0);
+            vf_store_bf16(p + j + CPU_VEC, e1);
+        } else {
+            vf_store(s + j, e0);
+            vf_store(s + j + CPU_VEC, e1);
+        }
+    }
+    for (bool odd = false; j < cols; j += CPU_VEC, odd = !odd) {
+        vf e = vf_zero();
+        if (j < n) {
+            const vi seen = vi_iota() < vi_set1((int)(n - j));
+            e = (vf)((vi)exp_of(packed, vf_load(s + j) * k + minus) & seen);
+            if (odd) sum1 += e;
+            else sum0 += e;
+        }
+        if (packed) vf_store_bf16(p + j, e);
+        else vf_store(s + j, e);
+    }
+    return vf_sum(sum0 + sum1);
+}
+
+/* New maxima of all rows and how much of the old sums they keep. seen[i]: visible columns of this block. */
+VEC_FN void maxima(const bool two, const struct cpu_rows *r, const uint32_t *seen, float scale, struct cpu_scores *t)
+{
+    float delta[16] = { 0 };
+    for (uint32_t i = 0; i < r->n; i++) {
+        if (seen[i] == 0) continue;
+        const float old = r->m[i], top = row_max(t->s[i], seen[i]) * scale;
+        r->m[i] = top > old ? top : old;
+        delta[i] = old - r->m[i];
+    }
+    for (int i = 0; i < 16; i += CPU_VEC) vf_store(delta + i, exp_of(two, vf_load(delta + i)));
+    memcpy(t->keep, delta, sizeof t->keep);
+}
+
+/* Visible columns of each row in the block from k0, and the pages that the last row needs. */
+VEC_FN uint32_t columns_seen(const struct cpu_rows *r, uint32_t k0, uint32_t *seen)
+{
+    for (uint32_t i = 0; i < r->n; i++) {
+        const uint32_t v = r->visible[i] > k0 ? r->visible[i] - k0 : 0;
+        seen[i] = v < CPU_BLOCK ? v : CPU_BLOCK;
+    }
+    return (seen[r->n - 1] + CPU_PAGE_TOKENS - 1) / CPU_PAGE_TOKENS;
+}
+
+VEC_FN void softmax(const bool packed, const struct cpu_heads *a, const struct cpu_rows *r, const uint32_t *seen,
+                    uint32_t cols, struct cpu_scores *t)
+{
+    const float scale = packed ? a->scale * LOG2E : a->scale;
+    maxima(packed, r, seen, scale, t);
+    for (uint32_t i = 0; i < r->n; i++)
+        r->l[i] = r->l[i] * t->keep[i] + row_exp(packed, t->s[i], t->p[i], seen[i], cols, scale, r->m[i]);
+}
+
+static void attend(const struct cpu_heads *a, const struct cpu_rows *r, const void *const *page, uint32_t k0,
+                   struct cpu_scores *t)
+{
+    uint32_t seen[CPU_TILE];
+    const uint32_t n_pages = columns_seen(r, k0, seen);
+    qk_of[a->bf16][r->n - 1](a->D, r->q, page, n_pages, t->s[0]);
+    if (KIND_BF16 == PAIRS && a->packed) softmax(true, a, r, seen, n_pages * CPU_PAGE_TOKENS, t);
+    else softmax(false, a, r, seen, n_pages * CPU_PAGE_TOKENS, t);
+    pv_of[a->bf16][r->n - 1](a->Dv, a->k_bytes, page, n_pages, t, r->acc);
+}
+
+static void stats(const struct cpu_heads *a, const struct cpu_rows *r, const void *const *page, uint32_t k0,
+                  struct cpu_scores *t)
+{
+    uint32_t seen[CPU_TILE];
+    const uint32_t n_pages = columns_seen(r, k0, seen);
+    qk_of[a->bf16][r->n - 1](a->D, r->q, page, n_pages, t->s[0]);
+    softmax(false, a, r, seen, n_pages * CPU_PAGE_TOKENS, t);
+}
+
+static void columns(const struct cpu_heads *a, const struct cpu_rows *r, const void *const *page, uint32_t k0,
+                    float *sum, struct cpu_scores *t)
+{
+    uint32_t seen[CPU_TILE];
+    const uint32_t n_pages = columns_seen(r, k0, seen);
+    qk_of[a->bf16][r->n - 1](a->D, r->q, page, n_pages, t->s[0]);
+    for (uint32_t i = 0; i < r->n; i++) {
+        const vf scale = vf_set1(a->scale), minus = vf_set1(-r->m[i]), part = vf_set1(1.0f / r->l[i]);
+        for (uint32_t j = 0; j < seen[i]; j += CPU_VEC) {
+            const vi in = vi_iota() < vi_set1((int)(seen[i] - j));
+            const vf p = vf_exp(vf_load(t->s[i] + j) * scale + minus) * part;
+            vf_store(sum + j, vf_load(sum + j) + (vf)((vi)p & in));
+        }
+    }
+}
+
+static float merge(const struct cpu_heads *a, const float *m, const float *l, const float *acc, uint32_t n_parts,
+                   size_t step, float *y)
+{
+    float top = m[0], sum = 0.0f;
+    for (uint32_t i = 1; i < n_parts; i++) top = m[i * step] > top ? m[i * step] : top;
+    for (uint32_t c = 0; c < a->Dv; c += CPU_VEC) vf_store(y + c, vf_zero());
+    for (uint32_t i = 0; i < n_parts; i++) {
+        float part[CPU_VEC];
+        vf_store(part, exp_of(KIND_BF16 == PAIRS && a->packed, vf_set1(m[i * step] - top)));
+        sum = l[i * step] * part[0] + sum;
+        for (uint32_t c = 0; c < a->Dv; c += CPU_VEC)
+            vf_store(y + c, vf_load(acc + i * step * a->Dv + c) * vf_set1(part[0]) + vf_load(y + c));
+    }
+    return sum;
+}
+
+/* ---- moving rows ------------------------------------------------------------------------------------------- */
+
+/* n floats (n even) to bf16. */
+VEC_FN void row_to_bf16(const float *x, uint32_t n, bf16 *y)
+{
+    uint32_t k = 0;
+    for (; k + CPU_VEC <= n; k += CPU_VEC) vf_store_bf16(y + k, vf_load(x + k));
+    for (; k < n; k++) y[k] = bf16_of_f32(x[k]);
+}
+
+static void pack_rows(const struct cpu_heads *a, const float *const *row, uint32_t n, void *q)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (a->packed) {
+            uint32_t pair[CPU_HEAD_MAX / 2], *out = (uint32_t *)q + i;
+            row_to_bf16(row[i], a->D, (bf16 *)pair);
+            for (uint32_t k = 0; k < a->D / 2; k++) out[(size_t)k * n] = pair[k];
+        } else {
+            float *out = (float *)q + i;
+            for (uint32_t k = 0; k < a->D; k++) out[(size_t)k * n] = row[i][k];
+        }
+    }
+}
+
+static void store_bf16(const struct cpu_heads *a, const float *k, size_t ld_k, const float *v, size_t ld_v,
+                       uint32_t n, uint32_t slot, void *page)
+{
+    uint32_t *kp = page, *vp = (uint32_t *)((char *)page + a->k_bytes);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t pair[CPU_HEAD_MAX / 2];
+        row_to_bf16(k + i * ld_k, a->D, (bf16 *)pair);
+        for (uint32_t c = 0; c < a->D / 2; c++) kp[(size_t)c * 16 + slot + i] = pair[c];
+    }
+    for (uint32_t i = 0; v != NULL && i < n; i++) {
+        const uint32_t s = slot + i;
+        bf16 low[CPU_HEAD_MAX] = { 0 }, high[CPU_HEAD_MAX] = { 0 };
+        uint32_t *out = vp + (size_t)(s / 2) * a->Dv;
+        row_to_bf16(v + i * ld_v, a->D, s % 2 ? high : low);
+        if (s % 2 == 0 && i + 1 < n) {
+            i++;
+            row_to_bf16(v + i * ld_v, a->D, high);
+            for (uint32_t c = 0; c < a->Dv; c++) out[c] = low[c] | (uint32_t)high[c] << 16;
+        } else if (s % 2 == 0) {
+            for (uint32_t c = 0; c < a->Dv; c++) out[c] = (out[c] & 0xffff0000u) | low[c];
+        } else {
+            for (uint32_t c = 0; c < a->Dv; c++) out[c] = (out[c] & 0xffffu) | (uint32_t)high[c] << 16;
+        }
+    }
+}
+
+static void store(const struct cpu_heads *a, const float *k, size_t ld_k, const float *v, size_t ld_v, uint32_t n,
+                  uint32_t slot, void *page)
+{
+    if (a->bf16) {
+        store_bf16(a, k, ld_k, v, ld_v, n, slot, page);
+        return;
+    }
+    float *kp = (float *)page + slot, *vp = (float *)((char *)page + a->k_bytes) + (size_t)slot * a->Dv;
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t c = 0; c < a->D; c++) kp[(size_t)c * 16 + i] = k[i * ld_k + c];
+    for (uint32_t i = 0; v != NULL && i < n; i++) {
+        memcpy(vp + (size_t)i * a->Dv, v + i * ld_v, a->D * sizeof(float));
+        memset(vp + (size_t)i * a->Dv + a->D, 0, (a->Dv - a->D) * sizeof(float));
+    }
+}
+
+static void emit(const struct cpu_heads *a, const float *acc, float l, const struct operand_tile *out, uint32_t row,
+                 uint32_t k)
+{
+    float y[CPU_HEAD_MAX];
+    for (uint32_t c = 0; c < a->Dv; c += CPU_VEC) vf_store(y + c, vf_load(acc + c) / vf_set1(l));
+    if (!out->pairs) {
+        operand_put(out, row, k, a->D, y);
+        return;
+    }
+    uint32_t pair[CPU_HEAD_MAX / 2], *to = (uint32_t *)out->data + (size_t)(k / 2) * out->m + row;
+    row_to_bf16(y, a->D, (bf16 *)pair);
+    for (uint32_t c = 0; c < a->D / 2; c++) to[(size_t)c * out->m] = pair[c];
+}
+
+static void rotate(const float *x, const float *cs, const float *sn, uint32_t D, float *y)
+{
+    const uint32_t half = D / 2;
+    uint32_t j = 0;
+    for (; j + CPU_VEC <= half; j += CPU_VEC) {
+        const vf a = vf_load(x + j), b = vf_load(x + half + j), c = vf_load(cs + j), s = vf_load(sn + j);
+        vf_store(y + j, a * c - b * s);
+        vf_store(y + half + j, b * c + a * s);
+    }
+    for (; j < half; j++) {
+        const float a = x[j], b = x[half + j];
+        y[j] = a * cs[j] - b * sn[j];
+        y[half + j] = b * cs[j] + a * sn[j];
+    }
+}
+
+static void dots(const float *x, const float *y, uint32_t d, float out[3])
+{
+    vf xy[2] = { vf_zero(), vf_zero() }, xx[2] = { vf_zero(), vf_zero() }, yy[2] = { vf_zero(), vf_zero() };
+    uint32_t k = 0;
+    for (; k + 2 * CPU_VEC <= d; k += 2 * CPU_VEC)
+        for (int i = 0; i < 2; i++) {
+            const vf a = vf_load(x + k + (uint32_t)i * CPU_VEC), b = vf_load(y + k + (uint32_t)i * CPU_VEC);
+            xy[i] += a * b;
+            xx[i] += a * a;
+            yy[i] += b * b;
+        }
+    for (; k < d; k += CPU_VEC) {
+        const uint32_t n = d - k < CPU_VEC ? d - k : CPU_VEC;
+        const vf a = vf_load_n(x + k, n), b = vf_load_n(y + k, n);
+        xy[0] += a * b;
+        xx[0] += a * a;
+        yy[0] += b * b;
+    }
+    out[0] = vf_sum(xy[0] + xy[1]);
+    out[1] = vf_sum(xx[0] + xx[1]);
+    out[2] = vf_sum(yy[0] + yy[1]);
+}
+
+const struct cpu_attention_kernels CPU_ISA(cpu_attention_kernels) = {
+    .pack_rows = pack_rows,
+    .attend = attend,
+    .stats = stats,
+    .columns = columns,
+    .merge = merge,
+    .store = store,
+    .emit = emit,
+    .rotate = rotate,
+    .dots = dots,
+};

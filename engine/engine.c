@@ -1,0 +1,172 @@
+/* engine/engine.c - opening a model on a device: see engine.h. */
+#include <libgen.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "engine/inside.h"
+
+#define EXACT_BYTES ((uint64_t)128 << 20)   /* bf16 models under this run in f32: dtype "auto" */
+#define BLOCK_ROWS 1032                     /* rows computed at once: 86 tiles of 12           */
+#define CONTEXT_DEFAULT 32768u
+
+/* Where the bundled model is: beside the program (build/omnidrop -> models/), its install prefix, the cwd. */
+static status find_bundled(char *dir, size_t cap, struct err *e)
+{
+    char exe[PATH_MAX];
+    const ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
+    const char *up[] = { "/..", "/../..", "/../../..", "/../share/omnidrop" };
+    if (n > 0) {
+        exe[n] = 0;
+        const char *base = dirname(exe);
+        for (size_t i = 0; i < sizeof up / sizeof *up; i++) {
+            char path[PATH_MAX + 64];
+            struct stat s;
+            snprintf(path, sizeof path, "%s%s/" ENGINE_BUNDLED_MODEL, base, up[i]);
+            char *real = stat(path, &s) == 0 ? realpath(path, NULL) : NULL;
+            if (real == NULL) continue;
+            snprintf(dir, cap, "%s", real);
+            free(real);
+            return OK;
+        }
+    }
+    struct stat s;
+    if (stat(ENGINE_BUNDLED_MODEL, &s) == 0) {
+        snprintf(dir, cap, "%s", ENGINE_BUNDLED_MODEL);
+        return OK;
+    }
+    return err_set(e, E_MODEL, "no model was named and the bundled one (" ENGINE_BUNDLED_MODEL
+                               ") is not beside the program: give a folder with -m");
+}
+
+static status pick_dtype(const char *asked, const struct checkpoint *ck, enum dtype *out, struct err *e)
+{
+    if (asked == NULL || strcmp(asked, "auto") == 0) {
+        *out = ck->dtype == DT_F32 || ck->bytes <= EXACT_BYTES ? DT_F32 : DT_BF16;
+        return OK;
+    }
+    if (strcmp(asked, "f32") == 0 || strcmp(asked, "float32") == 0) *out = DT_F32;
+    else if (strcmp(asked, "bf16") == 0 || strcmp(asked, "bfloat16") == 0) *out = DT_BF16;
+    else return err_set(e, E_ARG, "dtype \"%s\": the CPU computes in f32 or bf16; give auto, f32 or bf16", asked);
+    return OK;
+}
+
+static uint64_t ram_bytes(void)
+{
+    const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGE_SIZE);
+    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : (uint64_t)1 << 30;
+}
+
+/* The pool: as asked, else room for one whole context at every layer, at most half of the memory. */
+static status open_pool(struct engine *en, uint64_t kv_bytes, struct err *e)
+{
+    const uint32_t L = decoder_shape(en->dec)->L, per = en->kv.page_tokens;
+    uint64_t pages = kv_bytes / en->kv.page_bytes;
+    if (kv_bytes == 0) {
+        pages = (uint64_t)L * ((en->info.max_model_len + per - 1) / per + 1);
+        if (pages > ram_bytes() / 2 / en->kv.page_bytes) pages = ram_bytes() / 2 / en->kv.page_bytes;
+    }
+    if (pages < L)
+        return err_set(e, E_ARG, "the page pool of %llu bytes holds %llu pages of %zu bytes, fewer than the %u layers: "
+                                 "give more with --kv-bytes", (unsigned long long)kv_bytes, (unsigned long long)pages,
+                       en->kv.page_bytes, L);
+    if (pages > UINT32_MAX) pages = UINT32_MAX;
+    TRY(en->ops->alloc(en->st, pages * en->kv.page_bytes, &en->kv.base, e));
+    TRY(kv_pool_create((uint32_t)pages, per, &en->pool, e));
+    en->info.n_pages = (uint32_t)pages;
+    en->info.page_tokens = per;
+    en->info.page_bytes = en->kv.page_bytes;
+    return OK;
+}
+
+static status open_model(struct engine *en, const struct engine_options *o, struct checkpoint *ck, struct err *e)
+{
+    struct engine_info *info = &en->info;
+    TRY(pick_dtype(o->dtype, ck, &info->compute, e));
+    info->kv_dtype = info->compute;
+    en->config = ck->config;
+    const uint32_t limit = en->config.text.max_positions;
+    info->max_model_len = o->max_model_len ? o->max_model_len : limit < CONTEXT_DEFAULT ? limit : CONTEXT_DEFAULT;
+    if (info->max_model_len > limit)
+        return err_set(e, E_ARG, "max-model-len %u is over the %u positions that the model was made for",
+                       info->max_model_len, limit);
+    TRY(tokenizer_load(info->model_dir, &en->tok, e));
+    TRY(chat_check_tokens(en->tok, &en->config.ids, e));
+    struct decoder_shape shape = decoder_shape_of(&en->config);
+    shape.tied = ck->tied;
+    if (tokenizer_n_ids(en->tok) > shape.V)
+        return err_set(e, E_MODEL, "%s: tokenizer.json has ids up to %u, the model only %u rows of vocabulary",
+                       info->model_dir, tokenizer_n_ids(en->tok) - 1, shape.V);
+    TRY(mem_alloc(&en->allowed, shape.V, 1, e));
+    for (uint32_t i = 0; i < tokenizer_n_ids(en->tok); i++) en->allowed[i] = tokenizer_has(en->tok, (int32_t)i);
+    struct decoder_checkpoint source = { .ck = ck };
+    const struct decoder_source src = decoder_source_checkpoint(&source);
+    TRY(decoder_create(en->st, &shape, &src, info->compute, info->kv_dtype, BLOCK_ROWS, info->max_model_len, &en->dec, e));
+    TRY(audio_tower_create(en->st, ck, info->compute, &en->audio, e));
+    TRY(vision_tower_create(en->st, ck, info->compute, &en->vision, e));
+    info->weight_bytes = decoder_weight_bytes(en->dec);
+    en->kv = decoder_kv_shape(en->dec);
+    return open_pool(en, o->kv_bytes, e);
+}
+
+status engine_open(const struct engine_options *o, struct engine **out, struct err *e)
+{
+    struct engine *en;
+    struct checkpoint ck;
+    const double start = clock_s();
+    TRY(mem_alloc(&en, 1, sizeof *en, e));
+    status st;
+    en->textbook_order = o->textbook_order;
+    en->info.bundled = o->model_dir == NULL;
+    if (o->model_dir) snprintf(en->info.model_dir, sizeof en->info.model_dir, "%s", o->model_dir);
+    else TRY_GOTO(st, find_bundled(en->info.model_dir, sizeof en->info.model_dir, e), undo);
+    char copy[sizeof en->info.model_dir];
+    snprintf(copy, sizeof copy, "%s", en->info.model_dir);
+    snprintf(en->info.model_name, sizeof en->info.model_name, "%s", basename(copy));
+    TRY_GOTO(st, checkpoint_open(en->info.model_dir, &ck, e), undo);
+    const struct stream_options so = { .device = o->device, .n_threads = o->n_threads, .isa = o->isa };
+    st = stream_open(&so, &en->st, e);
+    if (st == OK) {
+        en->ops = en->st->ops;
+        en->ops->describe(en->st, en->info.device, sizeof en->info.device);
+        st = open_model(en, o, &ck, e);
+    }
+    checkpoint_close(&ck);
+    if (st != OK) goto undo;
+    en->info.load_s = clock_s() - start;
+    *out = en;
+    return OK;
+undo:
+    engine_close(&en);
+    return st;
+}
+
+void engine_close(struct engine **pen)
+{
+    struct engine *en = *pen;
+    if (en == NULL) return;
+    run_buffers_free(en);
+    if (en->pool) kv_pool_destroy(&en->pool);
+    if (en->st) {
+        en->ops->release(en->st, en->kv.base);
+        audio_tower_destroy(&en->audio);
+        vision_tower_destroy(&en->vision);
+        decoder_destroy(&en->dec);
+        en->ops->close(&en->st);
+    }
+    tokenizer_free(&en->tok);
+    free(en->allowed);
+    free(en);
+    *pen = NULL;
+}
+
+const struct engine_info *engine_info(const struct engine *en) { return &en->info; }
+const struct model_config *engine_config(const struct engine *en) { return &en->config; }
+const struct tokenizer *engine_tokenizer(const struct engine *en) { return en->tok; }
+uint32_t engine_pages_free(const struct engine *en) { return kv_n_free(en->pool) - kv_n_reserved(en->pool); }
+void engine_interrupt(struct engine *en) { en->interrupted = 1; }

@@ -1,0 +1,427 @@
+/* engine/request.c - from messages to a request that cannot fail for want of room: media are opened and measured, the
+ * prompt is built, the plan counted and its pages promised, in this order. The towers have not run yet. */
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "engine/inside.h"
+
+#define FILM_AT_ONCE ((uint64_t)256 << 20)   /* bytes of patches */
+
+struct eng_request_options eng_request_defaults(void)
+{
+    return (struct eng_request_options){ .max_tokens = 512, .sample = sample_defaults() };
+}
+
+/* ---- media ------------------------------------------------------------------------------------------------ */
+
+static struct media_vision vision_of(const struct engine *en)
+{
+    const struct vision_config *v = &en->config.vision;
+    struct media_vision m = { .patch = v->patch_size, .merge = v->merge_size, .temporal = v->temporal_patch_size };
+    memcpy(m.mean, en->config.preprocess.mean, sizeof m.mean);
+    memcpy(m.std, en->config.preprocess.std, sizeof m.std);
+    return m;
+}
+
+static struct media_image_options image_options(const struct engine *en, const struct eng_request *r,
+                                                const struct req_part *p)
+{
+    const struct pixel_limits *own = &en->config.preprocess.image;
+    const struct chat_media_options *c = &p->chat->options;
+    const uint64_t min = c->min_pixels ? c->min_pixels : r->o.min_pixels;
+    const uint64_t max = c->max_pixels ? c->max_pixels : r->o.max_pixels;
+    return (struct media_image_options){ .vision = vision_of(en),
+                                         .limits = { min ? min : own->min, max ? max : own->max } };
+}
+
+static struct media_video_options video_options(const struct engine *en, const struct eng_request *r,
+                                                const struct req_part *p)
+{
+    const struct preprocess_config *own = &en->config.preprocess;
+    const struct chat_media_options *c = &p->chat->options;
+    const uint64_t min = c->min_pixels ? c->min_pixels : r->o.min_pixels;
+    const uint64_t max = c->max_pixels ? c->max_pixels : r->o.max_pixels;
+    struct media_video_options v = { .vision = vision_of(en), .limits = { min, max },
+                                     .fps = c->fps > 0 ? c->fps : r->o.fps, .max_frames = c->max_frames };
+    if (own->has_video) {
+        if (min == 0) v.limits.min_pixels = own->video.min;
+        if (max == 0) v.limits.max_pixels = own->video.max;
+        v.cap_pixels = own->video.max;
+    }
+    return v;
+}
+
+/* What a URL names, as a path in out[cap]; pcm: and data: are handled before. */
+static status path_of(const char *url, const char *root, char *out, size_t cap, struct err *e)
+{
+    const char *p = url;
+    if (strncmp(p, "file://", 7) == 0) p += 7;
+    else if (strncmp(p, "file:", 5) == 0) p += 5;
+    else if (strstr(p, "://") != NULL && strchr(p, '/') > strchr(p, ':'))
+        return err_set(e, E_INPUT, "%s: this engine fetches nothing from a network: give a file or the bytes", url);
+    const int n = root && p[0] != '/' ? snprintf(out, cap, "%s/%s", root, p) : snprintf(out, cap, "%s", p);
+    if (n < 0 || (size_t)n >= cap) return err_set(e, E_INPUT, "the path of %.60s... is too long", url);
+    return OK;
+}
+
+static status open_file(const struct eng_request *r, struct req_part *p, struct err *e)
+{
+    const struct chat_part *c = p->chat;
+    if (c->url == NULL) return media_open_memory(c->data, c->n_data, c->path, &p->file, e);
+    char path[PATH_MAX];
+    TRY(path_of(c->url, r->o.media_root, path, sizeof path, e));
+    return media_open(path, &p->file, e);
+}
+
+/* Mel of samples: part->mel, n_frames, audio token count. */
+static status mel_of(struct engine *en, struct req_part *p, const float *x, size_t n, const char *what, struct err *e)
+{
+    const size_t frames = media_mel_frames(n), tokens = media_audio_tokens(frames);
+    if (tokens == 0)
+        return err_set(e, E_INPUT, "%s: %zu samples of sound are too few: a token takes 321 (0.02 s)", what, n);
+    if (tokens >= en->info.max_model_len)
+        return err_set(e, E_ARG, "%s: %.1f s of sound are %zu tokens, the context holds %u: at most about %.0f s fit; "
+                                 "transcribe cuts a long file into windows", what, (double)n / MEDIA_RATE, tokens,
+                       en->info.max_model_len, (double)(en->info.max_model_len - 64) / 25);
+    TRY(mem_alloc(&p->mel, frames * MEDIA_MEL_BINS, sizeof(float), e));
+    p->n_frames = (uint32_t)frames;
+    p->media.n_audio = (uint32_t)tokens;
+    return media_mel(x, n, p->mel, e);
+}
+
+static const char *name_of(const struct chat_part *c) { return c->url ? c->url : c->path; }
+
+static status load_sound(struct engine *en, struct req_part *p, struct err *e)
+{
+    const struct chat_media_options *c = &p->chat->options;
+    const struct media_audio_options ao = { .start_s = c->start_s > 0 ? c->start_s : 0, .end_s = c->end_s > 0 ? c->end_s : 0 };
+    const struct media_info *info = media_info(p->file);
+    if (!info->has_audio)
+        return err_set(e, E_INPUT, "%s: the file has no sound%s", name_of(p->chat),
+                       p->media.kind == TOKEN_VIDEO ? ": leave audio-in-video off for it" : "");
+    /* Refuse before decoding what can never fit; the rest is counted exactly. */
+    const size_t most = ((size_t)en->info.max_model_len * 4 + 4) * MEDIA_HOP;
+    float *x = NULL;
+    size_t n = 0;
+    status st = media_audio_load(p->file, &ao, most, &x, &n, e);
+    if (st == E_FULL)
+        return err_set(e, E_ARG, "%s: %.0f s of sound are over the context of %u tokens (25 a second): at most about "
+                                 "%.0f s fit; transcribe cuts a long file into windows", name_of(p->chat),
+                       info->audio.duration_s > 0 ? info->audio.duration_s : info->duration_s, en->info.max_model_len,
+                       (double)(en->info.max_model_len - 64) / 25);
+    if (st == OK) st = mel_of(en, p, x, n, name_of(p->chat), e);
+    free(x);
+    return st;
+}
+
+static status load_picture(struct engine *en, struct eng_request *r, struct req_part *p, struct err *e)
+{
+    const struct media_image_options io = image_options(en, r, p);
+    struct media_patches got = { 0 };
+    TRY(media_image_load(p->file, &io, &got, e));
+    p->patches = got.patches;
+    p->media.t = got.grid_t;
+    p->media.h = got.grid_h;
+    p->media.w = got.grid_w;
+    return OK;
+}
+
+/* A film of moderate size is decoded now, so that a wrong frame count in its container is mended before the prompt is
+ * built; a large one is streamed into the tower. */
+static status open_film(struct engine *en, struct eng_request *r, struct req_part *p, struct err *e)
+{
+    const struct media_video_options vo = video_options(en, r, p);
+    TRY(media_video_open(p->file, &vo, &p->video, e));
+    struct media_video_plan plan = *media_video_get_plan(p->video);
+    const struct media_vision v = vision_of(en);
+    const uint64_t bytes = (uint64_t)plan.grid_t * plan.grid_h * plan.grid_w * 3 * v.temporal * v.patch * v.patch * 4;
+    if (bytes <= FILM_AT_ONCE) {
+        struct media_patches got = { 0 };
+        media_video_close(&p->video);
+        TRY(media_video_load(p->file, &vo, &got, &plan, e));
+        p->patches = got.patches;
+    }
+    p->media.t = plan.grid_t;
+    p->media.h = plan.grid_h;
+    p->media.w = plan.grid_w;
+    p->media.second_per_grid = plan.second_per_grid;
+    return OK;
+}
+
+static status load_pcm(struct engine *en, struct eng_request *r, struct req_part *p, struct err *e)
+{
+    char *end;
+    const unsigned long i = strtoul(p->chat->url + 4, &end, 10);
+    if (*end != 0 || end == p->chat->url + 4 || i >= r->o.n_pcm)
+        return err_set(e, E_INPUT, "%s: no samples were handed over under this name", p->chat->url);
+    return mel_of(en, p, r->o.pcm[i].samples, r->o.pcm[i].n, p->chat->url, e);
+}
+
+/* Does this film bring its sound into the prompt? */
+static bool wants_sound(const struct eng_request *r, const struct req_part *p)
+{
+    if (p->chat->options.use_audio >= 0) return p->chat->options.use_audio == 1;
+    return r->o.audio_in_video;
+}
+
+static status load_part(struct engine *en, struct eng_request *r, struct req_part *p, struct err *e)
+{
+    static const enum token_kind kind_of[] = { [PART_IMAGE] = TOKEN_IMAGE, [PART_AUDIO] = TOKEN_AUDIO,
+                                               [PART_VIDEO] = TOKEN_VIDEO };
+    p->media.kind = kind_of[p->chat->kind];
+    if (p->chat->kind == PART_AUDIO && p->chat->url && strncmp(p->chat->url, "pcm:", 4) == 0)
+        return load_pcm(en, r, p, e);
+    TRY(open_file(r, p, e));
+    switch (p->media.kind) {
+    case TOKEN_AUDIO: return load_sound(en, p, e);
+    case TOKEN_IMAGE: return load_picture(en, r, p, e);
+    default: break;
+    }
+    TRY(open_film(en, r, p, e));
+    p->media.has_audio = wants_sound(r, p);
+    return p->media.has_audio ? load_sound(en, p, e) : OK;
+}
+
+/* With auto_audio: sound in video where every film has some. */
+static status decide_sound(struct eng_request *r, struct err *e)
+{
+    if (!r->o.auto_audio || r->o.audio_in_video) return OK;
+    bool all = true, any = false;
+    for (uint32_t i = 0; i < r->n_parts; i++) {
+        struct req_part *p = &r->part[i];
+        if (p->chat->kind != PART_VIDEO) continue;
+        TRY(open_file(r, p, e));
+        any = true;
+        all = all && media_info(p->file)->has_audio;
+        media_close(&p->file);
+    }
+    r->o.audio_in_video = any && all;
+    return OK;
+}
+
+static status load_media(struct engine *en, struct eng_request *r, const struct eng_given *given, struct err *e)
+{
+    r->n_parts = (uint32_t)r->rendered.n_media;
+    TRY(mem_alloc(&r->part, r->n_parts, sizeof *r->part, e));
+    for (uint32_t i = 0; i < r->n_parts; i++) r->part[i].chat = r->rendered.media[i];
+    if (given && given->features) {
+        if (given->n_features != r->n_parts)
+            return err_set(e, E_ARG, "%u media parts but features of %u", r->n_parts, given->n_features);
+        for (uint32_t i = 0; i < r->n_parts; i++) {
+            static const enum token_kind kind_of[] = { [PART_IMAGE] = TOKEN_IMAGE, [PART_AUDIO] = TOKEN_AUDIO,
+                                                       [PART_VIDEO] = TOKEN_VIDEO };
+            const struct eng_features *f = &given->features[i];
+            struct req_part *p = &r->part[i];
+            p->given = true;
+            p->mel = (float *)f->mel;             /* borrowed: `given` keeps them from being freed or written */
+            p->patches = (float *)f->patches;
+            p->n_frames = f->n_frames;
+            p->media = (struct prompt_media){ .kind = kind_of[p->chat->kind], .t = f->t, .h = f->h, .w = f->w,
+                                              .n_audio = f->mel ? (uint32_t)media_audio_tokens(f->n_frames) : 0,
+                                              .has_audio = f->mel && f->patches,
+                                              .second_per_grid = 2.0 / (r->o.fps > 0 ? r->o.fps : 2.0) };
+        }
+        return OK;
+    }
+    TRY(decide_sound(r, e));
+    for (uint32_t i = 0; i < r->n_parts; i++) TRY(load_part(en, r, &r->part[i], e));
+    return OK;
+}
+
+/* ---- the prompt ------------------------------------------------------------------------------------------- */
+
+static status build_prompt(struct engine *en, struct eng_request *r, struct err *e)
+{
+    const struct model_ids *id = &en->config.ids;
+    const struct prompt_rules rules = {
+        .audio_id = id->audio, .image_id = id->image, .video_id = id->video, .audio_bos = id->audio_start,
+        .audio_eos = id->audio_end, .vision_bos = id->vision_start, .vision_eos = id->vision_end,
+        .position_id_per_seconds = en->config.position_id_per_seconds,
+        .seconds_per_chunk = en->config.seconds_per_chunk, .audio_in_video = r->o.audio_in_video, .n_query_max = 256 };
+    struct prompt_media *media;
+    TRY(tokenizer_encode(en->tok, r->rendered.seg, r->rendered.n_seg, &r->tokens, e));
+    TRY(mem_alloc(&media, r->n_parts, sizeof *media, e));
+    for (uint32_t i = 0; i < r->n_parts; i++) media[i] = r->part[i].media;
+    const status st = prompt_build(&rules, r->tokens.token, (uint32_t)r->tokens.n, media, r->n_parts, &r->prompt, e);
+    free(media);
+    return st;
+}
+
+/* The prompt and the answer must fit the context; says what would. */
+static status check_length(struct engine *en, struct eng_request *r, struct err *e)
+{
+    const uint32_t n = r->prompt.n, max = en->info.max_model_len;
+    if (n == 0) return err_set(e, E_ARG, "the prompt is empty: send at least one message");
+    if (r->o.max_tokens == 0) r->o.max_tokens = n < max ? max - n : 1;
+    if ((uint64_t)n + r->o.max_tokens <= max) {
+        r->n_new_max = r->o.max_tokens;
+        return OK;
+    }
+    uint64_t n_film = 0, n_sound = 0;
+    double fps = r->o.fps > 0 ? r->o.fps : 2.0;
+    for (uint32_t i = 0; i < r->n_parts; i++) {
+        const struct prompt_media *m = &r->part[i].media;
+        if (m->kind == TOKEN_VIDEO) n_film += (uint64_t)m->t * (m->h / 2) * (m->w / 2);
+        n_sound += m->n_audio;
+    }
+    char way[256] = "";
+    const int64_t rest = (int64_t)max - r->o.max_tokens - (int64_t)(n - n_film);
+    const int64_t quiet = (int64_t)max - r->o.max_tokens - (int64_t)(n - n_sound);
+    if (n_film > 0 && rest > 0 && fps * (double)rest / (double)n_film >= 0.01)
+        snprintf(way, sizeof way, ": --fps %.2f fits, or smaller frames (--max-pixels)",
+                 floor(fps * (double)rest / (double)n_film * 100) / 100);
+    else if (n_sound > 0 && quiet > 0)
+        snprintf(way, sizeof way, ": about %.0f s of the %.0f s of sound fit", floor((double)quiet / 25),
+                 (double)n_sound / 25);
+    else if (n < max)
+        snprintf(way, sizeof way, ": ask for at most %u tokens of answer", max - n);
+    return err_set(e, E_ARG, "the prompt has %u tokens (%llu of film, %llu of sound) and the answer up to %u; the context "
+                             "holds %u%s", n, (unsigned long long)n_film, (unsigned long long)n_sound, r->o.max_tokens, max,
+                   way);
+}
+
+/* ---- plan and pages --------------------------------------------------------------------------------------- */
+
+static status make_plan(struct engine *en, struct eng_request *r, struct err *e)
+{
+    const uint32_t L = decoder_shape(en->dec)->L;
+    r->policy = r->o.policy ? *r->o.policy : prune_params_none();
+    TRY(prune_plan(&r->policy, &r->prompt, L, &r->plan, e));
+    r->n_text = r->prompt.n - r->prompt.n_av;
+    uint64_t pages = 0;
+    for (uint32_t l = 0; l < L; l++) pages += kv_pages_of(en->pool, r->plan.alive[l] + r->n_text + r->n_new_max);
+    if (pages > en->info.n_pages) {
+        uint64_t none = (uint64_t)L * kv_pages_of(en->pool, r->prompt.n + r->n_new_max);
+        return err_set(e, E_FULL, "the request needs %llu pages of KV (%u tokens of prompt, up to %u of answer, policy %s) "
+                                  "and the pool has %u: a pool of %.0f MB holds it%s", (unsigned long long)pages,
+                       r->prompt.n, r->n_new_max, prune_params_name(&r->policy), en->info.n_pages,
+                       ceil((double)pages * (double)en->info.page_bytes / 1e6),
+                       pages == none && r->prompt.n_av ? ", or prune with --policy omnidrop" : "");
+    }
+    TRY(kv_reserve(en->pool, (uint32_t)pages, &r->reservation, e));
+    TRY(mem_alloc(&r->table, L, sizeof *r->table, e));
+    for (uint32_t l = 0; l < L; l++)
+        TRY(block_table_init(&r->table[l], en->pool, r->plan.alive[l] + r->n_text + r->n_new_max, e));
+    TRY(mem_alloc(&r->alive, L + 1, sizeof *r->alive, e));
+    TRY(mem_alloc(&r->pages, L, sizeof *r->pages, e));
+    TRY(mem_alloc(&r->survivors, L + 1, sizeof *r->survivors, e));
+    return OK;
+}
+
+static status create(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
+                     const struct eng_given *given, struct eng_request *r, struct err *e)
+{
+    r->o = *o;
+    TRY(sample_check(&o->sample, e));
+    if (o->fps < 0 || o->fps > 240) return err_set(e, E_ARG, "fps is %g: give a rate above 0, at most 240", o->fps);
+    if (o->min_pixels && o->max_pixels && o->min_pixels > o->max_pixels)
+        return err_set(e, E_ARG, "min-pixels %llu is above max-pixels %llu", (unsigned long long)o->min_pixels,
+                       (unsigned long long)o->max_pixels);
+    const double start = clock_s();
+    if (given && given->prompt) {
+        r->prompt = *given->prompt;
+        *given->prompt = (struct prompt){ 0 };
+        r->given_audio = given->audio_embeds;
+        r->given_vision = given->vision_embeds;
+    } else {
+        TRY(chat_render(chat, NULL, &r->rendered, e));
+        TRY(load_media(en, r, given, e));
+        TRY(build_prompt(en, r, e));
+    }
+    r->result.media_s = clock_s() - start;
+    TRY(check_length(en, r, e));
+    TRY(make_plan(en, r, e));
+    TRY(sampler_create(&o->sample, en->config.text.vocab, en->allowed, r->prompt.id, r->prompt.n, &r->sampler, e));
+    detok_init(&r->detok, en->tok);
+    r->next_pos = r->prompt.next_pos;
+    return OK;
+}
+
+status eng_request_create_given(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
+                                const struct eng_given *given, struct eng_request **out, struct err *e)
+{
+    struct eng_request *r;
+    TRY(mem_alloc(&r, 1, sizeof *r, e));
+    const status st = create(en, chat, o, given, r, e);
+    if (st != OK) eng_request_destroy(en, &r);
+    else *out = r;
+    return st;
+}
+
+status eng_request_create(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
+                          struct eng_request **out, struct err *e)
+{
+    return eng_request_create_given(en, chat, o, NULL, out, e);
+}
+
+status eng_request_features(struct engine *en, struct eng_request *r, uint32_t part, struct eng_features *out,
+                            struct err *e)
+{
+    if (part >= r->n_parts) return err_set(e, E_ARG, "media part %u of %u", part, r->n_parts);
+    struct req_part *p = &r->part[part];
+    if (p->patches == NULL && p->video != NULL) {
+        const struct media_vision v = vision_of(en);
+        const size_t rows = (size_t)p->media.t * p->media.h * p->media.w, row = 3u * v.temporal * v.patch * v.patch;
+        TRY(mem_alloc(&p->patches, rows * row, sizeof(float), e));
+        for (uint32_t t = 0; t < p->media.t; t++)
+            TRY(media_video_next(p->video, p->patches + (size_t)t * p->media.h * p->media.w * row, e));
+        media_video_close(&p->video);
+    }
+    *out = (struct eng_features){ .mel = p->mel, .n_frames = p->n_frames, .patches = p->patches, .t = p->media.t,
+                                  .h = p->media.h, .w = p->media.w };
+    return OK;
+}
+
+const struct prompt *eng_request_prompt(const struct eng_request *r) { return &r->prompt; }
+const struct policy_plan *eng_request_plan(const struct eng_request *r) { return &r->plan; }
+const struct eng_result *eng_request_result(const struct eng_request *r) { return &r->result; }
+
+void request_give_back(struct engine *en, struct eng_request *r)
+{
+    const uint32_t L = decoder_shape(en->dec)->L;
+    for (uint32_t l = 0; r->table && l < L; l++) block_table_fini(&r->table[l], en->pool);
+    free(r->table);
+    r->table = NULL;
+    kv_forfeit_all(en->pool, &r->reservation);
+    en->ops->release(en->st, r->audio_embeds);
+    en->ops->release(en->st, r->vision_embeds);
+    r->audio_embeds = r->vision_embeds = NULL;
+    for (uint32_t i = 0; i < r->n_parts; i++) {
+        struct req_part *p = &r->part[i];
+        media_video_close(&p->video);
+        media_close(&p->file);
+        if (!p->given) {
+            free(p->mel);
+            free(p->patches);
+        }
+        p->mel = p->patches = NULL;
+    }
+}
+
+void eng_request_destroy(struct engine *en, struct eng_request **pr)
+{
+    struct eng_request *r = *pr;
+    if (r == NULL) return;
+    request_give_back(en, r);
+    const uint32_t L = decoder_shape(en->dec)->L;
+    for (uint32_t l = 0; r->survivors && l <= L; l++) free(r->survivors[l]);
+    free(r->survivors);
+    free(r->alive);
+    free(r->pages);
+    free(r->part);
+    free(r->audio_saliency);
+    free(r->text);
+    free(r->ids);
+    sampler_destroy(&r->sampler);
+    prune_plan_free(&r->plan);
+    prompt_free(&r->prompt);
+    token_list_free(&r->tokens);
+    chat_prompt_free(&r->rendered);
+    free(r);
+    *pr = NULL;
+}

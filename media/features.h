@@ -111,17 +111,21 @@ status media_image_size(uint32_t h, uint32_t w, const struct media_image_options
 status media_resize_image(const uint8_t *src, uint32_t h, uint32_t w, uint8_t *dst, uint32_t oh, uint32_t ow,
                           struct err *e);
 
-/* Frames: torch's bicubic with antialias in f32. One `struct media_resizer` serves all frames of one size pair. */
+/* Frames: torch's bicubic with antialias in f32. A resizer serves all frames of one pair of sizes; *out is owned. */
 struct media_resizer;
 status media_resizer_create(uint32_t h, uint32_t w, uint32_t oh, uint32_t ow, struct media_resizer **out,
                             struct err *e);
 void media_resizer_destroy(struct media_resizer **r);
-/* src [h, w, 3] RGB8 -> dst [3, oh, ow] f32 of whole values 0..255: clamped, rounded half to even. */
+/* src [h, w, 3] RGB8 -> dst [oh, ow, 4] f32, whole values 0..255 (clamped, rounded half to even), last of 4 unused.
+ * Equal sizes widen only. */
 void media_resize_frame(struct media_resizer *r, const uint8_t *src, float *dst);
-/* src [3, h, w] f32 -> dst [3, oh, ow] f32, neither clamped nor rounded (the processor's resize). */
-void media_resize_planes(struct media_resizer *r, const float *src, float *dst);
+/* src [h, w, 4] f32 -> dst [oh, ow, 4] f32, neither clamped nor rounded: the processor's own resize of frames. */
+void media_resize_again(struct media_resizer *r, const float *src, float *dst);
 
-/* One temporal slice into rows of patches. frame [temporal] pointers to [3, height, width] f32 of 0..255 values;
+/* RGB8 [n, 3] -> f32 [n, 4], for pictures on their way to patches. */
+void media_widen(const uint8_t *rgb, size_t n, float *out);
+
+/* One temporal slice into rows of patches. frame: [temporal] pointers to [height, width, 4] f32 of 0..255 values;
  * out [grid_h * grid_w, 3 * temporal * patch * patch]: rows by merge groups (block row, block column, row in block,
  * column in block), columns channel, frame, y, x; values (v / 255 - mean) / std. */
 void media_patches_write(const struct media_vision *v, const float *const *frame, uint32_t height, uint32_t width,

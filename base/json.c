@@ -13,11 +13,11 @@
 
 #include "base/mem.h"
 
-const struct doc_limits doc_config_limits = {
-    .bytes_max = (size_t)16 << 20, .depth_max = 64, .code = E_MODEL
-};
+const struct doc_limits doc_config_limits = { .bytes_max = (size_t)16 << 20,
+                                              .depth_max = 64,
+                                              .code = E_MODEL };
 
-/* ---- parsing ------------------------------------------------------------------------------------------------ */
+/* ---- parsing ----------------------------------------------------------------------------------------- */
 
 /* Deepest nesting of brackets outside strings, so that no parser recurses further than was allowed. */
 static unsigned depth_of(const char *s, size_t n, size_t *line)
@@ -30,8 +30,10 @@ static unsigned depth_of(const char *s, size_t n, size_t *line)
         const char c = s[i];
         if (c == '\n') at++;
         if (in_string) {
-            if (c == '\\') i++;
-            else if (c == '"') in_string = false;
+            if (c == '\\')
+                i++;
+            else if (c == '"')
+                in_string = false;
         } else if (c == '"') {
             in_string = true;
         } else if (c == '[' || c == '{') {
@@ -61,8 +63,8 @@ status doc_parse(const char *text, size_t n, const char *name, const struct doc_
     const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | (limits->allow_nul ? JSON_ALLOW_NUL : 0);
     json_t *root = json_loadb(text, n, flags, &je);
     if (root == NULL)
-        return err_set(e, limits->code, "%s: line %d, column %d: not valid JSON: %s", name, je.line, je.column,
-                       je.text);
+        return err_set(e, limits->code, "%s: line %d, column %d: not valid JSON: %s", name, je.line,
+                       je.column, je.text);
     out->root = root;
     out->name = mem_must_strdup(name);
     out->code = limits->code;
@@ -70,7 +72,8 @@ status doc_parse(const char *text, size_t n, const char *name, const struct doc_
 }
 
 /* The whole of a regular file, NUL-terminated; *out is owned by the caller. */
-static status read_file(const char *path, const struct doc_limits *limits, char **out, size_t *n, struct err *e)
+static status read_file(const char *path, const struct doc_limits *limits, char **out, size_t *n,
+                        struct err *e)
 {
     status st = OK;
     char *buf = NULL;
@@ -126,7 +129,7 @@ void doc_close(struct doc *d)
     d->name = NULL;
 }
 
-/* ---- places ------------------------------------------------------------------------------------------------- */
+/* ---- places ------------------------------------------------------------------------------------------ */
 
 void doc_root(const struct doc *d, struct doc_at *out)
 {
@@ -168,14 +171,21 @@ const char *doc_kind(const json_t *v)
 {
     if (v == NULL) return "nothing";
     switch (json_typeof(v)) {
-    case JSON_OBJECT: return "an object";
-    case JSON_ARRAY: return "an array";
-    case JSON_STRING: return "a string";
-    case JSON_INTEGER: return "an integer";
-    case JSON_REAL: return "a number with a fraction";
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_ARRAY:
+        return "an array";
+    case JSON_STRING:
+        return "a string";
+    case JSON_INTEGER:
+        return "an integer";
+    case JSON_REAL:
+        return "a number with a fraction";
     case JSON_TRUE:
-    case JSON_FALSE: return "true or false";
-    case JSON_NULL: return "null";
+    case JSON_FALSE:
+        return "true or false";
+    case JSON_NULL:
+        return "null";
     }
     return "nothing";
 }
@@ -183,7 +193,8 @@ const char *doc_kind(const json_t *v)
 static struct doc_at member(const struct doc_at *o, const char *key)
 {
     const json_t *v = json_object_get(o->v, key);
-    return (struct doc_at){ .v = v == NULL || json_is_null(v) ? NULL : v, .up = o, .key = key, .doc = o->doc };
+    return (
+        struct doc_at){ .v = v == NULL || json_is_null(v) ? NULL : v, .up = o, .key = key, .doc = o->doc };
 }
 
 bool doc_has(const struct doc_at *o, const char *key)
@@ -200,7 +211,7 @@ status doc_any(const struct doc_at *o, const char *key, struct doc_at *out, stru
     return OK;
 }
 
-/* ---- the value of a place ----------------------------------------------------------------------------------- */
+/* ---- the value of a place ---------------------------------------------------------------------------- */
 
 status doc_as_object(const struct doc_at *at, struct err *e)
 {
@@ -249,7 +260,7 @@ status doc_as_string(const struct doc_at *at, const char **out, size_t *n, struc
     return OK;
 }
 
-/* ---- members ------------------------------------------------------------------------------------------------ */
+/* ---- members ----------------------------------------------------------------------------------------- */
 
 status doc_object(const struct doc_at *o, const char *key, struct doc_at *out, struct err *e)
 {
@@ -276,7 +287,8 @@ status doc_int(const struct doc_at *o, const char *key, int64_t lo, int64_t hi, 
     return doc_as_int(&m, lo, hi, out, e);
 }
 
-status doc_u32(const struct doc_at *o, const char *key, uint32_t lo, uint32_t hi, uint32_t *out, struct err *e)
+status doc_u32(const struct doc_at *o, const char *key, uint32_t lo, uint32_t hi, uint32_t *out,
+               struct err *e)
 {
     int64_t v;
     TRY(doc_int(o, key, lo, hi, &v, e));
@@ -333,7 +345,7 @@ status doc_opt_string(const struct doc_at *o, const char *key, const char **out,
     return doc_has(o, key) ? doc_string(o, key, out, e) : OK;
 }
 
-/* ---- elements ----------------------------------------------------------------------------------------------- */
+/* ---- elements ---------------------------------------------------------------------------------------- */
 
 size_t doc_count(const struct doc_at *array)
 {
@@ -381,7 +393,8 @@ status doc_only(const struct doc_at *o, const char *const *allowed, struct err *
     TRY(doc_as_object(o, e));
     const char *key;
     json_t *v;
-    json_object_foreach((json_t *)(uintptr_t)o->v, key, v) {
+    json_object_foreach((json_t *)(uintptr_t)o->v, key, v)
+    {
         size_t i = 0;
         while (allowed[i] != NULL && strcmp(allowed[i], key) != 0) i++;
         if (allowed[i] != NULL) continue;

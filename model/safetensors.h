@@ -34,6 +34,7 @@ struct tensor_info {
     uint64_t bytes;
     uint64_t begin;                /* offset in the file's data */
     uint32_t file;                 /* index for tensor_files_path */
+    bool is_copy;                  /* the file did not align it: data is on the heap, not in the mapping */
 };
 
 struct tensor_files;

@@ -15,9 +15,9 @@
 
 static const struct doc_limits small = { .bytes_max = 4096, .depth_max = 5, .code = E_MODEL };
 
-#define MUST_OK(expr)                                                                                      \
-    do {                                                                                                   \
-        if ((expr) != OK) fail_msg("%s", e.text);                                                          \
+#define MUST_OK(expr)                                                                                        \
+    do {                                                                                                     \
+        if ((expr) != OK) fail_msg("%s", e.text);                                                            \
     } while (0)
 
 /* The call failed with E_MODEL and says `words`. */
@@ -30,7 +30,9 @@ static void says(status st, const struct err *e, const char *words)
 static void refuses_broken_texts(void **state)
 {
     (void)state;
-    static const struct { const char *text, *words; } bad[] = {
+    static const struct {
+        const char *text, *words;
+    } bad[] = {
         { "", "t.json: line 1" },
         { "{\"a\": 1", "not valid JSON" },
         { "{\"a\": 1} x", "line 1, column 10" },
@@ -85,8 +87,9 @@ static void size_limit_holds_for_files_and_buffers(void **state)
 static void getters_check_kind_range_and_name_the_path(void **state)
 {
     (void)state;
-    static const char text[] = "{\"t\": {\"i\": 7, \"f\": 1.5, \"two\": 2.0, \"s\": \"x\", \"b\": true, \"z\": null,"
-                               " \"a\": [1, 2, \"3\"]}, \"list\": [{\"k\": 1}, {\"k\": \"no\"}]}";
+    static const char text[] =
+        "{\"t\": {\"i\": 7, \"f\": 1.5, \"two\": 2.0, \"s\": \"x\", \"b\": true, \"z\": null,"
+        " \"a\": [1, 2, \"3\"]}, \"list\": [{\"k\": 1}, {\"k\": \"no\"}]}";
     struct doc d;
     struct err e;
     struct doc_at root, t, list, el, any;

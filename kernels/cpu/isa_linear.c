@@ -27,6 +27,7 @@
 
 /* Sums of one tile and one panel. */
 struct sums { float at[CPU_TILE][CPU_PANEL] __attribute__((aligned(64))); };
+#define SUMS (CPU_TILE * CPU_PANEL)
 
 /* ---- the inner loop ---------------------------------------------------------------------------------------- */
 
@@ -46,7 +47,7 @@ VEC_FN vf dot_pairs(vf sum, vu x, vu w)
 /* Steps of R rows (neighbours in a tile of m) and V vectors at w of each of P panels that are `stride` dwords
  * apart. All but n_steps, m and the pointers are constants where this is called. */
 VEC_FN void multiply(const enum kind kind, const int R, const int P, const int V, uint32_t n_steps, const uint32_t *x,
-                     uint32_t m, const uint32_t *w, size_t stride, size_t ahead, struct sums *out)
+                     uint32_t m, const uint32_t *w, size_t stride, size_t ahead, float *out)
 {
     vf c[CPU_TILE][8];
 #pragma GCC unroll 16
@@ -85,7 +86,7 @@ VEC_FN void multiply(const enum kind kind, const int R, const int P, const int V
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < P * V; v++) vf_store(&out[v / V].at[r][v % V * CPU_VEC], c[r][v]);
+        for (int v = 0; v < P * V; v++) vf_store(out + v / V * SUMS + r * CPU_PANEL + v % V * CPU_VEC, c[r][v]);
 }
 
 
@@ -97,16 +98,16 @@ VEC_FN void multiply(const enum kind kind, const int R, const int P, const int V
 #endif
 
 typedef void (*multiply_fn)(uint32_t n_steps, const uint32_t *x, uint32_t m, const uint32_t *w, size_t stride,
-                            size_t ahead, struct sums *out);
+                            size_t ahead, float *out);
 
 #define DEFINE_ROWS(name, kind, R, P)                                                                          \
     static __attribute__((noinline)) void name##_##R(uint32_t n_steps, const uint32_t *x, uint32_t m,          \
                                                      const uint32_t *w, size_t stride, size_t ahead,           \
-                                                     struct sums *out)                                         \
+                                                     float *out)                                               \
     {                                                                                                          \
         for (int v = 0; v < PANEL_VECS; v += BLOCK_VECS(R))                                                    \
             multiply(kind, R, P, BLOCK_VECS(R), n_steps, x, m, w + v * CPU_VEC, stride, ahead,                 \
-                     (struct sums *)&out->at[0][v * CPU_VEC]);                                                 \
+                     out + v * CPU_VEC);                                                                       \
     }
 #if CPU_VEC == 16
 #define DEFINE_ALL(name, kind)                                                                                 \
@@ -214,15 +215,14 @@ static void product(const struct cpu_product *p, uint32_t panel0, uint32_t panel
             const uint32_t *x = (const uint32_t *)p->x.data + row0 * kp + x_skip * m;
             if (m <= PAIR_ROWS && tile1 - tile0 == 1 && panel + 1 < panel1) {
                 n_panels = 2;
-                two[m - 1](n_steps, x, m, b, stride, ahead, s);
+                two[m - 1](n_steps, x, m, b, stride, ahead, s[0].at[0]);
                 finish(p, &s[0], panel, i, row0, m);
                 finish(p, &s[1], panel + 1, i, row0, m);
                 continue;
             }
             const uint32_t n_blocks = (m + MAX_ROWS - 1) / MAX_ROWS, block = (m + n_blocks - 1) / n_blocks;
             for (uint32_t r = 0; r < m; r += block)
-                one[(m - r < block ? m - r : block) - 1](n_steps, x + r, m, b, stride, ahead,
-                                                         (struct sums *)s[0].at[r]);
+                one[(m - r < block ? m - r : block) - 1](n_steps, x + r, m, b, stride, ahead, s[0].at[r]);
             finish(p, &s[0], panel, i, row0, m);
         }
         panel += n_panels;

@@ -71,8 +71,9 @@ struct prompt_rules {              /* from the checkpoint's config */
 status prompt_build(const struct prompt_rules *rules, const struct prompt_token *tokens, uint32_t n_tokens,
                     const struct prompt_media *media, uint32_t n_media, struct prompt *out, struct err *e);
 
-/* From given arrays instead (reference cases that start at ids): copies id, pos, kind, chunk, query; items are derived
- * from runs of kind and chunk; query may be empty. E_ARG where lengths or ranges are wrong. */
+/* From given arrays instead (reference cases that start at ids): copies id, pos, kind, chunk, query; items are
+ * derived from runs of AV tokens; an empty query becomes the tokens after the last AV token; user_text is empty.
+ * E_ARG where lengths or ranges are wrong. */
 status prompt_from_arrays(const struct prompt_rules *rules, uint32_t n, const int64_t *id, const int64_t *pos /*[3,n]*/,
                           const int64_t *kind, const int64_t *chunk, const int64_t *query, uint32_t n_query,
                           struct prompt *out, struct err *e);

@@ -102,7 +102,7 @@ struct prefill {
     struct cpu_heads heads;
     bool pairs;                         /* the operand's form */
     const struct tile *tile;
-    uint32_t n_items, next;             /* item: tile * H + head */
+    uint32_t n_items;                   /* item: tile * H + head */
 };
 
 static void prefill_item(const struct prefill *j, const struct tile *tile, uint32_t h, const struct cpu_room *room)
@@ -138,14 +138,13 @@ static void prefill_item(const struct prefill *j, const struct tile *tile, uint3
     }
 }
 
-static void prefill_job(void *arg, int thread, int n_threads)
+static void prefill_items(void *arg, int thread, uint32_t begin, uint32_t end)
 {
-    (void)n_threads;
-    struct prefill *j = arg;
+    const struct prefill *j = arg;
     const struct cpu_room room = cpu_room_at(j->a->scratch, thread, j->heads.D);
-    for (uint32_t i; cpu_take(&j->next, j->n_items, &i);) {
-        i = j->n_items - 1 - i;
-        prefill_item(j, &j->tile[i / j->a->H], i % j->a->H, &room);
+    for (uint32_t i = begin; i < end; i++) {
+        const uint32_t item = j->n_items - 1 - i;
+        prefill_item(j, &j->tile[item / j->a->H], item % j->a->H, &room);
     }
 }
 
@@ -160,7 +159,7 @@ status cpu_attention(struct stream *stream, const struct attention_args *a, stru
             tile[n_tiles++] = (struct tile){ s, i };
     struct prefill j = { .st = st, .a = a, .heads = cpu_heads_of(st, a->shape.D, a->shape.dtype, a->scale),
                          .pairs = operand_pairs(st->isa, a->out->compute), .tile = tile, .n_items = n_tiles * a->H };
-    threads_run(st->threads, prefill_job, &j);
+    cpu_for(stream, j.n_items, 1, prefill_items, &j);
     return OK;
 }
 
@@ -175,7 +174,7 @@ struct decode {
     struct cpu_heads heads;
     bool pairs;
     struct split *entry;
-    uint32_t row0, n_rows, n_entries, next, next_merge;   /* of this round */
+    uint32_t row0, n_entries;           /* of this round */
     float *m, *l, *acc;                 /* [slots], [slots], [slots][Dv] */
 };
 
@@ -219,24 +218,22 @@ static void decode_item(const struct decode *j, const struct split *x, uint32_t 
     }
 }
 
-static void decode_job(void *arg, int thread, int n_threads)
+static void decode_items(void *arg, int thread, uint32_t begin, uint32_t end)
 {
-    (void)n_threads;
-    struct decode *j = arg;
+    const struct decode *j = arg;
     const struct cpu_room room = cpu_room_at(j->a->scratch, thread, j->heads.D);
     const uint32_t G = j->a->shape.G;
-    for (uint32_t i; cpu_take(&j->next, j->n_entries * G, &i);)
+    for (uint32_t i = begin; i < end; i++)
         decode_item(j, &j->entry[i / G], i / G * j->a->H, i % G, &room);
 }
 
-static void merge_job(void *arg, int thread, int n_threads)
+static void merge_rows(void *arg, int thread, uint32_t begin, uint32_t end)
 {
-    (void)thread, (void)n_threads;
-    struct decode *j = arg;
+    (void)thread;
+    const struct decode *j = arg;
     const uint32_t H = j->a->H, out_tile = operand_tile(j->a->out->rows);
     float y[CPU_HEAD_MAX];
-    for (uint32_t i; cpu_take(&j->next_merge, j->n_rows, &i);) {
-        const uint32_t row = j->row0 + i;
+    for (uint32_t row = j->row0 + begin; row < j->row0 + end; row++) {
         uint32_t x = 0;
         while (j->entry[x].row != row) x++;
         const struct operand_tile out = operand_tile_at(j->a->out, j->pairs, row / out_tile);
@@ -267,12 +264,11 @@ status cpu_attention_decode(struct stream *stream, const struct attention_args *
     j.l = j.m + cap * a->H;
     for (uint32_t i = 0; i < n;) {      /* rounds of as many rows as the slots hold */
         j.row0 = i;
-        j.n_entries = j.next = j.next_merge = 0;
+        j.n_entries = 0;
         for (; i < n && j.n_entries + n_splits(a->visible[i]) <= cap; i++)
             for (uint32_t s = 0; s < n_splits(a->visible[i]); s++) j.entry[j.n_entries++] = (struct split){ i, s };
-        j.n_rows = i - j.row0;
-        threads_run(st->threads, decode_job, &j);
-        threads_run(st->threads, merge_job, &j);
+        cpu_for(stream, j.n_entries * a->shape.G, 1, decode_items, &j);
+        cpu_for(stream, i - j.row0, 1, merge_rows, &j);
     }
     return OK;
 }

@@ -76,9 +76,6 @@ struct cpu_attention_kernels {
     void (*dots)(const float *x, const float *y, uint32_t d, float out[3]);
 };
 
-extern const struct cpu_attention_kernels cpu_attention_kernels_plain, cpu_attention_kernels_avx2,
-    cpu_attention_kernels_avx512, cpu_attention_kernels_avx512bf16;
-
 /* Geometry of pages of this dtype on this stream. */
 static inline struct cpu_heads cpu_heads_of(const struct cpu_stream *st, uint32_t D, enum dtype dtype, float scale)
 {
@@ -112,27 +109,6 @@ size_t cpu_decode_shared(uint32_t H, uint32_t D, uint32_t max_keys);
 size_t cpu_segment_shared(uint32_t H, uint32_t n);
 size_t cpu_scores_shared(uint32_t H, uint32_t D, uint32_t n, uint32_t max_keys);
 
-/* Items of work in any order, one thread each: false when none is left. */
-static inline bool cpu_take(uint32_t *next, uint32_t n, uint32_t *item)
-{
-    *item = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
-    return *item < n;
-}
-
 static inline size_t cpu_align(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-/* ---- the entries of the ops table; meanings in kernels/ops.h ------------------------------------------------ */
-
-size_t cpu_page_bytes(const struct stream *st, uint32_t G, uint32_t D, enum dtype dtype);
-size_t cpu_attention_scratch(const struct stream *st, uint32_t H, uint32_t D, uint32_t n, uint32_t max_keys);
-size_t cpu_select_scratch(const struct stream *st, uint32_t n);
-status cpu_rope(struct stream *st, const struct rope_args *a, struct err *e);
-status cpu_kv_write(struct stream *st, const struct kv_write_args *a, struct err *e);
-status cpu_attention(struct stream *st, const struct attention_args *a, struct err *e);
-status cpu_attention_decode(struct stream *st, const struct attention_args *a, struct err *e);
-status cpu_segment_attention(struct stream *st, const struct segment_attention_args *a, struct err *e);
-status cpu_query_scores(struct stream *st, const struct query_scores_args *a, struct err *e);
-status cpu_select(struct stream *st, const struct select_args *a, struct err *e);
-status cpu_cosine(struct stream *st, const struct cosine_args *a, struct err *e);
 
 #endif

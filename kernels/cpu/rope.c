@@ -1,18 +1,11 @@
 /* kernels/cpu/rope.c - rotary positions, and K and V rows on their way into pages. Layout of pages: attention.h. */
 #include "kernels/cpu/attention.h"
 
-#define FEW_FLOATS 8192             /* under this a second thread costs more than it brings */
+#define FEW_FLOATS 8192             /* floats of one piece of work */
 
 size_t cpu_page_bytes(const struct stream *st, uint32_t G, uint32_t D, enum dtype dtype)
 {
     return G * cpu_heads_of(cpu_stream_of(st), D, dtype, 1.0f).head_bytes;
-}
-
-/* Run `job` on all threads, or on this one where there is little to do. */
-static void run(const struct cpu_stream *st, bool few, threads_job job, void *arg)
-{
-    if (few) job(arg, 0, 1);
-    else threads_run(st->threads, job, arg);
 }
 
 /* ---- rope -------------------------------------------------------------------------------------------------- */
@@ -22,13 +15,12 @@ struct rope_job {
     const struct rope_args *a;
 };
 
-static void rope_rows(void *arg, int thread, int n_threads)
+static void rope_rows(void *arg, int thread, uint32_t begin, uint32_t end)
 {
+    (void)thread;
     const struct rope_job *j = arg;
     const struct rope_args *a = j->a;
-    const uint32_t first = (uint32_t)((uint64_t)a->n * (uint32_t)thread / (uint32_t)n_threads);
-    const uint32_t last = (uint32_t)((uint64_t)a->n * ((uint32_t)thread + 1) / (uint32_t)n_threads);
-    for (uint32_t i = first; i < last; i++) {
+    for (uint32_t i = begin; i < end; i++) {
         const size_t at = (size_t)(a->row != NULL ? a->row[i] : i) * (a->D / 2);
         for (uint32_t h = 0; h < a->heads; h++) {
             float *x = a->x + i * a->ldx + (size_t)h * a->D;
@@ -42,7 +34,7 @@ status cpu_rope(struct stream *stream, const struct rope_args *a, struct err *e)
     const struct cpu_stream *st = cpu_stream_of(stream);
     TRY(cpu_heads_check(a->D, 1, 1, DT_F32, e));
     struct rope_job j = { st, a };
-    run(st, (size_t)a->n * a->heads * a->D < FEW_FLOATS, rope_rows, &j);
+    cpu_for(stream, a->n, FEW_FLOATS / (a->heads * a->D + 1) + 1, rope_rows, &j);
     return OK;
 }
 
@@ -76,22 +68,30 @@ static void write_page(const struct write_job *j, uint32_t i0, uint32_t n, uint3
     }
 }
 
-/* Sequences in turn; their pages are dealt to the threads. */
-static void write_pages(void *arg, int thread, int n_threads)
+/* The pages that sequence s of the batch touches: the first in its view, and how many. */
+static uint32_t touched(const struct kv_write_args *a, uint32_t s, uint32_t *first)
 {
+    const uint32_t begin = a->kv_start[s], n = a->seq_start[s + 1] - a->seq_start[s];
+    *first = begin / CPU_PAGE_TOKENS;
+    return n == 0 ? 0 : (begin + n - 1) / CPU_PAGE_TOKENS - *first + 1;
+}
+
+/* Pages begin .. end - 1 of all that are touched, sequence after sequence. */
+static void write_pages(void *arg, int thread, uint32_t begin, uint32_t end)
+{
+    (void)thread;
     const struct write_job *j = arg;
     const struct kv_write_args *a = j->a;
-    uint32_t turn = 0;
-    for (uint32_t s = 0; s < a->n_seqs; s++) {
-        const uint32_t first = a->seq_start[s], end = a->seq_start[s + 1];
-        for (uint32_t i = first; i < end; turn++) {
-            const uint32_t at = a->kv_start[s] + (i - first), slot = at % CPU_PAGE_TOKENS;
-            const uint32_t room = CPU_PAGE_TOKENS - slot, n = end - i < room ? end - i : room;
-            if (turn % (uint32_t)n_threads == (uint32_t)thread)
-                write_page(j, i, n, slot,
-                           (char *)a->shape.base + a->view[s].page[at / CPU_PAGE_TOKENS] * a->shape.page_bytes);
-            i += n;
+    for (uint32_t s = 0, at = 0; s < a->n_seqs && at < end; s++) {
+        uint32_t first;
+        const uint32_t n_pages = touched(a, s, &first), kv0 = a->kv_start[s], kv1 = kv0 + a->seq_start[s + 1] - a->seq_start[s];
+        for (uint32_t p = begin > at ? begin - at : 0; p < n_pages && at + p < end; p++) {
+            const uint32_t page_row = (first + p) * CPU_PAGE_TOKENS, from = page_row > kv0 ? page_row : kv0;
+            const uint32_t to = kv1 - page_row < CPU_PAGE_TOKENS ? kv1 : page_row + CPU_PAGE_TOKENS;
+            write_page(j, a->seq_start[s] + from - kv0, to - from, from - page_row,
+                       (char *)a->shape.base + a->view[s].page[first + p] * a->shape.page_bytes);
         }
+        at += n_pages;
     }
 }
 
@@ -100,7 +100,8 @@ status cpu_kv_write(struct stream *stream, const struct kv_write_args *a, struct
     const struct cpu_stream *st = cpu_stream_of(stream);
     TRY(cpu_heads_check(a->shape.D, a->shape.G, a->shape.G, a->shape.dtype, e));
     struct write_job j = { .st = st, .a = a, .heads = cpu_heads_of(st, a->shape.D, a->shape.dtype, 1.0f) };
-    const uint32_t n = a->n_seqs > 0 ? a->seq_start[a->n_seqs] - a->seq_start[0] : 0;
-    run(st, (size_t)n * a->shape.G * a->shape.D < FEW_FLOATS, write_pages, &j);
+    uint32_t n = 0, first;
+    for (uint32_t s = 0; s < a->n_seqs; s++) n += touched(a, s, &first);
+    cpu_for(stream, n, FEW_FLOATS / (CPU_PAGE_TOKENS * a->shape.G * a->shape.D) + 1, write_pages, &j);
     return OK;
 }

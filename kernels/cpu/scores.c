@@ -27,7 +27,6 @@ struct scores {
     char *q;                        /* [G][subs] packed subtiles, 12 * D * 4 bytes apart  */
     uint32_t *visible;              /* [rows]                                             */
     float *m, *l;                   /* [n_splits][G][rows]; split 0 then holds the merged */
-    uint32_t next[4];               /* item counters of the passes                        */
 };
 
 static uint32_t subtiles(uint32_t rows) { return (rows + CPU_TILE - 1) / CPU_TILE; }
@@ -58,12 +57,12 @@ static void block_pages(const struct scores *j, uint32_t g, uint32_t k0, uint32_
         page[p] = base + j->a->view.page[k0 / CPU_PAGE_TOKENS + p] * shape->page_bytes;
 }
 
-static void pack_job(void *arg, int thread, int n_threads)
+static void pack_items(void *arg, int thread, uint32_t begin, uint32_t end)
 {
-    (void)thread, (void)n_threads;
-    struct scores *j = arg;
+    (void)thread;
+    const struct scores *j = arg;
     const struct query_scores_args *a = j->a;
-    for (uint32_t x; cpu_take(&j->next[0], a->shape.G * j->subs, &x);) {
+    for (uint32_t x = begin; x < end; x++) {
         const struct cpu_rows r = subtile(j, x / j->subs, x % j->subs, 0);
         const float *row[CPU_TILE];
         for (uint32_t i = 0; i < r.n; i++) {
@@ -74,13 +73,12 @@ static void pack_job(void *arg, int thread, int n_threads)
     }
 }
 
-static void stats_job(void *arg, int thread, int n_threads)
+static void stats_items(void *arg, int thread, uint32_t begin, uint32_t end)
 {
-    (void)n_threads;
-    struct scores *j = arg;
+    const struct scores *j = arg;
     const struct cpu_room room = cpu_room_at(j->a->scratch, thread, j->heads.D);
-    const uint32_t G = j->a->shape.G, n_tiles = (j->subs + TILE_SUBS - 1) / TILE_SUBS;
-    for (uint32_t x; cpu_take(&j->next[1], G * n_tiles * j->n_splits, &x);) {
+    const uint32_t n_tiles = (j->subs + TILE_SUBS - 1) / TILE_SUBS;
+    for (uint32_t x = begin; x < end; x++) {
         const uint32_t split = x % j->n_splits, g = x / j->n_splits / n_tiles, t0 = x / j->n_splits % n_tiles * TILE_SUBS;
         const uint32_t t1 = j->subs - t0 < TILE_SUBS ? j->subs : t0 + TILE_SUBS, most = j->visible[j->rows - 1];
         for (uint32_t t = t0; t < t1; t++) {
@@ -98,29 +96,27 @@ static void stats_job(void *arg, int thread, int n_threads)
     }
 }
 
-static void merge_job(void *arg, int thread, int n_threads)
+static void merge_rows(void *arg, int thread, uint32_t begin, uint32_t end)
 {
-    (void)thread, (void)n_threads;
-    struct scores *j = arg;
-    const uint32_t all = j->a->shape.G * j->rows, step = 64;
-    for (uint32_t x; cpu_take(&j->next[2], (all + step - 1) / step, &x);)
-        for (uint32_t i = x * step; i < all && i < (x + 1) * step; i++) {
-            float top = j->m[i], sum = 0.0f;
-            for (uint32_t s = 1; s < j->n_splits; s++) top = fmaxf(top, j->m[(size_t)s * all + i]);
-            for (uint32_t s = 0; s < j->n_splits; s++)
-                sum += j->l[(size_t)s * all + i] * expf(j->m[(size_t)s * all + i] - top);
-            j->m[i] = top;
-            j->l[i] = sum;
-        }
+    (void)thread;
+    const struct scores *j = arg;
+    const uint32_t all = j->a->shape.G * j->rows;
+    for (uint32_t i = begin; i < end; i++) {
+        float top = j->m[i], sum = 0.0f;
+        for (uint32_t s = 1; s < j->n_splits; s++) top = fmaxf(top, j->m[(size_t)s * all + i]);
+        for (uint32_t s = 0; s < j->n_splits; s++)
+            sum += j->l[(size_t)s * all + i] * expf(j->m[(size_t)s * all + i] - top);
+        j->m[i] = top;
+        j->l[i] = sum;
+    }
 }
 
-static void columns_job(void *arg, int thread, int n_threads)
+static void columns_items(void *arg, int thread, uint32_t begin, uint32_t end)
 {
-    (void)n_threads;
-    struct scores *j = arg;
+    const struct scores *j = arg;
     const struct cpu_room room = cpu_room_at(j->a->scratch, thread, j->heads.D);
-    const uint32_t G = j->a->shape.G, keys = j->a->view.n_rows, n_blocks = (keys + CPU_BLOCK - 1) / CPU_BLOCK;
-    for (uint32_t x; cpu_take(&j->next[3], G * n_blocks, &x);) {
+    const uint32_t keys = j->a->view.n_rows, n_blocks = (keys + CPU_BLOCK - 1) / CPU_BLOCK;
+    for (uint32_t x = begin; x < end; x++) {
         const uint32_t g = x / n_blocks, k0 = x % n_blocks * CPU_BLOCK;
         const uint32_t n = keys - k0 < CPU_BLOCK ? keys - k0 : CPU_BLOCK;
         float sum[CPU_BLOCK] = { 0 }, *out = j->a->partial + (size_t)g * keys + k0;
@@ -155,11 +151,11 @@ status cpu_query_scores(struct stream *stream, const struct query_scores_args *a
         j.m = (float *)((char *)j.visible + cpu_align(j.rows * sizeof(uint32_t)));
         j.l = j.m + (size_t)j.n_splits * a->shape.G * j.rows;
         for (uint32_t i = 0; i < j.rows; i++) j.visible[i] = a->visible[j.i0 + i / j.group];
-        memset(j.next, 0, sizeof j.next);
-        threads_run(st->threads, pack_job, &j);
-        threads_run(st->threads, stats_job, &j);
-        threads_run(st->threads, merge_job, &j);
-        threads_run(st->threads, columns_job, &j);
+        const uint32_t G = a->shape.G, n_tiles = (j.subs + TILE_SUBS - 1) / TILE_SUBS;
+        cpu_for(stream, G * j.subs, 8, pack_items, &j);
+        cpu_for(stream, G * n_tiles * j.n_splits, 1, stats_items, &j);
+        cpu_for(stream, G * j.rows, 128, merge_rows, &j);
+        cpu_for(stream, G * ((a->view.n_rows + CPU_BLOCK - 1) / CPU_BLOCK), 1, columns_items, &j);
     }
     return OK;
 }

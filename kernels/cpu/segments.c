@@ -17,7 +17,6 @@ struct segments {
     uint32_t n, n_tiles;
     struct tile *tile;                  /* [n_tiles]                        */
     float *m, *l, *part;                /* [heads][n] each, with received   */
-    uint32_t next, next_received;
 };
 
 size_t cpu_segment_shared(uint32_t H, uint32_t n)
@@ -88,12 +87,11 @@ static void attend_item(const struct segments *j, const struct tile *t, uint32_t
     }
 }
 
-static void attend_job(void *arg, int thread, int n_threads)
+static void attend_items(void *arg, int thread, uint32_t begin, uint32_t end)
 {
-    (void)n_threads;
-    struct segments *j = arg;
+    const struct segments *j = arg;
     const struct cpu_room room = cpu_room_at(j->a->scratch, thread, j->a->D);
-    for (uint32_t i; cpu_take(&j->next, j->n_tiles * j->a->heads, &i);)
+    for (uint32_t i = begin; i < end; i++)
         attend_item(j, &j->tile[i / j->a->heads], i % j->a->heads, &room);
 }
 
@@ -128,12 +126,11 @@ static void received_pass(const struct segments *j, uint32_t seg, uint32_t h, bo
     }
 }
 
-static void received_job(void *arg, int thread, int n_threads)
+static void received_items(void *arg, int thread, uint32_t begin, uint32_t end)
 {
-    (void)n_threads;
-    struct segments *j = arg;
+    const struct segments *j = arg;
     const struct cpu_room room = cpu_room_at(j->a->scratch, thread, j->a->D);
-    for (uint32_t i; cpu_take(&j->next_received, j->a->n_segs * j->a->heads, &i);) {
+    for (uint32_t i = begin; i < end; i++) {
         const uint32_t seg = i / j->a->heads, h = i % j->a->heads, first = j->a->seg_start[seg];
         memset(j->part + (size_t)h * j->n + first, 0, (j->a->seg_start[seg + 1] - first) * sizeof(float));
         received_pass(j, seg, h, false, &room);
@@ -170,9 +167,9 @@ status cpu_segment_attention(struct stream *stream, const struct segment_attenti
     j.m = (float *)((char *)j.tile + cpu_align(j.n * sizeof(struct tile)));
     j.l = j.m + (size_t)a->heads * j.n;
     j.part = j.l + (size_t)a->heads * j.n;
-    threads_run(st->threads, attend_job, &j);
+    cpu_for(stream, j.n_tiles * a->heads, 1, attend_items, &j);
     if (a->received == NULL) return OK;
-    threads_run(st->threads, received_job, &j);
+    cpu_for(stream, a->n_segs * a->heads, 1, received_items, &j);
     received_mean(&j);
     return OK;
 }

@@ -82,7 +82,7 @@ $(foreach m,$(MODULES),$(eval $(call test_rule,$(m))))
 
 $(BUILD)/tests/golden: tests/golden.c $(LIBOBJ)
 $(BUILD)/tests/vectors: tests/vectors.c $(LIBOBJ)
-$(BUILD)/bench: tests/bench.c $(LIBOBJ)
+$(BUILD)/bench: $(wildcard tests/bench/*.c) $(LIBOBJ)
 $(RUN_BIN) $(BUILD)/bench:
 	@echo "  LINK $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP $(LDFLAGS) -o $@ $(filter %.c %.o,$^) $(LIBS)

@@ -1,0 +1,50 @@
+/* tests/bench/bench.h - the measurements of `make bench`: what a row is, and what rows measure against.
+ * A row is a ratio to something measured in the same minute (the peak of the bf16 dot product, a pure read of the
+ * same bytes), because clocks and memory of shared machines move; rounds are interleaved and medians taken.
+ * Each file bench_*.c has one NULL-terminated table of rows, named in bench.c. */
+#ifndef TESTS_BENCH_BENCH_H
+#define TESTS_BENCH_BENCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "kernels/ops.h"
+
+struct bench {
+    struct stream *st;            /* the CPU with all threads asked for                               */
+    int n_threads;
+    const char *program;          /* argv[0], for the command of a row                                */
+};
+
+struct bench_result {
+    double value;
+    const char *unit;             /* static text                                                      */
+    double floor;                 /* what the value must reach; 0: the row is a measure for others    */
+    bool lower_is_better;         /* a time: the value must stay under the floor                      */
+    char note[256];               /* shapes, absolute numbers, formula of the floor; printed          */
+};
+
+struct bench_row {
+    const char *name;
+    status (*run)(struct bench *b, struct bench_result *r, struct err *e);
+};
+
+extern const struct bench_row bench_kernel_rows[];
+
+/* ---- what rows measure with -------------------------------------------------------------------------------- */
+
+/* GFLOP/s of the machine's widest multiply-add (bf16 dot product where it has it) on all threads, about 20 ms. */
+double bench_peak(struct bench *b);
+
+/* Seconds to read `bytes` at p once, all threads, each its part in order. */
+double bench_read(struct bench *b, const void *p, size_t bytes);
+
+double bench_median(double *v, int n);
+
+/* n random floats in -1 .. 1 / bf16 values times `scale`; *out is owned, free() it. */
+status bench_random(size_t n, float **out, struct err *e);
+status bench_random_bf16(size_t n, float scale, uint16_t **out, struct err *e);
+
+#endif

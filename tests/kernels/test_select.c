@@ -1,0 +1,122 @@
+/* tests/kernels/test_select.c - which tokens go: OmniDrop Algorithm 1.
+ * Method: the selections of tests/data/vectors/omnidrop.json, and random scores full of ties, NaN and -0 against a sort
+ * by the rule's own words. */
+#include <jansson.h>
+
+#include "tests/kernels/twin.h"
+
+static void run(struct stream *st, const struct select_args *args, uint32_t *keep)
+{
+    struct select_args a = *args;
+    a.keep = keep;
+    a.scratch = twin_alloc(st->ops->select_scratch(st, a.n));
+    TWIN_OK(st->ops->select(st, &a, e));
+    free(a.scratch);
+}
+
+/* Every selection of the file. */
+static void test_vectors(void **state)
+{
+    (void)state;
+    json_error_t je;
+    json_t *root = json_load_file("tests/data/vectors/omnidrop.json", 0, &je);
+    if (root == NULL) fail_msg("omnidrop.json: %s", je.text);
+    json_t *cases = json_object_get(root, "select");
+    assert_true(json_array_size(cases) >= 60);
+    struct stream *st = twin_open(NULL, 1);
+    for (size_t c = 0; c < json_array_size(cases); c++) {
+        json_t *v = json_array_get(cases, c), *scores = json_object_get(v, "scores");
+        json_t *chunks = json_object_get(v, "chunks"), *gone = json_object_get(v, "pruned");
+        const uint32_t n = (uint32_t)json_array_size(scores), k = (uint32_t)json_integer_value(json_object_get(v, "k"));
+        float *s = twin_floats(n);
+        int32_t *chunk = calloc(n + 1, sizeof *chunk);
+        uint32_t *keep = calloc(n + 1, sizeof *keep), at = 0;
+        bool *pruned = calloc(n + 1, sizeof *pruned);
+        for (uint32_t i = 0; i < n; i++) {
+            s[i] = (float)json_number_value(json_array_get(scores, i));
+            chunk[i] = (int32_t)json_integer_value(json_array_get(chunks, i));
+        }
+        const struct select_args a = { .score = s, .chunk = chunk, .n = n, .k = k,
+                                       .tds = json_is_true(json_object_get(v, "tds")),
+                                       .lambda_div = json_number_value(json_object_get(v, "lambda_div")),
+                                       .max_chunk = (int32_t)json_integer_value(json_object_get(v, "max_chunk")) };
+        run(st, &a, keep);
+        assert_int_equal(json_array_size(gone), k);
+        for (uint32_t i = 0; i < k; i++) pruned[json_integer_value(json_array_get(gone, i))] = true;
+        for (uint32_t i = 0; i < n; i++)
+            if (!pruned[i] && keep[at++] != i) fail_msg("case %zu: token %u should have lived", c, i);
+        assert_int_equal(at, n - k);
+        free(s), free(chunk), free(keep), free(pruned);
+    }
+    st->ops->close(&st);
+    json_decref(root);
+}
+
+/* The rule, by a sort: least important first; NaN least of all; of equals the higher index first. */
+struct item { double value; uint32_t index; };
+
+static int by_rule(const void *x, const void *y)
+{
+    const struct item *a = x, *b = y;
+    if (isnan(a->value) != isnan(b->value)) return isnan(a->value) ? -1 : 1;
+    if (!isnan(a->value) && a->value != b->value) return a->value < b->value ? -1 : 1;
+    return a->index > b->index ? -1 : 1;
+}
+
+static void reference(const struct select_args *a, uint32_t *keep)
+{
+    struct item *item = calloc(a->n + 1, sizeof *item);
+    uint8_t *gone = calloc(a->n + 1, 1);
+    for (uint32_t i = 0; i < a->n; i++) item[i] = (struct item){ a->score[i], i };
+    qsort(item, a->n, sizeof *item, by_rule);
+    if (a->tds && a->n > 0) {
+        const uint32_t n_cand = 2 * a->k < a->n ? 2 * a->k : a->n, best = item[a->n - 1].index;
+        for (uint32_t i = 0; i < n_cand; i++) {
+            const double D = fabs((double)a->chunk[best] - a->chunk[item[i].index]) / fmax(1.0, a->max_chunk);
+            item[i].value += a->lambda_div * D;
+        }
+        qsort(item, n_cand, sizeof *item, by_rule);
+    }
+    for (uint32_t i = 0; i < a->k; i++) gone[item[i].index] = 1;
+    for (uint32_t i = 0, n = 0; i < a->n; i++)
+        if (!gone[i]) keep[n++] = i;
+    free(item), free(gone);
+}
+
+/* Random scores of every kind. */
+static void test_rule(void **state)
+{
+    (void)state;
+    twin_seed("rule");
+    struct stream *st = twin_open(NULL, 1);
+    static const float special[] = { 0.0f, -0.0f, NAN, -NAN, INFINITY, -INFINITY, 1e-42f, -1e-42f, 3e38f, 1.0f };
+    for (uint32_t v = 0; v < 3000; v++) {
+        const uint32_t n = v < 2900 ? twin_below(60) : twin_below(20000), style = twin_below(4);
+        float *s = twin_floats(n);
+        int32_t *chunk = calloc(n + 1, sizeof *chunk);
+        uint32_t *keep = calloc(n + 1, sizeof *keep), *want = calloc(n + 1, sizeof *want);
+        for (uint32_t i = 0; i < n; i++) {
+            s[i] = style == 0 ? twin_float() : style == 1 ? (float)twin_below(4) / 2000 : special[twin_below(10)];
+            if (style == 3 && twin_below(2)) s[i] = twin_float() * 1e-3f;
+            chunk[i] = (int32_t)(i / (1 + twin_below(20)));
+        }
+        const struct select_args a = { .score = s, .chunk = chunk, .n = n, .k = twin_below(3) ? twin_below(n + 1) : n / 9,
+                                       .tds = twin_below(2), .lambda_div = twin_below(2) ? 0.2 : 1e-4,
+                                       .max_chunk = (int32_t)twin_below(60) };
+        run(st, &a, keep);
+        reference(&a, want);
+        for (uint32_t i = 0; i < n - a.k; i++)
+            if (keep[i] != want[i]) fail_msg("case %u, n %u, k %u, tds %d: place %u", v, n, a.k, (int)a.tds, i);
+        free(s), free(chunk), free(keep), free(want);
+    }
+    struct err e = { 0 };
+    const struct select_args more = { .n = 3, .k = 4 };
+    assert_int_equal(st->ops->select(st, &more, &e), E_ARG);
+    st->ops->close(&st);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_vectors), cmocka_unit_test(test_rule) };
+    return cmocka_run_group_tests_name("select", tests, NULL, NULL);
+}

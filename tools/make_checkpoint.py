@@ -25,14 +25,17 @@ import os
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from goldens import corpus
 
-ADDED = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>",
-         "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_bos|>", "<|vision_eos|>",
-         "<|vision_pad|>", "<|IMAGE|>", "<|VIDEO|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>",
-         "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"]
-N_SPECIAL = 14                                   # the first 14 are dropped when text is shown
+ADDED = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_bos|>", "<|vision_eos|>", "<|vision_pad|>",
+    "<|IMAGE|>", "<|VIDEO|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>",
+    "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"
+]
+N_SPECIAL = 14  # the first 14 are dropped when text is shown
 PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
            r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 NAMES = dict(image_token="<|IMAGE|>", audio_token="<|AUDIO|>", video_token="<|VIDEO|>",
@@ -43,15 +46,15 @@ PRESETS = {
     # 14 query heads on 2 KV heads as 28 on 4; one file, full layout, nothing tied
     "like7b": dict(hidden=56, layers=7, heads=14, kv_heads=2, head_dim=8, mlp=96, mrope="1,1,2", merges=256,
                    pad_rows=23, audio_width=32, audio_layers=2, audio_heads=2, audio_ffn=64, n_window=100,
-                   vision_width=32, vision_depth=3, vision_heads=2, vision_mlp=44, window=112, full_blocks="1",
-                   layout="full", shards=1, dtype="f32", tie=False, template="json", keys="old",
-                   processor="old", video="", seed=7),
+                   vision_width=32, vision_depth=3, vision_heads=2, vision_mlp=44, window=112,
+                   full_blocks="1", layout="full", shards=1, dtype="f32", tie=False, template="json",
+                   keys="old", processor="old", video="", seed=7),
     # 16 on 2, tied embeddings, another vocabulary, shards
     "like3b": dict(hidden=64, layers=6, heads=16, kv_heads=2, head_dim=8, mlp=172, mrope="1,1,2", merges=420,
                    pad_rows=9, audio_width=40, audio_layers=3, audio_heads=5, audio_ffn=88, n_window=100,
-                   vision_width=48, vision_depth=4, vision_heads=3, vision_mlp=50, window=112, full_blocks="1,3",
-                   layout="full", shards=3, dtype="bf16", tie=True, template="json", keys="old",
-                   processor="new", video="", seed=3),
+                   vision_width=48, vision_depth=4, vision_heads=3, vision_mlp=50, window=112,
+                   full_blocks="1,3", layout="full", shards=3, dtype="bf16", tie=True, template="json",
+                   keys="old", processor="new", video="", seed=3),
     # one KV head, head width 24, an MLP width no vector likes, small windows and chunks, limits of its own
     "odd": dict(hidden=60, layers=5, heads=3, kv_heads=1, head_dim=24, mlp=83, mrope="2,4,6", merges=128,
                 pad_rows=0, audio_width=36, audio_layers=2, audio_heads=3, audio_ffn=50, n_window=26,
@@ -66,7 +69,8 @@ PRESETS = {
 TEMPLATE = """\
 {%- set n = namespace(picture=0, film=0, sound=0) -%}
 {%- macro has(part, word) -%}
-  {%- if part['type'] == word or part['type'] == word ~ '_url' or word in part or (word ~ '_url') in part -%}1{%- endif -%}
+  {%- set long = word ~ '_url' -%}
+  {%- if part['type'] in [word, long] or word in part or long in part -%}1{%- endif -%}
 {%- endmacro -%}
 {%- macro label(text, number) -%}{{ text }} {{ number }}: {% endmacro -%}
 {%- if messages and messages[0]['role'] != 'system' -%}
@@ -104,17 +108,19 @@ TEMPLATE = """\
 """
 
 
-def train_tokenizer(n_merges, seed=1, n_lines=400):
-    """A byte-level BPE as Qwen's: 256 bytes, n_merges merges, then the 22 added tokens."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+def train_tokenizer(n_merges, seed=1, n_lines=400, more=()):
+    """A byte-level BPE as Qwen's: 256 bytes, n_merges merges, the 22 added tokens. more: lines to add."""
     tok = Tokenizer(models.BPE())
     tok.normalizer = normalizers.NFC()
     tok.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(PATTERN), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ])
     tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(corpus.lines(n_lines, seed), trainers.BpeTrainer(
-        vocab_size=256 + n_merges, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tok.train_from_iterator(
+        corpus.lines(n_lines, seed) + list(more),
+        trainers.BpeTrainer(vocab_size=256 + n_merges, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                            show_progress=False))
     n = tok.get_vocab_size()
     if n != 256 + n_merges:
         raise SystemExit(f"the corpus is too small for {n_merges} merges: it gave {n - 256}; raise n_lines")
@@ -199,11 +205,11 @@ def weights(o):
 
 def config(o, ids, user_id):
     """config.json. `ids` maps the added tokens to their ids."""
-    text = dict(model_type="qwen2_5_omni_text", attention_dropout=0.0, hidden_act="silu", hidden_size=o.hidden,
-                intermediate_size=o.mlp, num_hidden_layers=o.layers, num_attention_heads=o.heads,
-                num_key_value_heads=o.kv_heads, max_position_embeddings=32768, max_window_layers=o.layers,
-                rms_norm_eps=1e-6, sliding_window=32768, use_sliding_window=False, use_cache=True,
-                vocab_size=o.vocab)
+    text = dict(model_type="qwen2_5_omni_text", attention_dropout=0.0, hidden_act="silu",
+                hidden_size=o.hidden, intermediate_size=o.mlp, num_hidden_layers=o.layers,
+                num_attention_heads=o.heads, num_key_value_heads=o.kv_heads, max_position_embeddings=32768,
+                max_window_layers=o.layers, rms_norm_eps=1e-6, sliding_window=32768, use_sliding_window=False,
+                use_cache=True, vocab_size=o.vocab)
     if o.head_dim * o.heads != o.hidden:
         text["head_dim"] = o.head_dim
     sections = [int(x) for x in o.mrope.split(",")]
@@ -216,17 +222,20 @@ def config(o, ids, user_id):
     audio = dict(model_type="qwen2_5_omni_audio_encoder", num_mel_bins=128, d_model=o.audio_width,
                  encoder_layers=o.audio_layers, encoder_attention_heads=o.audio_heads,
                  encoder_ffn_dim=o.audio_ffn, activation_function="gelu", dropout=0.0, attention_dropout=0.0,
-                 activation_dropout=0.0, max_source_positions=1500, n_window=o.n_window, scale_embedding=False,
-                 output_dim=o.hidden)
+                 activation_dropout=0.0, max_source_positions=1500, n_window=o.n_window,
+                 scale_embedding=False, output_dim=o.hidden)
     vision = dict(model_type="qwen2_5_omni_vision_encoder", depth=o.vision_depth, hidden_size=o.vision_width,
                   embed_dim=o.vision_width, num_heads=o.vision_heads, intermediate_size=o.vision_mlp,
                   hidden_act="silu", in_channels=3, in_chans=3, patch_size=14, spatial_patch_size=14,
                   temporal_patch_size=2, spatial_merge_size=2, window_size=o.window, tokens_per_second=25,
                   fullatt_block_indexes=[int(x) for x in o.full_blocks.split(",")], out_hidden_size=o.hidden)
     word = "id" if o.keys == "new" else "index"
-    thinker = dict(model_type="qwen2_5_omni_thinker", audio_config=audio, text_config=text, vision_config=vision)
-    thinker.update({f"audio_token_{word}": ids["<|AUDIO|>"], f"image_token_{word}": ids["<|IMAGE|>"],
-                    f"video_token_{word}": ids["<|VIDEO|>"]})
+    thinker = dict(model_type="qwen2_5_omni_thinker", audio_config=audio, text_config=text,
+                   vision_config=vision)
+    thinker.update({
+        f"audio_token_{word}": ids["<|AUDIO|>"], f"image_token_{word}": ids["<|IMAGE|>"],
+        f"video_token_{word}": ids["<|VIDEO|>"]
+    })
     thinker.update(audio_start_token_id=ids["<|audio_bos|>"], audio_end_token_id=ids["<|audio_eos|>"],
                    vision_start_token_id=ids["<|vision_bos|>"], vision_end_token_id=ids["<|vision_eos|>"],
                    vision_token_id=ids["<|vision_pad|>"], pad_token_id=ids["<|endoftext|>"],
@@ -274,23 +283,28 @@ def processors(o):
     sound = dict(feature_extractor_type="WhisperFeatureExtractor", feature_size=128, sampling_rate=16000,
                  n_fft=400, hop_length=160, chunk_length=300, n_samples=4800000, nb_max_frames=30000,
                  padding_side="right", padding_value=0.0, dither=0.0, return_attention_mask=True)
-    pixels = dict(patch_size=14, temporal_patch_size=2, merge_size=2, image_mean=[0.48145466, 0.4578275, 0.40821073],
-                  image_std=[0.26862954, 0.26130258, 0.27577711])
+    pixels = dict(patch_size=14, temporal_patch_size=2, merge_size=2,
+                  image_mean=[0.48145466, 0.4578275,
+                              0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
     image = dict(image_processor_type="Qwen2VLImageProcessor", **pixels)
     low, high = (int(x) for x in (o.video or "100352,602112").split(","))
     if o.processor == "new":
-        put(o, "processor_config.json", dict(
-            processor_class="Qwen2_5OmniProcessor", feature_extractor=sound,
-            image_processor=dict(image, size=dict(shortest_edge=3136, longest_edge=12845056)),
-            video_processor=dict(video_processor_type="Qwen2VLVideoProcessor", **pixels, do_sample_frames=False,
-                                 size=dict(shortest_edge=low, longest_edge=high))))
+        put(
+            o, "processor_config.json",
+            dict(
+                processor_class="Qwen2_5OmniProcessor", feature_extractor=sound,
+                image_processor=dict(image, size=dict(shortest_edge=3136, longest_edge=12845056)),
+                video_processor=dict(video_processor_type="Qwen2VLVideoProcessor", **pixels,
+                                     do_sample_frames=False, size=dict(shortest_edge=low,
+                                                                       longest_edge=high))))
         return
-    put(o, "preprocessor_config.json", dict(sound, processor_class="Qwen2_5OmniProcessor", **image,
-                                            min_pixels=3136, max_pixels=12845056))
+    put(o, "preprocessor_config.json",
+        dict(sound, processor_class="Qwen2_5OmniProcessor", **image, min_pixels=3136, max_pixels=12845056))
     if o.video:
-        put(o, "video_preprocessor_config.json", dict(
-            video_processor_type="Qwen2VLVideoProcessor", **pixels, min_pixels=low, max_pixels=high,
-            size=dict(shortest_edge=low, longest_edge=high), do_sample_frames=False))
+        put(
+            o, "video_preprocessor_config.json",
+            dict(video_processor_type="Qwen2VLVideoProcessor", **pixels, min_pixels=low, max_pixels=high,
+                 size=dict(shortest_edge=low, longest_edge=high), do_sample_frames=False))
 
 
 def make(o):
@@ -300,16 +314,22 @@ def make(o):
     ids = {t: tok.token_to_id(t) for t in ADDED}
     o.vocab = tok.get_vocab_size() + o.pad_rows
     tok.save(os.path.join(o.out, "tokenizer.json"), pretty=False)
-    put(o, "tokenizer_config.json", dict(
-        tokenizer_class="Qwen2Tokenizer", processor_class="Qwen2_5OmniProcessor", add_bos_token=False,
-        add_prefix_space=False, bos_token=None, unk_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        errors="replace", clean_up_tokenization_spaces=False, split_special_tokens=False, model_max_length=32768,
-        extra_special_tokens=NAMES, **NAMES,
-        added_tokens_decoder={str(i): dict(content=t, lstrip=False, normalized=False, rstrip=False,
-                                           single_word=False, special=k < N_SPECIAL)
-                              for k, (t, i) in enumerate(ids.items())}))
-    put(o, "generation_config.json", dict(bos_token_id=ids["<|im_start|>"], pad_token_id=ids["<|endoftext|>"],
-                                          eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], do_sample=False))
+    put(
+        o, "tokenizer_config.json",
+        dict(
+            tokenizer_class="Qwen2Tokenizer", processor_class="Qwen2_5OmniProcessor", add_bos_token=False,
+            add_prefix_space=False, bos_token=None, unk_token=None, eos_token="<|im_end|>",
+            pad_token="<|endoftext|>", errors="replace", clean_up_tokenization_spaces=False,
+            split_special_tokens=False, model_max_length=32768, extra_special_tokens=NAMES, **NAMES,
+            added_tokens_decoder={
+                str(i): dict(content=t, lstrip=False, normalized=False, rstrip=False, single_word=False,
+                             special=k < N_SPECIAL)
+                for k, (t, i) in enumerate(ids.items())
+            }))
+    put(
+        o, "generation_config.json",
+        dict(bos_token_id=ids["<|im_start|>"], pad_token_id=ids["<|endoftext|>"],
+             eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], do_sample=False))
     put(o, "config.json", config(o, ids, tok.encode("user").ids[0]))
     if o.template == "jinja":
         put(o, "chat_template.jinja", TEMPLATE)
@@ -344,7 +364,7 @@ def options(argv=None):
     if sum(int(x) for x in o.mrope.split(",")) * 2 != o.head_dim:
         a.error(f"--mrope {o.mrope} does not add up to half of --head-dim {o.head_dim}")
     if o.heads % o.kv_heads or o.audio_width % o.audio_heads or o.vision_width % (4 * o.vision_heads):
-        a.error("heads must divide into kv heads, the audio width into its heads, the vision width into 4 x its heads")
+        a.error("kv heads must divide heads, audio heads the audio width, 4 x vision heads the vision width")
     for name, known in (("layout", "full thinker"), ("dtype", "f32 bf16 f16"), ("template", "json jinja"),
                         ("keys", "old new"), ("processor", "old new")):
         if getattr(o, name) not in known.split():

@@ -37,25 +37,41 @@ from tokenizers import Tokenizer
 from goldens import corpus
 import make_checkpoint
 
-SPACES = [" ", "  ", "   ", "\t", "\n", "\r", "\r\n", "\n\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\xa0",
-          "\u1680", "\u180e", "\u2000", "\u2003", "\u2009", "\u200a", "\u200b", "\u2028", "\u2029", "\u202f",
-          "\u205f", "\u2060", "\u3000", "\ufeff"]
-SMALL = ["'s", "'S", "'\u017f", "'t", "'T", "'re", "'RE", "'rE", "'ve", "'Ve", "'VE", "'m", "'M", "'ll", "'LL", "'lL",
-         "'d", "'D", "\u2019s", "\u2019ll", "''s", "'s's", "'sm", "'rex", "'\u212a", "'\ufb06", "'l", "'r", "'v", "'"]
-NUMBERS = "0123456789\u0660\u0669\u06f5\u07c3\u096a\u09ea\u0be7\u0e52\u0f23\u1042\u17e4\u1811\uff17\U0001d7d8\U0001d7ff" \
-          "\u00bd\u00b2\u00b9\u2074\u2167\u216f\u2460\u24ea\u3007\u32bf\u4e00\u5341\U00010107\U0001f10b"
-SIGNS = list("!\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~") + ["...", "--", "=>", "//", "«", "»", "“", "”", "…", "—", "·", "€", "§",
-                                                     "°", "©", "™", "→", "≤", "∑", "¿", "¡", "。", "、", "「", "」", "।"]
-EMOJI = ["🙂", "👍🏽", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇫🇷", "🇯🇵🇺", "❤️", "❤", "☠︎", "1️⃣", "#️⃣", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "👨🏿‍🚀", "🧑‍⚕️",
-         "✅", "⚠️", "🫠", "\u200d", "\ufe0f", "\U0001f3fb", "\U0001f1e6"]
-ODD = ["\x00", "\x01", "\x07", "\x1b[0m", "\x7f", "\x80", "\x9f", "\xad", "\ufffd", "\uffff", "\ufffe", "\U0010ffff", "\ue000",
-       "\U000f0000", "\u202e", "\u2066", "\ufff9", "\u115f", "\u3164"]
-MARKS = "\u0300\u0301\u0308\u030a\u0323\u0327\u0328\u0345\u05b4\u05bc\u064b\u0651\u093c\u094d\u0e38\u0f71\u1dce\u20d7\u3099\u309a"
-BASES = "aAeoOuycsSnz\u00e5\u1ea1\u0391\u03c9\u0418\u05e9\u0627\u0915\u0e01\u304b\u30cf\u1100\u1161\u11a8\uac00"
-BROKEN = [b"\x80", b"\xbf", b"\xc0\x80", b"\xc1\xbf", b"\xc3", b"\xe2\x82", b"\xe2", b"\xf0\x9f\x99", b"\xf0\x9f", b"\xf0",
-          b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xff", b"\xfe\xff",
-          b"\xe0\x80\x80", b"\xe0\x9f\xbf", b"\xf0\x80\x80\x80", b"\xf8\x88\x80\x80\x80", b"\xef\xbb\xbf", b"\xe2\x28\xa1",
-          b"\xc3\x28", b"\xed\xa0\xbd\xed\xb8\x80"]
+SPACES = [
+    " ", "  ", "   ", "\t", "\n", "\r", "\r\n", "\n\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x1f", "\x85",
+    "\xa0", "\u1680", "\u180e", "\u2000", "\u2003", "\u2009", "\u200a", "\u200b", "\u2028", "\u2029",
+    "\u202f", "\u205f", "\u2060", "\u3000", "\ufeff"
+]
+SMALL = [
+    "'s", "'S", "'\u017f", "'t", "'T", "'re", "'RE", "'rE", "'ve", "'Ve", "'VE", "'m", "'M", "'ll", "'LL",
+    "'lL", "'d", "'D", "\u2019s", "\u2019ll", "''s", "'s's", "'sm", "'rex", "'\u212a", "'\ufb06", "'l", "'r",
+    "'v", "'"
+]
+NUMBERS = "0123456789\u0660\u0669\u06f5\u07c3\u096a\u09ea\u0be7\u0e52\u0f23\u1042\u17e4\u1811\uff17" \
+          "\U0001d7d8\U0001d7ff\u00bd\u00b2\u00b9\u2074\u2167\u216f" \
+          "\u2460\u24ea\u3007\u32bf\u4e00\u5341\U00010107\U0001f10b"
+SIGNS = list("!\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~") + [
+    "...", "--", "=>", "//", "«", "»", "“", "”", "…", "—", "·", "€", "§", "°", "©", "™", "→", "≤", "∑", "¿",
+    "¡", "。", "、", "「", "」", "।"
+]
+EMOJI = [
+    "🙂", "👍🏽", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇫🇷", "🇯🇵🇺", "❤️", "❤", "☠︎", "1️⃣", "#️⃣", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "👨🏿‍🚀", "🧑‍⚕️", "✅",
+    "⚠️", "🫠", "\u200d", "\ufe0f", "\U0001f3fb", "\U0001f1e6"
+]
+ODD = [
+    "\x00", "\x01", "\x07", "\x1b[0m", "\x7f", "\x80", "\x9f", "\xad", "\ufffd", "\uffff", "\ufffe",
+    "\U0010ffff", "\ue000", "\U000f0000", "\u202e", "\u2066", "\ufff9", "\u115f", "\u3164"
+]
+MARKS = "\u0300\u0301\u0308\u030a\u0323\u0327\u0328\u0345\u05b4\u05bc\u064b\u0651" \
+        "\u093c\u094d\u0e38\u0f71\u1dce\u20d7\u3099\u309a"
+BASES = "aAeoOuycsSnz\u00e5\u1ea1\u0391\u03c9" \
+        "\u0418\u05e9\u0627\u0915\u0e01\u304b\u30cf\u1100\u1161\u11a8\uac00"
+BROKEN = [
+    b"\x80", b"\xbf", b"\xc0\x80", b"\xc1\xbf", b"\xc3", b"\xe2\x82", b"\xe2", b"\xf0\x9f\x99", b"\xf0\x9f",
+    b"\xf0", b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xff", b"\xfe\xff",
+    b"\xe0\x80\x80", b"\xe0\x9f\xbf", b"\xf0\x80\x80\x80", b"\xf8\x88\x80\x80\x80", b"\xef\xbb\xbf",
+    b"\xe2\x28\xa1", b"\xc3\x28", b"\xed\xa0\xbd\xed\xb8\x80"
+]
 
 
 def assigned():
@@ -88,12 +104,7 @@ def train_multi(path):
     rng = random.Random(11)
     extra = letters_of_all_scripts(rng)
     extra += [" it's" * 3 + " she's" + " 's" * 2 + " they'll 'll we're I've I'm he'd don't"] * 60
-    plain = corpus.lines
-    corpus.lines = lambda n, seed: plain(n, seed) + extra
-    try:
-        tok = make_checkpoint.train_tokenizer(2000, seed=2, n_lines=1500)
-    finally:
-        corpus.lines = plain
+    tok = make_checkpoint.train_tokenizer(2000, seed=2, n_lines=1500, more=extra)
     tok.save(path, pretty=False)
 
 
@@ -113,7 +124,9 @@ def pieces(rng):
     if kind == 5:
         return rng.choice(ODD)
     if kind == 6:
-        return "".join(rng.choice(BASES) + "".join(rng.choices(MARKS, k=rng.randint(0, 3))) for _ in range(rng.randint(1, 3)))
+        return "".join(
+            rng.choice(BASES) + "".join(rng.choices(MARKS, k=rng.randint(0, 3)))
+            for _ in range(rng.randint(1, 3)))
     if kind == 7:
         return rng.choice(make_checkpoint.ADDED)
     words = rng.choice(corpus.SENTENCES).split(" ")
@@ -131,7 +144,7 @@ def texts(sweep_step):
         put(unicodedata.normalize("NFD", s))
     for s in SPACES + SMALL + SIGNS + EMOJI + ODD + list(NUMBERS) + BROKEN + make_checkpoint.ADDED:
         put(s)
-    for a in SPACES:                                         # every pair of spaces, before and after text
+    for a in SPACES:  # every pair of spaces, before and after text
         for b in SPACES:
             put(f"s{a}{b}is{b}{a}")
     for a in SMALL:
@@ -141,7 +154,7 @@ def texts(sweep_step):
     for i in range(0, len(everything), 12 * sweep_step):
         put("".join(f" {chr(c)}'s" for c in everything[i:i + 12]))
     split = [c for c in everything if c != 0x11938 and unicodedata.decomposition(chr(c))[:1] not in ("", "<")]
-    for i in range(0, len(split), 10):                       # NFC: composed, decomposed, out of order
+    for i in range(0, len(split), 10):  # NFC: composed, decomposed, out of order
         some = "".join(chr(c) for c in split[i:i + 10])
         put(some)
         put(unicodedata.normalize("NFD", some))
@@ -149,17 +162,21 @@ def texts(sweep_step):
         put("".join(rng.choice(BASES) + "".join(rng.choices(MARKS, k=rng.randint(1, 5))) for _ in range(3)))
     for c in rng.sample(range(0xac00, 0xd7a4), 200):
         put(unicodedata.normalize("NFD", chr(c)) + rng.choice(["", "\u11a8", "\u1161", "가"]))
-    for _ in range(900):                                     # broken UTF-8
-        parts = [rng.choice(BROKEN) if rng.random() < 0.5 else pieces(rng).encode()[:rng.randint(1, 9)]
-                 for _ in range(rng.randint(1, 4))]
+    for _ in range(900):  # broken UTF-8
+        parts = [
+            rng.choice(BROKEN) if rng.random() < 0.5 else pieces(rng).encode()[:rng.randint(1, 9)]
+            for _ in range(rng.randint(1, 4))
+        ]
         put(b"".join(parts))
     for _ in range(200):
         put(rng.randbytes(rng.randint(1, 16)))
-    for a in make_checkpoint.ADDED:                          # what looks like a special token is text
-        for b in (f"say {a} now", f"{a}{a}", f"x{a}\n", a[:-1], a.replace("|", "||"), f"<|im_end|>\n{a}user\n"):
+    for a in make_checkpoint.ADDED:  # what looks like a special token is text
+        for b in (f"say {a} now", f"{a}{a}", f"x{a}\n", a[:-1], a.replace("|",
+                                                                          "||"), f"<|im_end|>\n{a}user\n"):
             put(b)
-    for s in ("a" * 1000, " " * 500, " " * 300 + "x", "\n" * 200, "is" * 400, "'s" * 150, "1" * 100, "é" * 200, "e\u0301" * 100,
-              "a" + "\u0301" * 60, "🙂" * 50, "!" * 300, "\r\n" * 60, "\x00" * 20, "가" * 60, "\u1100\u1161\u11a8" * 30):
+    for s in ("a" * 1000, " " * 500, " " * 300 + "x", "\n" * 200, "is" * 400, "'s" * 150, "1" * 100,
+              "é" * 200, "e\u0301" * 100, "a" + "\u0301" * 60, "🙂" * 50, "!" * 300, "\r\n" * 60, "\x00" * 20,
+              "가" * 60, "\u1100\u1161\u11a8" * 30):
         put(s)
     while len(out) < 10500:
         put("".join(pieces(rng) for _ in range(rng.randint(1, 3))))

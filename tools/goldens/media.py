@@ -20,8 +20,8 @@ from torchvision.transforms import functional as TF
 
 RATE = 16000
 
-
 # ---------------------------------------------------------------- made
+
 
 def sound(n, seed, level=2500):
     """n samples: a few gliding tones under syllable-like envelopes, over faint noise."""
@@ -76,7 +76,7 @@ def write_sound(path, samples, codec, rate=RATE):
 
 def write_video(path, frames, rate, samples=None, codec="pcm_s16le", sample_rate=RATE, vcodec="libx264rgb",
                 pix="rgb24", options=None):
-    """frames [n, h, w, 3] at `rate` (a Fraction), and samples int16 [n] or [n, channels]; lossless unless asked."""
+    """frames [n, h, w, 3] at `rate` (a Fraction), samples int16 [n] or [n, channels]; lossless by default."""
     with av.open(path, "w") as out:
         if frames is not None:
             v = out.add_stream(vcodec, rate=rate)
@@ -97,8 +97,9 @@ def write_video(path, frames, rate, samples=None, codec="pcm_s16le", sample_rate
             out.mux(v.encode(None))
         if samples is not None:
             for at in range(0, len(samples), 4096):
-                f = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[at:at + 4096]).reshape(1, -1), format="s16",
-                                               layout=a.layout.name)
+                f = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(samples[at:at + 4096]).reshape(1, -1), format="s16",
+                    layout=a.layout.name)
                 f.sample_rate, f.pts, f.time_base = sample_rate, at, Fraction(1, sample_rate)
                 out.mux(a.encode(f))
             out.mux(a.encode(None))
@@ -106,8 +107,9 @@ def write_video(path, frames, rate, samples=None, codec="pcm_s16le", sample_rate
 
 # ---------------------------------------------------------------- read
 
+
 def read_sound(path):
-    """The first sound stream as f32 mono at 16 kHz: channels averaged, then libswresample where the rate differs."""
+    """The first sound stream as f32 mono at 16 kHz: channels averaged, then libswresample if it must."""
     parts, rate = [], None
     with av.open(path) as f:
         to_float = av.AudioResampler(format="fltp")

@@ -23,8 +23,10 @@ from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as hf
 from goldens import media
 
 TEXT, AUDIO, VIDEO, IMAGE = 0, 1, 2, 3
-TRIPLE = {AUDIO: ("audio_bos", "AUDIO", "audio_eos"), VIDEO: ("vision_bos", "VIDEO", "vision_eos"),
-          IMAGE: ("vision_bos", "IMAGE", "vision_eos")}
+TRIPLE = {
+    AUDIO: ("audio_bos", "AUDIO", "audio_eos"), VIDEO: ("vision_bos", "VIDEO", "vision_eos"),
+    IMAGE: ("vision_bos", "IMAGE", "vision_eos")
+}
 
 
 class Checkpoint:
@@ -57,6 +59,7 @@ class Checkpoint:
 
 
 # ---------------------------------------------------------------- the prompt
+
 
 def kind_of(part):
     for word, kind in (("image", IMAGE), ("video", VIDEO), ("audio", AUDIO)):
@@ -175,6 +178,7 @@ def query_rows(kinds, own):
 
 # ---------------------------------------------------------------- media to towers
 
+
 def limits(ckpt, case, kind):
     low, high = (3136, 12845056) if kind == IMAGE else ckpt.video_limits
     return case.get("min_pixels", low), case.get("max_pixels", high)
@@ -186,8 +190,9 @@ def features(ckpt, folder, case, items):
         url = item["url"]
         path = os.path.join(folder, url[5:]) if isinstance(url, str) else url
         if item["kind"] == AUDIO or (item["kind"] == VIDEO and case.get("use_audio_in_video")):
-            x = ckpt.processor.feature_extractor(media.read_sound(path), sampling_rate=media.RATE, padding="max_length",
-                                                 return_attention_mask=True, return_tensors="pt")
+            x = ckpt.processor.feature_extractor(media.read_sound(path), sampling_rate=media.RATE,
+                                                 padding="max_length", return_attention_mask=True,
+                                                 return_tensors="pt")
             item["mel"] = x["input_features"][0][:, x["attention_mask"][0].bool()]
         low, high = limits(ckpt, case, item["kind"])
         size = dict(shortest_edge=low, longest_edge=high)
@@ -201,8 +206,8 @@ def features(ckpt, folder, case, items):
             frames, rate = media.read_frames(path)
             frames = frames[media.frame_indices(len(frames), rate, case.get("fps", 2.0))]
             frames = media.resize_frames(frames, low, high)
-            x = ckpt.processor.video_processor(videos=[frames], size=size, do_sample_frames=False, return_tensors="pt",
-                                               cap_pixels_per_frame=False)
+            x = ckpt.processor.video_processor(videos=[frames], size=size, do_sample_frames=False,
+                                               return_tensors="pt", cap_pixels_per_frame=False)
             item["patches"], item["grid"] = x["pixel_values_videos"], x["video_grid_thw"][0]
 
 
@@ -232,7 +237,8 @@ def towers(ckpt, items):
             keep.clear()
             hf.eager_attention_forward = spy
             try:
-                item["audio"] = m.audio_tower(item["mel"].to(ckpt.model.dtype), feature_lens=n).last_hidden_state
+                item["audio"] = m.audio_tower(item["mel"].to(ckpt.model.dtype),
+                                              feature_lens=n).last_hidden_state
             finally:
                 hf.eager_attention_forward = plain
             s = torch.cat([x * (len(x) / a.n_window) for x in keep])
@@ -240,23 +246,28 @@ def towers(ckpt, items):
             item["saliency"] = s.numpy()
             assert len(s) == len(item["audio"]) == item["n_audio"]
         if "patches" in item:
-            item["vision"] = m.visual(item["patches"].to(ckpt.model.dtype), grid_thw=item["grid"][None]).pooler_output
+            item["vision"] = m.visual(item["patches"].to(ckpt.model.dtype),
+                                      grid_thw=item["grid"][None]).pooler_output
             assert len(item["vision"]) == item["n_vision"]
 
 
 def positions(ckpt, case, ids, items):
-    grids = lambda k: torch.stack([i["grid"] for i in items if i["kind"] == k]) if any(i["kind"] == k for i in items) else None
+    grids = lambda k: torch.stack([i["grid"]
+                                   for i in items
+                                   if i["kind"] == k]) if any(i["kind"] == k for i in items) else None
     n_video = sum(i["kind"] == VIDEO for i in items)
     lens = [i["mel"].shape[1] for i in items if "mel" in i]
     ids = torch.from_numpy(ids)[None]
     pos, _ = ckpt.model.get_rope_index(
-        ids, grids(IMAGE), grids(VIDEO), torch.ones_like(ids), use_audio_in_video=bool(case.get("use_audio_in_video")),
-        audio_seqlens=torch.tensor(lens) if lens else None,
-        second_per_grids=torch.full((n_video,), 2 / case.get("fps", 2.0)) if n_video else None)
+        ids, grids(IMAGE), grids(VIDEO), torch.ones_like(ids),
+        use_audio_in_video=bool(case.get("use_audio_in_video")),
+        audio_seqlens=torch.tensor(lens) if lens else None, second_per_grids=torch.full(
+            (n_video, ), 2 / case.get("fps", 2.0)) if n_video else None)
     return pos[:, 0]
 
 
 # ---------------------------------------------------------------- pruning
+
 
 def floor_(x):
     return math.floor(x + 1e-9)
@@ -296,7 +307,10 @@ def cut(policy, l, k, score, chunk, chunk_max, noise):
 
 def schedule(policy, layers):
     p0, p1, mid, beta = (policy[x] for x in ("p_init", "p_final", "t_mid", "beta"))
-    return [p0 + (p1 - p0) / (1 + math.exp(-beta * (l / layers - mid))) if l <= layers - 2 else 0.0 for l in range(layers)]
+    return [
+        p0 + (p1 - p0) / (1 + math.exp(-beta * (l / layers - mid))) if l <= layers - 2 else 0.0
+        for l in range(layers)
+    ]
 
 
 def step_zero(items, kinds, noise):
@@ -321,7 +335,8 @@ def step_zero(items, kinds, noise):
                         continue
                     ref = x[g - 2] if g % 4 == 2 else x[g - 1]
                     dot = lambda p, q: (p * q).sum(-1)
-                    cos = dot(x[g], ref) / torch.sqrt(dot(x[g], x[g]).clamp_min(1e-12) * dot(ref, ref).clamp_min(1e-12))
+                    cos = dot(x[g], ref) / torch.sqrt(
+                        dot(x[g], x[g]).clamp_min(1e-12) * dot(ref, ref).clamp_min(1e-12))
                     bad = lowest(-cos.numpy(), n // t - m)
                     keep[vision[v + g * (n // t) + bad]] = False
                     safe &= clear(-cos.numpy(), n // t - m, noise)
@@ -331,9 +346,9 @@ def step_zero(items, kinds, noise):
 
 # ---------------------------------------------------------------- the decoder
 
+
 class Decoder:
     """The text model, layer by layer over chosen rows."""
-
     def __init__(self, ckpt, position_ids):
         self.ckpt, self.text = ckpt, ckpt.model.model.language_model
         self.cache = DynamicCache(config=ckpt.config.text_config)
@@ -349,7 +364,8 @@ class Decoder:
         layer = self.text.layers[l]
         grab = layer.self_attn.register_forward_hook(lambda mod, args, out: setattr(self, "weights", out[1]))
         try:
-            return layer(x[None], attention_mask=mask, position_embeddings=cs, past_key_values=self.cache, use_cache=True)[0]
+            return layer(x[None], attention_mask=mask, position_embeddings=cs, past_key_values=self.cache,
+                         use_cache=True)[0]
         finally:
             grab.remove()
 
@@ -382,8 +398,6 @@ def run(ckpt, folder, case, noise=2e-5, tie=1e-3, given=None, check=True):
     come from the file (starts_at features or ids)."""
     parts, items = segments(case["messages"])
     out, note = {}, {}
-    if case["starts_at"] == "ids" and given:
-        raise SystemExit("starts_at ids is made from media, then written")
     if given and case["starts_at"] == "features":
         a = v = 0
         for item in items:
@@ -399,7 +413,8 @@ def run(ckpt, folder, case, noise=2e-5, tie=1e-3, given=None, check=True):
     pos = positions(ckpt, case, ids, items)
     out.update(input_ids=torch.from_numpy(ids), position_ids=pos.clone(), kind=torch.from_numpy(kinds),
                chunk=torch.from_numpy(chunks))
-    cat = lambda name: torch.cat([i[name] for i in items if name in i]) if any(name in i for i in items) else None
+    cat = lambda name: torch.cat([i[name] for i in items if name in i]) if any(name in i
+                                                                               for i in items) else None
     audio, vision = cat("audio"), cat("vision")
     for i, item in enumerate([i for i in items if "mel" in i]):
         out[f"mel.{i}"] = item["mel"]
@@ -425,7 +440,8 @@ def run(ckpt, folder, case, noise=2e-5, tie=1e-3, given=None, check=True):
             keep, safe = step_zero(items, kinds, noise)
             alive &= keep
             if any("saliency" in i for i in items):
-                out["saliency"] = torch.from_numpy(np.concatenate([i["saliency"] for i in items if "saliency" in i]))
+                out["saliency"] = torch.from_numpy(
+                    np.concatenate([i["saliency"] for i in items if "saliency" in i]))
             unsafe = None if safe else 0
     rows = np.flatnonzero((kinds == TEXT) | alive)
     x = x[torch.from_numpy(rows)]
@@ -455,7 +471,8 @@ def run(ckpt, folder, case, noise=2e-5, tie=1e-3, given=None, check=True):
     out["logits"] = logits
     tokens = dec.decode(logits, case["max_tokens"], tie)
     out["tokens"] = torch.tensor(tokens, dtype=torch.int64)
-    note.update(unsafe=unsafe, mean=float(np.mean(note["n"])) / max(1, int((kinds > 0).sum())), av=int((kinds > 0).sum()))
+    note.update(unsafe=unsafe, mean=float(np.mean(note["n"])) / max(1, int((kinds > 0).sum())), av=int(
+        (kinds > 0).sum()))
     if check and not pruning:
         untouched(ckpt, case, items, ids, pos, out)
     if check:
@@ -465,46 +482,59 @@ def run(ckpt, folder, case, noise=2e-5, tie=1e-3, given=None, check=True):
 
 def untouched(ckpt, case, items, ids, pos, out):
     """The model as it is must give the same hidden states, logits and tokens."""
-    tensors = dict(input_ids=torch.from_numpy(ids)[None], attention_mask=torch.ones(1, len(ids), dtype=torch.long))
+    tensors = dict(input_ids=torch.from_numpy(ids)[None],
+                   attention_mask=torch.ones(1, len(ids), dtype=torch.long))
     mel = [i["mel"] for i in items if "mel" in i]
     if mel:
         most = max(m.shape[1] for m in mel)
-        tensors["input_features"] = torch.stack([torch.nn.functional.pad(m, (0, most - m.shape[1])) for m in mel]).to(ckpt.model.dtype)
-        tensors["feature_attention_mask"] = torch.stack([(torch.arange(most) < m.shape[1]).long() for m in mel])
-    for kind, p, g in ((IMAGE, "pixel_values", "image_grid_thw"), (VIDEO, "pixel_values_videos", "video_grid_thw")):
+        tensors["input_features"] = torch.stack(
+            [torch.nn.functional.pad(m, (0, most - m.shape[1])) for m in mel]).to(ckpt.model.dtype)
+        tensors["feature_attention_mask"] = torch.stack([(torch.arange(most) < m.shape[1]).long()
+                                                         for m in mel])
+    for kind, p, g in ((IMAGE, "pixel_values", "image_grid_thw"), (VIDEO, "pixel_values_videos",
+                                                                   "video_grid_thw")):
         some = [i for i in items if i["kind"] == kind]
         if some:
             tensors[p] = torch.cat([i["patches"] for i in some]).to(ckpt.model.dtype)
             tensors[g] = torch.stack([i["grid"] for i in some])
     n_video = sum(i["kind"] == VIDEO for i in items)
     if n_video:
-        tensors["video_second_per_grid"] = torch.full((n_video,), 2 / case.get("fps", 2.0))
+        tensors["video_second_per_grid"] = torch.full((n_video, ), 2 / case.get("fps", 2.0))
     tensors["use_audio_in_video"] = bool(case.get("use_audio_in_video"))
     full = ckpt.model(**tensors, output_hidden_states=True)
     near = lambda a, b: float((a.double() - b.double()).norm() / b.double().norm())
-    worst = max([near(out["logits"], full.logits[0, -1])] +
-                [near(out[f"hidden.{l}"], full.hidden_states[l][0]) for l in range(len(ckpt.model.model.language_model.layers))])
+    worst = max([near(out["logits"], full.logits[0, -1])] + [
+        near(out[f"hidden.{l}"], full.hidden_states[l][0])
+        for l in range(len(ckpt.model.model.language_model.layers))
+    ])
     limit = 1e-5 if ckpt.model.dtype == torch.float32 else 0.1
     assert worst < limit, f"layer by layer differs from the whole model by {worst}"
     if ckpt.model.dtype != torch.float32:
         return
-    made = ckpt.model.generate(**tensors, max_new_tokens=max(1, len(out["tokens"])), do_sample=False,
-                               suppress_tokens=list(range(ckpt.n_ids, ckpt.model.lm_head.weight.shape[0])) or None,
-                               eos_token_id=ckpt.stop, pad_token_id=ckpt.stop[-1])[0, len(ids):].tolist()
-    assert made[:len(out["tokens"])] == out["tokens"].tolist(), f"generate gives {made}, not {out['tokens'].tolist()}"
+    made = ckpt.model.generate(
+        **tensors, max_new_tokens=max(1, len(out["tokens"])), do_sample=False,
+        suppress_tokens=list(range(ckpt.n_ids, ckpt.model.lm_head.weight.shape[0])) or None,
+        eos_token_id=ckpt.stop, pad_token_id=ckpt.stop[-1])[0, len(ids):].tolist()
+    assert made[:len(out["tokens"])] == out["tokens"].tolist(
+    ), f"generate gives {made}, not {out['tokens'].tolist()}"
 
 
 def same_prompt(ckpt, case, parts, items, ids):
-    """Template, placeholders and tokenizer of the reference must give the same ids, where user text holds no added token."""
+    """Template, placeholders and tokenizer of the reference must give the same ids.
+
+    Not asked where user text holds an added token: there the reference takes it for one.
+    """
     if any(t in text for text, kind, _ in parts if kind == -1 for t in ckpt.added):
         return
     p = ckpt.processor
     text = p.apply_chat_template(case["messages"], add_generation_prompt=True, tokenize=False)
     assert text == "".join(t for t, _, _ in parts), "the template says something else"
-    video = dict(video_second_per_grid=[2 / case.get("fps", 2.0)] * len(items), video_grid_thw=[i.get("grid") for i in items])
+    video = dict(video_second_per_grid=[2 / case.get("fps", 2.0)] * len(items),
+                 video_grid_thw=[i.get("grid") for i in items])
     sound = dict(num_audio_tokens=[i.get("n_audio") for i in items])
     image = dict(image_grid_thw=[i.get("grid") for i in items])
-    more = dict(load_audio_from_video=bool(case.get("use_audio_in_video")), position_id_per_seconds=25, seconds_per_chunk=2)
+    more = dict(load_audio_from_video=bool(case.get("use_audio_in_video")), position_id_per_seconds=25,
+                seconds_per_chunk=2)
     expanded, at = "", 0
     for t, kind, _ in parts:
         if kind == AUDIO:
@@ -512,7 +542,8 @@ def same_prompt(ckpt, case, parts, items, ids):
         elif kind == IMAGE:
             t = p.replace_image_token(image, at)
         elif kind == VIDEO:
-            t = p.replace_video_token(video, at, processed_audio=sound, video_to_audio_indices=list(range(len(items))), **more)
+            t = p.replace_video_token(video, at, processed_audio=sound,
+                                      video_to_audio_indices=list(range(len(items))), **more)
         at += kind in (AUDIO, IMAGE, VIDEO)
         expanded += t
     assert p.tokenizer(expanded).input_ids == ids.tolist(), "the reference's ids are others"

@@ -15,8 +15,7 @@
 #define BLOCK_ROWS 1032                     /* rows computed at once: 86 tiles of 12           */
 #define CONTEXT_DEFAULT 32768u
 
-/* Where the bundled model is: beside the program (build/omnidrop -> models/), its install prefix, the cwd. */
-static status find_bundled(char *dir, size_t cap, struct err *e)
+status engine_bundled_model(char *dir, size_t cap, struct err *e)
 {
     char exe[PATH_MAX];
     const ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
@@ -114,6 +113,35 @@ static status open_model(struct engine *en, const struct engine_options *o, stru
     return open_pool(en, o->kv_bytes, e);
 }
 
+static struct media_vision vision_of(const struct model_config *c)
+{
+    const struct vision_config *v = &c->vision;
+    struct media_vision m = { .patch = v->patch_size, .merge = v->merge_size, .temporal = v->temporal_patch_size };
+    memcpy(m.mean, c->preprocess.mean, sizeof m.mean);
+    memcpy(m.std, c->preprocess.std, sizeof m.std);
+    return m;
+}
+
+struct media_image_options engine_image_options(const struct model_config *c, uint64_t min_pixels, uint64_t max_pixels)
+{
+    const struct pixel_limits *own = &c->preprocess.image;
+    return (struct media_image_options){ .vision = vision_of(c), .limits = { min_pixels ? min_pixels : own->min,
+                                                                             max_pixels ? max_pixels : own->max } };
+}
+
+struct media_video_options engine_video_options(const struct model_config *c, uint64_t min_pixels, uint64_t max_pixels,
+                                                double fps)
+{
+    const struct preprocess_config *own = &c->preprocess;
+    struct media_video_options v = { .vision = vision_of(c), .limits = { min_pixels, max_pixels }, .fps = fps };
+    if (own->has_video) {
+        if (min_pixels == 0) v.limits.min_pixels = own->video.min;
+        if (max_pixels == 0) v.limits.max_pixels = own->video.max;
+        v.cap_pixels = own->video.max;
+    }
+    return v;
+}
+
 status engine_open(const struct engine_options *o, struct engine **out, struct err *e)
 {
     struct engine *en;
@@ -124,7 +152,7 @@ status engine_open(const struct engine_options *o, struct engine **out, struct e
     en->textbook_order = o->textbook_order;
     en->info.bundled = o->model_dir == NULL;
     if (o->model_dir) snprintf(en->info.model_dir, sizeof en->info.model_dir, "%s", o->model_dir);
-    else TRY_GOTO(st, find_bundled(en->info.model_dir, sizeof en->info.model_dir, e), undo);
+    else TRY_GOTO(st, engine_bundled_model(en->info.model_dir, sizeof en->info.model_dir, e), undo);
     char copy[sizeof en->info.model_dir];
     snprintf(copy, sizeof copy, "%s", en->info.model_dir);
     snprintf(en->info.model_name, sizeof en->info.model_name, "%s", basename(copy));

@@ -13,6 +13,7 @@
 #define ENGINE_ENGINE_H
 
 #include "engine/sample.h"
+#include "media/features.h"
 #include "model/chat.h"
 #include "model/config.h"
 #include "model/prompt.h"
@@ -54,6 +55,15 @@ const struct engine_info *engine_info(const struct engine *en);
 const struct model_config *engine_config(const struct engine *en);
 const struct tokenizer *engine_tokenizer(const struct engine *en);
 uint32_t engine_pages_free(const struct engine *en);
+
+/* The bundled model's folder: beside the program (build/omnidrop -> models/), under its prefix, or in the cwd.
+ * E_MODEL: none of these. */
+status engine_bundled_model(char *dir, size_t cap, struct err *e);
+
+/* How a checkpoint wants its pictures and films: its own limits where it has some, the caller's (not 0) before them. */
+struct media_image_options engine_image_options(const struct model_config *c, uint64_t min_pixels, uint64_t max_pixels);
+struct media_video_options engine_video_options(const struct model_config *c, uint64_t min_pixels, uint64_t max_pixels,
+                                                double fps);
 
 /* Samples handed over in place of a file: an audio part with the URL "pcm:I" means pcm[I]. */
 struct eng_pcm { const float *samples; size_t n; };   /* 16 kHz mono, borrowed until eng_run returns */

@@ -19,41 +19,31 @@ struct eng_request_options eng_request_defaults(void)
 
 /* ---- media ------------------------------------------------------------------------------------------------ */
 
-static struct media_vision vision_of(const struct engine *en)
+/* Pixel limits of a part: its own wish, else the request's; 0: the checkpoint's. */
+static uint64_t min_pixels(const struct eng_request *r, const struct req_part *p)
 {
-    const struct vision_config *v = &en->config.vision;
-    struct media_vision m = { .patch = v->patch_size, .merge = v->merge_size, .temporal = v->temporal_patch_size };
-    memcpy(m.mean, en->config.preprocess.mean, sizeof m.mean);
-    memcpy(m.std, en->config.preprocess.std, sizeof m.std);
-    return m;
+    return p->chat->options.min_pixels ? p->chat->options.min_pixels : r->o.min_pixels;
 }
 
-static struct media_image_options image_options(const struct engine *en, const struct eng_request *r,
-                                                const struct req_part *p)
+static uint64_t max_pixels(const struct eng_request *r, const struct req_part *p)
 {
-    const struct pixel_limits *own = &en->config.preprocess.image;
-    const struct chat_media_options *c = &p->chat->options;
-    const uint64_t min = c->min_pixels ? c->min_pixels : r->o.min_pixels;
-    const uint64_t max = c->max_pixels ? c->max_pixels : r->o.max_pixels;
-    return (struct media_image_options){ .vision = vision_of(en),
-                                         .limits = { min ? min : own->min, max ? max : own->max } };
+    return p->chat->options.max_pixels ? p->chat->options.max_pixels : r->o.max_pixels;
 }
 
 static struct media_video_options video_options(const struct engine *en, const struct eng_request *r,
                                                 const struct req_part *p)
 {
-    const struct preprocess_config *own = &en->config.preprocess;
     const struct chat_media_options *c = &p->chat->options;
-    const uint64_t min = c->min_pixels ? c->min_pixels : r->o.min_pixels;
-    const uint64_t max = c->max_pixels ? c->max_pixels : r->o.max_pixels;
-    struct media_video_options v = { .vision = vision_of(en), .limits = { min, max },
-                                     .fps = c->fps > 0 ? c->fps : r->o.fps, .max_frames = c->max_frames };
-    if (own->has_video) {
-        if (min == 0) v.limits.min_pixels = own->video.min;
-        if (max == 0) v.limits.max_pixels = own->video.max;
-        v.cap_pixels = own->video.max;
-    }
+    struct media_video_options v = engine_video_options(&en->config, min_pixels(r, p), max_pixels(r, p),
+                                                        c->fps > 0 ? c->fps : r->o.fps);
+    v.max_frames = c->max_frames;
     return v;
+}
+
+static size_t patch_width(const struct engine *en)
+{
+    const struct vision_config *v = &en->config.vision;
+    return (size_t)3 * v->temporal_patch_size * v->patch_size * v->patch_size;
 }
 
 /* What a URL names, as a path in out[cap]; pcm: and data: are handled before. */
@@ -121,7 +111,7 @@ static status load_sound(struct engine *en, struct req_part *p, struct err *e)
 
 static status load_picture(struct engine *en, struct eng_request *r, struct req_part *p, struct err *e)
 {
-    const struct media_image_options io = image_options(en, r, p);
+    const struct media_image_options io = engine_image_options(&en->config, min_pixels(r, p), max_pixels(r, p));
     struct media_patches got = { 0 };
     TRY(media_image_load(p->file, &io, &got, e));
     p->patches = got.patches;
@@ -138,8 +128,7 @@ static status open_film(struct engine *en, struct eng_request *r, struct req_par
     const struct media_video_options vo = video_options(en, r, p);
     TRY(media_video_open(p->file, &vo, &p->video, e));
     struct media_video_plan plan = *media_video_get_plan(p->video);
-    const struct media_vision v = vision_of(en);
-    const uint64_t bytes = (uint64_t)plan.grid_t * plan.grid_h * plan.grid_w * 3 * v.temporal * v.patch * v.patch * 4;
+    const uint64_t bytes = (uint64_t)plan.grid_t * plan.grid_h * plan.grid_w * patch_width(en) * sizeof(float);
     if (bytes <= FILM_AT_ONCE) {
         struct media_patches got = { 0 };
         media_video_close(&p->video);
@@ -365,8 +354,7 @@ status eng_request_features(struct engine *en, struct eng_request *r, uint32_t p
     if (part >= r->n_parts) return err_set(e, E_ARG, "media part %u of %u", part, r->n_parts);
     struct req_part *p = &r->part[part];
     if (p->patches == NULL && p->video != NULL) {
-        const struct media_vision v = vision_of(en);
-        const size_t rows = (size_t)p->media.t * p->media.h * p->media.w, row = 3u * v.temporal * v.patch * v.patch;
+        const size_t rows = (size_t)p->media.t * p->media.h * p->media.w, row = patch_width(en);
         TRY(mem_alloc(&p->patches, rows * row, sizeof(float), e));
         for (uint32_t t = 0; t < p->media.t; t++)
             TRY(media_video_next(p->video, p->patches + (size_t)t * p->media.h * p->media.w * row, e));

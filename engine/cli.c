@@ -1,0 +1,463 @@
+/* engine/cli.c - see cli.h. */
+#include "engine/cli.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "base/mem.h"
+#include "engine/engine.h"
+#include "engine/version.h"
+
+const struct cli_option cli_common_options[] = {
+    { "model", 'm', CLI_TEXT, "DIR", NULL, "checkpoint folder (Hugging Face layout); default: the bundled omni-tiny", NULL, NULL },
+    { "device", 0, CLI_TEXT, "NAME", "auto", "auto, cpu or cuda", NULL, NULL },
+    { "isa", 0, CLI_TEXT, "NAME", NULL, "CPU instruction set: avx512-bf16, avx512, avx2, plain; default: the best", NULL, NULL },
+    { "threads", 't', CLI_UINT, "N", "0", "worker threads; 0: one per CPU", NULL, NULL },
+    { "dtype", 0, CLI_TEXT, "NAME", "auto", "auto, bf16 or f32", NULL, NULL },
+    { "max-model-len", 0, CLI_UINT, "N", "0", "context in tokens, prompt and answer; 0: the model's own, at most 32768", NULL, NULL },
+    { "kv-bytes", 0, CLI_UINT, "N", "0", "bytes of the KV page pool; 0: one full context", NULL, NULL },
+    { "seed", 0, CLI_UINT, "N", "0", "seed of sampling and of random policies", NULL, NULL },
+    { "verbose", 'v', CLI_FLAG, NULL, NULL, "say more on stderr", NULL, NULL },
+    { "quiet", 'q', CLI_FLAG, NULL, NULL, "errors only on stderr", NULL, NULL },
+    { "log-format", 0, CLI_TEXT, "F", "text", "text or json", NULL, NULL },
+    { "progress", 0, CLI_TEXT, "F", "auto", "auto, tty, plain, json or none", NULL, NULL },
+    { "config", 0, CLI_TEXT, "FILE", NULL, "INI file: sections [common] and one per command, keys are long options", NULL, NULL },
+    { "print-config", 0, CLI_FLAG, NULL, NULL, "print the resolved options as such a file and end", NULL, NULL },
+    { "help", 'h', CLI_FLAG, NULL, NULL, "this text", NULL, NULL },
+    { 0 }
+};
+
+const struct cli_option cli_policy_options[] = {
+    { "policy", 0, CLI_TEXT, "NAME", NULL, "who drops audio, video and image tokens: none (default), omnidrop, random, ...; "
+                                            "default omnidrop where --retention is given", NULL, NULL },
+    { "retention", 0, CLI_NUMBER, "R", NULL, "target mean share of AV tokens alive over the layers, (0, 1]", NULL, NULL },
+    { "p-init", 0, CLI_NUMBER, "P", NULL, "share that a shallow layer drops, 0..1", NULL, NULL },
+    { "p-final", 0, CLI_NUMBER, "P", NULL, "share that a deep layer drops, 0..1", NULL, NULL },
+    { "t-mid", 0, CLI_NUMBER, "T", NULL, "middle of the schedule as share of depth", NULL, NULL },
+    { "beta", 0, CLI_NUMBER, "B", NULL, "steepness of the schedule", NULL, NULL },
+    { "lambda-div", 0, CLI_NUMBER, "X", NULL, "weight of the temporal diversity score", NULL, NULL },
+    { "tds-start-layer", 0, CLI_NUMBER, "L", NULL, "first layer that uses it", NULL, NULL },
+    { "step0", 0, CLI_FLAG, NULL, NULL, "pruning before layer 0 (--no-step0: without)", NULL, NULL },
+    { 0 }
+};
+
+#define N_COMMON (sizeof cli_common_options / sizeof *cli_common_options)
+
+struct value { const struct cli_option *option; const char *text; enum { BY_DEFAULT, BY_FILE, BY_ENV, BY_FLAG } by; };
+
+struct cli {
+    const struct cli_command *command;
+    struct value *value;           /* [n_options], every option of the command once */
+    size_t n_options;
+    struct cli_given_option *given;
+    size_t n_given, given_cap;
+    const char **word;
+    size_t n_words, word_cap;
+    char **own;                    /* texts read from files and environment */
+    size_t n_own, own_cap;
+};
+
+int cli_exit_of(status st)
+{
+    switch (st) {
+    case OK: return CLI_OK;
+    case E_ARG: return CLI_USAGE;
+    case E_INPUT: return CLI_INPUT;
+    case E_MODEL: return CLI_MODEL;
+    case E_NOMEM:
+    case E_FULL: return CLI_NOMEM;
+    case E_CANCELLED: return CLI_SIGINT;
+    default: return CLI_FAILED;
+    }
+}
+
+/* ---- options ---------------------------------------------------------------------------------------------- */
+
+static bool same_name(const char *a, const char *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if ((a[i] == '_' ? '-' : a[i]) != b[i]) return false;
+    return b[n] == 0;
+}
+
+static struct value *find(const struct cli *c, const char *name, size_t n)
+{
+    for (size_t i = 0; i < c->n_options; i++)
+        if (same_name(name, c->value[i].option->name, n)) return &c->value[i];
+    return NULL;
+}
+
+static struct value *must(const struct cli *c, const char *name)
+{
+    struct value *v = find(c, name, strlen(name));
+    if (v == NULL) {
+        fprintf(stderr, "omnidrop: internal: no option --%s\n", name);
+        abort();
+    }
+    return v;
+}
+
+static const char *keep_text(struct cli *c, char *text)
+{
+    struct err e;
+    if (mem_grow(&c->own, &c->own_cap, c->n_own + 1, sizeof *c->own, &e) != OK) abort();
+    return c->own[c->n_own++] = text;
+}
+
+static status set_value(struct cli *c, struct value *v, const char *text, int by, struct err *e)
+{
+    v->text = text;
+    v->by = by;
+    if (by != BY_FLAG) return OK;
+    TRY(mem_grow(&c->given, &c->given_cap, c->n_given + 1, sizeof *c->given, e));
+    c->given[c->n_given++] = (struct cli_given_option){ v->option, text };
+    return OK;
+}
+
+static status is_bool(const struct cli_option *o, const char *text, struct err *e)
+{
+    static const char *const words[] = { "true", "false", "1", "0", "yes", "no", "on", "off" };
+    for (size_t i = 0; i < 8; i++)
+        if (strcmp(text, words[i]) == 0) return OK;
+    return err_set(e, E_ARG, "--%s is a switch: it takes no value, or true or false, not \"%s\"", o->name, text);
+}
+
+static bool truth(const char *text) { return text && strchr("t1yo", text[0]) && strcmp(text, "off") != 0; }
+
+/* argv[*i] is an option: take it and its value. */
+static status take(struct cli *c, int argc, char **argv, int *i, struct err *e)
+{
+    const char *a = argv[*i];
+    for (size_t k = 0; k < c->n_options; k++) {        /* whole words first: -ss, -otxt */
+        const struct cli_option *o = c->value[k].option;
+        if (o->word == NULL || strcmp(a, o->word) != 0) continue;
+        if (o->word_value) return set_value(c, find(c, o->name, strlen(o->name)), o->word_value, BY_FLAG, e);
+        if (*i + 1 >= argc) return err_set(e, E_ARG, "%s needs a value: %s", a, o->value);
+        return set_value(c, &c->value[k], argv[++*i], BY_FLAG, e);
+    }
+    const char *name = a + 2, *eq = NULL;
+    struct value *v = NULL;
+    bool negated = false;
+    if (a[1] == '-') {
+        eq = strchr(name, '=');
+        const size_t n = eq ? (size_t)(eq - name) : strlen(name);
+        v = find(c, name, n);
+        if (v == NULL && n > 3 && (strncmp(name, "no-", 3) == 0 || strncmp(name, "no_", 3) == 0)) {
+            v = find(c, name + 3, n - 3);
+            negated = true;
+            if (v && v->option->kind != CLI_FLAG) v = NULL;
+        }
+    } else {
+        for (size_t k = 0; k < c->n_options; k++)
+            if (c->value[k].option->letter == a[1]) v = &c->value[k];
+        if (v && a[2] != 0) {
+            if (v->option->kind == CLI_FLAG) v = NULL;
+            else eq = a + (a[2] == '=' ? 2 : 1);       /* -t4, -t=4 */
+        }
+    }
+    if (v == NULL)
+        return err_set(e, E_ARG, "%s: no such option; omnidrop %s --help lists them", a, c->command->name);
+    if (v->option->kind == CLI_FLAG) {
+        if (eq && negated) return err_set(e, E_ARG, "%s: --no-... takes no value", a);
+        if (eq) TRY(is_bool(v->option, eq + 1, e));
+        return set_value(c, v, eq ? eq + 1 : negated ? "false" : "true", BY_FLAG, e);
+    }
+    if (eq) return set_value(c, v, eq + 1, BY_FLAG, e);
+    if (*i + 1 >= argc)
+        return err_set(e, E_ARG, "%s needs a value: %s (%s)", a, v->option->value, v->option->help);
+    return set_value(c, v, argv[++*i], BY_FLAG, e);
+}
+
+static status from_environment(struct cli *c, struct err *e)
+{
+    for (size_t i = 0; i < c->n_options; i++) {
+        struct value *v = &c->value[i];
+        char name[96] = "OMNIDROP_";
+        size_t n = strlen(name);
+        for (const char *p = v->option->name; *p && n + 1 < sizeof name; p++)
+            name[n++] = *p == '-' ? '_' : (char)toupper((unsigned char)*p);
+        name[n] = 0;
+        const char *text = getenv(name);
+        if (text == NULL || v->by == BY_FLAG) continue;
+        if (v->option->kind == CLI_FLAG) TRY(is_bool(v->option, text, e));
+        TRY(set_value(c, v, text, BY_ENV, e));
+    }
+    return OK;
+}
+
+static char *trimmed(char *s)
+{
+    while (isspace((unsigned char)*s)) s++;
+    char *end = s + strlen(s);
+    while (end > s && isspace((unsigned char)end[-1])) *--end = 0;
+    return s;
+}
+
+/* INI: [common] and [COMMAND]; other sections are other commands'. */
+static status from_file(struct cli *c, const char *path, struct err *e)
+{
+    FILE *f = fopen(path, "re");
+    if (f == NULL) return err_set(e, E_ARG, "--config %s: %s", path, strerror(errno));
+    char *line = NULL;
+    size_t cap = 0;
+    bool ours = true;
+    status st = OK;
+    for (int n = 1; st == OK && getline(&line, &cap, f) >= 0; n++) {
+        char *s = trimmed(line);
+        if (*s == 0 || *s == '#' || *s == ';') continue;
+        if (*s == '[') {
+            char *end = strchr(s, ']');
+            if (end == NULL) st = err_set(e, E_ARG, "%s:%d: a section without ]", path, n);
+            else *end = 0;
+            ours = strcmp(s + 1, "common") == 0 || strcmp(s + 1, c->command->name) == 0;
+            continue;
+        }
+        char *eq = strchr(s, '=');
+        if (eq == NULL) {
+            st = err_set(e, E_ARG, "%s:%d: \"%s\": expected key = value", path, n, s);
+            continue;
+        }
+        if (!ours) continue;
+        *eq = 0;
+        const char *key = trimmed(s);
+        struct value *v = find(c, key, strlen(key));
+        if (v == NULL) {
+            st = err_set(e, E_ARG, "%s:%d: omnidrop %s has no option \"%s\"", path, n, c->command->name, key);
+            continue;
+        }
+        if (v->by >= BY_ENV) continue;
+        const char *text = keep_text(c, mem_must_strdup(trimmed(eq + 1)));
+        if (v->option->kind == CLI_FLAG) st = is_bool(v->option, text, e);
+        if (st == OK) st = set_value(c, v, text, BY_FILE, e);
+    }
+    free(line);
+    fclose(f);
+    return st;
+}
+
+static void print_help(const struct cli *c)
+{
+    printf("%s\n\nusage: %s\n", c->command->summary, c->command->usage);
+    for (size_t g = 0; c->command->groups[g]; g++) {
+        printf("\n");
+        for (const struct cli_option *o = c->command->groups[g]; o->name; o++) {
+            char left[64];
+            if (o->letter) snprintf(left, sizeof left, "-%c, --%s %s", o->letter, o->name, o->value ? o->value : "");
+            else snprintf(left, sizeof left, "%s%s--%s %s", o->word ? o->word : "", o->word ? ", " : "    ", o->name,
+                          o->value ? o->value : "");
+            printf("  %-30s %s", left, o->help);
+            if (o->fallback) printf(" [%s]", o->fallback);
+            printf("\n");
+        }
+    }
+    if (c->command->examples) printf("\n%s\n", c->command->examples);
+}
+
+static void print_config(const struct cli *c)
+{
+    for (int own = 0; own < 2; own++) {
+        printf("%s[%s]\n", own ? "\n" : "", own ? c->command->name : "common");
+        for (size_t i = 0; i < c->n_options; i++) {
+            const struct cli_option *o = c->value[i].option;
+            const bool common = o >= cli_common_options && o < cli_common_options + N_COMMON;
+            if (common == !!own || strcmp(o->name, "help") == 0 || strcmp(o->name, "print-config") == 0 ||
+                strcmp(o->name, "config") == 0 || c->value[i].text == NULL)
+                continue;
+            printf("%s = %s\n", o->name, c->value[i].text);
+        }
+    }
+}
+
+static status parse(struct cli *c, int argc, char **argv, bool *done, struct err *e)
+{
+    size_t n = 0;
+    for (size_t g = 0; c->command->groups[g]; g++)
+        for (const struct cli_option *o = c->command->groups[g]; o->name; o++) n++;
+    TRY(mem_alloc(&c->value, n, sizeof *c->value, e));
+    for (size_t g = 0; c->command->groups[g]; g++)
+        for (const struct cli_option *o = c->command->groups[g]; o->name; o++)
+            c->value[c->n_options++] = (struct value){ o, o->fallback, BY_DEFAULT };
+    bool words_only = false;
+    for (int i = 1; i < argc; i++) {
+        if (!words_only && strcmp(argv[i], "--") == 0) {
+            words_only = true;
+        } else if (!words_only && argv[i][0] == '-' && argv[i][1] != 0) {
+            TRY(take(c, argc, argv, &i, e));
+        } else {
+            TRY(mem_grow(&c->word, &c->word_cap, c->n_words + 1, sizeof *c->word, e));
+            c->word[c->n_words++] = argv[i];
+        }
+    }
+    *done = cli_flag(c, "help");
+    if (*done) {
+        print_help(c);
+        return OK;
+    }
+    TRY(from_environment(c, e));
+    if (cli_text(c, "config")) TRY(from_file(c, cli_text(c, "config"), e));
+    *done = cli_flag(c, "print-config");
+    if (*done) print_config(c);
+    return OK;
+}
+
+status cli_parse(const struct cli_command *command, int argc, char **argv, struct cli **out, bool *done, struct err *e)
+{
+    struct cli *c;
+    *done = false;
+    TRY(mem_alloc(&c, 1, sizeof *c, e));
+    c->command = command;
+    const status st = parse(c, argc, argv, done, e);
+    if (st != OK) cli_free(&c);
+    else *out = c;
+    return st;
+}
+
+void cli_free(struct cli **pc)
+{
+    struct cli *c = *pc;
+    if (c == NULL) return;
+    for (size_t i = 0; i < c->n_own; i++) free(c->own[i]);
+    free(c->own);
+    free(c->value);
+    free(c->given);
+    free(c->word);
+    free(c);
+    *pc = NULL;
+}
+
+const char *cli_text(const struct cli *c, const char *name) { return must(c, name)->text; }
+bool cli_flag(const struct cli *c, const char *name) { return truth(must(c, name)->text); }
+bool cli_given(const struct cli *c, const char *name) { return must(c, name)->by != BY_DEFAULT; }
+size_t cli_n_given(const struct cli *c) { return c->n_given; }
+struct cli_given_option cli_given_at(const struct cli *c, size_t i) { return c->given[i]; }
+size_t cli_n_words(const struct cli *c) { return c->n_words; }
+const char *cli_word(const struct cli *c, size_t i) { return c->word[i]; }
+
+status cli_uint(const struct cli *c, const char *name, uint64_t lo, uint64_t hi, uint64_t *out, struct err *e)
+{
+    const char *text = cli_text(c, name);
+    if (text == NULL) return OK;
+    char *end;
+    errno = 0;
+    const unsigned long long v = strtoull(text, &end, 10);
+    if (errno || end == text || *end != 0 || strchr(text, '-') || v < lo || v > hi)
+        return err_set(e, E_ARG, "--%s %s: give a whole number from %llu to %llu", name, text, (unsigned long long)lo,
+                       (unsigned long long)hi);
+    *out = v;
+    return OK;
+}
+
+status cli_number(const struct cli *c, const char *name, double lo, double hi, double *out, struct err *e)
+{
+    const char *text = cli_text(c, name);
+    if (text == NULL) return OK;
+    char *end;
+    const double v = strtod(text, &end);
+    if (end == text || *end != 0 || !(v >= lo && v <= hi))
+        return err_set(e, E_ARG, "--%s %s: give a number from %g to %g", name, text, lo, hi);
+    *out = v;
+    return OK;
+}
+
+bool cli_time(const char *text, double *out)
+{
+    double total = 0;
+    const char *p = text;
+    for (int fields = 1; ; fields++) {
+        if (!isdigit((unsigned char)*p) && *p != '.') return false;
+        char *end;
+        const double v = strtod(p, &end);
+        if (end == p || !isfinite(v) || strpbrk(text, "eExXnN") != NULL) return false;
+        total = total * 60 + v;
+        if (*end == 0) break;
+        if (fields == 1 && strcmp(end, "s") == 0) break;
+        if (fields == 1 && strcmp(end, "ms") == 0) {
+            total /= 1000;
+            break;
+        }
+        if (*end != ':' || fields == 3) return false;
+        p = end + 1;
+    }
+    *out = total;
+    return true;
+}
+
+status cli_seconds(const struct cli *c, const char *name, double *out, struct err *e)
+{
+    const char *text = cli_text(c, name);
+    if (text == NULL || cli_time(text, out)) return OK;
+    return err_set(e, E_ARG, "--%s %s: give a time such as 90, 90.5s, 1500ms, 01:30 or 1:02:03.250", name, text);
+}
+
+status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, struct policy_params *out, struct err *e)
+{
+    const char *name = cli_text(c, "policy");
+    if (name == NULL) name = cli_given(c, "retention") ? "omnidrop" : fallback;
+    TRY(prune_params_init(out, name, n_layers, e));
+    for (const struct cli_option *o = cli_policy_options; o->name; o++) {
+        if (strcmp(o->name, "policy") == 0 || !cli_given(c, o->name)) continue;
+        char key[64];
+        snprintf(key, sizeof key, "%s", o->name);
+        for (char *p = key; *p; p++)
+            if (*p == '-') *p = '_';
+        TRY(prune_params_set_text(out, key, cli_text(c, o->name), e));
+    }
+    return prune_params_finish(out, e);
+}
+
+/* ---- stderr ----------------------------------------------------------------------------------------------- */
+
+void cli_log(const struct cli *c, enum cli_level level, const char *fmt, ...)
+{
+    static const char *const name[] = { "error", "note", "detail" };
+    const enum cli_level most = c == NULL ? CLI_NOTE : cli_flag(c, "quiet") ? CLI_ERROR
+                                : cli_flag(c, "verbose") ? CLI_DETAIL : CLI_NOTE;
+    if (level > most) return;
+    char text[2048];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    if (c && strcmp(cli_text(c, "log-format"), "json") == 0) {
+        json_t *o = json_pack("{s:s, s:s%}", "level", name[level], "message", text, strlen(text));
+        char *line = o ? json_dumps(o, JSON_COMPACT) : NULL;
+        fprintf(stderr, "%s\n", line ? line : "{}");
+        free(line);
+        json_decref(o);
+        return;
+    }
+    fprintf(stderr, "omnidrop: %s%s\n", level == CLI_ERROR ? "error: " : "", text);
+}
+
+int cli_fail(const struct cli *c, status st, const struct err *e)
+{
+    cli_log(c, CLI_ERROR, "%s", e->text);
+    return cli_exit_of(st);
+}
+
+/* ---- the engine ------------------------------------------------------------------------------------------- */
+
+status cli_engine(const struct cli *c, struct engine **out, struct err *e)
+{
+    uint64_t threads = 0, len = 0, kv = 0;
+    TRY(cli_uint(c, "threads", 0, 256, &threads, e));
+    TRY(cli_uint(c, "max-model-len", 0, 1u << 24, &len, e));
+    TRY(cli_uint(c, "kv-bytes", 0, (uint64_t)1 << 46, &kv, e));
+    const struct engine_options o = { .model_dir = cli_text(c, "model"), .device = cli_text(c, "device"),
+                                      .isa = cli_text(c, "isa"), .n_threads = (int)threads, .dtype = cli_text(c, "dtype"),
+                                      .max_model_len = (uint32_t)len, .kv_bytes = kv };
+    TRY(engine_open(&o, out, e));
+    const struct engine_info *i = engine_info(*out);
+    if (i->bundled) cli_log(c, CLI_NOTE, "no model was named: using the bundled %s (%s)", i->model_name, i->model_dir);
+    cli_log(c, CLI_DETAIL, "%s on %s, %s, %.1f MB of weights, %u pages of %zu bytes, loaded in %.2f s", i->model_name,
+            i->device, i->compute == DT_F32 ? "f32" : "bf16", (double)i->weight_bytes / 1e6, i->n_pages, i->page_bytes,
+            i->load_s);
+    return OK;
+}

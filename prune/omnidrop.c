@@ -1,0 +1,115 @@
+/* prune/omnidrop.c - OmniDrop (arXiv 2605.14458): step 0 on the towers' outputs, then at every layer the share that
+ * the schedule names, by query-guided importance, with temporal diversity from a layer on. docs/omnidrop.md. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "prune/policies.h"
+#include "prune/schedule.h"
+#include "prune/step0.h"
+
+enum { RETENTION, P_INIT, P_FINAL, T_MID, BETA, LAMBDA_DIV, TDS_START, STEP0, AUDIO, KAPPA, ANCHOR };
+static const struct prune_param PARAMS[] = {
+    [RETENTION] = { "retention", NULL, PARAM_NUMBER, 1e-6, 1, NAN, "target mean share alive over layers; solves p_final" },
+    [P_INIT] = { "p_init", NULL, PARAM_NUMBER, 0, 1, 0, "share that a shallow layer drops" },
+    [P_FINAL] = { "p_final", NULL, PARAM_NUMBER, 0, 1, 0.2, "share that a deep layer drops" },
+    [T_MID] = { "t_mid", NULL, PARAM_NUMBER, 0, 1, 0.5, "middle of the sigmoid as share of depth" },
+    [BETA] = { "beta", NULL, PARAM_NUMBER, 1e-9, 1000, 20, "steepness of the sigmoid" },
+    [LAMBDA_DIV] = { "lambda_div", NULL, PARAM_NUMBER, 0, 10, 0.2, "weight of the temporal diversity score" },
+    [TDS_START] = { "tds_start_layer", NULL, PARAM_INTEGER, 0, 4096, NAN, "first layer that uses it; the layer count: never" },
+    [STEP0] = { "step0", "intra", PARAM_BOOL, 0, 1, 1, "pruning before layer 0" },
+    [AUDIO] = { "audio", NULL, PARAM_NUMBER, 0, 1, 0.7, "step 0: share of audio tokens kept" },
+    [KAPPA] = { "kappa", NULL, PARAM_NUMBER, 0, 1, 0.2, "step 0: share kept of a reduced grid step" },
+    [ANCHOR] = { "anchor", NULL, PARAM_BOOL, 0, 1, 0, "step 0: compare all steps with the first of their group" },
+};
+
+/* The paper's settings for 28 and 36 layers; TDS from the middle elsewhere. */
+static void defaults(struct policy_params *p)
+{
+    p->value[P_FINAL] = p->n_layers == 36 ? 0.15 : 0.2;
+    p->value[TDS_START] = p->n_layers == 36 ? 19 : (double)((p->n_layers + 1) / 2);
+}
+
+static status check(const struct policy_params *p, struct err *e)
+{
+    if (p->given[RETENTION] && p->given[P_FINAL])
+        return err_set(e, E_ARG, "retention and p_final exclude each other: retention solves for p_final");
+    if (!p->given[RETENTION] && p->value[P_INIT] > p->value[P_FINAL])
+        return err_set(e, E_ARG, "p_init %g is above p_final %g: deeper layers drop more; lower p_init or raise p_final",
+                       p->value[P_INIT], p->value[P_FINAL]);
+    if (p->n_layers && p->value[TDS_START] > p->n_layers)
+        return err_set(e, E_ARG, "tds_start_layer %g: the model has %u layers (%u turns it off)", p->value[TDS_START],
+                       p->n_layers, p->n_layers);
+    return OK;
+}
+
+static struct step0 step0_of(const struct policy_params *p)
+{
+    return (struct step0){ p->value[AUDIO], p->value[KAPPA], p->value[ANCHOR] != 0 };
+}
+
+static status plan(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out, struct err *e)
+{
+    const uint32_t L = s->n_layers;
+    struct prune_schedule sch = { p->value[P_INIT], p->value[P_FINAL], p->value[T_MID], p->value[BETA] };
+    out->needs = PRUNE_NEEDS_ROW_SCORES;
+    if (p->value[STEP0] != 0) {
+        const struct step0 s0 = step0_of(p);
+        out->n_entry = step0_total(&s0, s);
+        out->needs |= PRUNE_NEEDS_EMBEDDINGS | (s0.audio < 1 ? PRUNE_NEEDS_AUDIO_SALIENCY : 0);
+    }
+    if (p->given[RETENTION] && out->n_orig > 0)
+        TRY(prune_calibrate(&sch, L, (double)out->n_entry / (double)out->n_orig, p->value[RETENTION], &sch.p_final, NULL, e));
+    prune_alive(&sch, L, out->n_entry, out->alive);
+    for (uint32_t l = 0; l < L; l++) {
+        out->rate[l] = prune_rate(&sch, l, L);
+        out->selects[l] = out->alive[l + 1] < out->alive[l];
+    }
+    out->p_final = sch.p_final;
+    return OK;
+}
+
+static status embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out, struct err *e)
+{
+    if (r->params->value[STEP0] == 0) return OK;
+    const struct step0 s0 = step0_of(r->params);
+    bool *keep;
+    TRY(mem_alloc(&keep, r->prompt->n_av, sizeof *keep, e));
+    const status st = step0_select(&s0, r->prompt, v, keep, e);
+    uint32_t n = 0;
+    for (uint32_t i = 0; st == OK && i < r->prompt->n_av; i++)
+        if (keep[i]) out->keep[n++] = r->prompt->av[i];
+    out->n_keep = n;
+    free(keep);
+    return st;
+}
+
+static status layer(struct policy_run *r, uint32_t l, const struct prune_layer_view *v, struct prune_selection *out,
+                    struct err *e)
+{
+    const struct ops *ops = v->st->ops;
+    const uint32_t k = r->plan->alive[l] - r->plan->alive[l + 1];
+    const size_t bytes = ops->select_scratch(v->st, v->n_alive);
+    if (bytes > r->select_bytes) {
+        free(r->select_scratch);
+        r->select_scratch = NULL;
+        r->select_bytes = 0;
+        TRY(mem_alloc_aligned(&r->select_scratch, bytes, e));
+        r->select_bytes = bytes;
+    }
+    for (uint32_t i = 0; i < v->n_alive; i++) r->chunk[i] = r->prompt->chunk[v->alive[i]];
+    TRY(ops->select(v->st, &(struct select_args){
+        .score = v->score, .chunk = r->chunk, .n = v->n_alive, .k = k, .tds = l >= (uint32_t)r->params->value[TDS_START],
+        .lambda_div = r->params->value[LAMBDA_DIV], .max_chunk = r->prompt->max_chunk, .keep = r->index,
+        .scratch = r->select_scratch }, e));
+    out->n_keep = v->n_alive - k;
+    for (uint32_t i = 0; i < out->n_keep; i++) out->keep[i] = v->alive[r->index[i]];
+    return OK;
+}
+
+const struct policy policy_omnidrop = {
+    .name = "omnidrop", .citation = "Park et al., OmniDrop, arXiv 2605.14458 (2026)",
+    .help = "Drops a growing share of AV tokens at each layer, guided by the question; exact counts.",
+    .param = PARAMS, .n_param = sizeof PARAMS / sizeof *PARAMS, .defaults = defaults, .check = check, .plan = plan,
+    .embed = embed, .layer = layer };

@@ -1,0 +1,265 @@
+/* prune/registry.c - the policies that there are, their parameters, and what is common to all plans and runs. */
+#include <assert.h>
+#include <ctype.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "prune/policies.h"
+
+static const struct policy *const POLICIES[] = { &policy_none, &policy_random, &policy_omnidrop, NULL };
+
+const struct policy *const *prune_list(void) { return POLICIES; }
+
+const struct policy *prune_find(const char *name)
+{
+    for (const struct policy *const *p = POLICIES; *p; p++)
+        if (strcmp((*p)->name, name) == 0) return *p;
+    return NULL;
+}
+
+/* ---- parameters ------------------------------------------------------------------------------------------- */
+
+static int find_param(const struct policy *p, const char *key)
+{
+    for (uint32_t i = 0; i < p->n_param; i++)
+        if (strcmp(key, p->param[i].name) == 0 || (p->param[i].alias && strcmp(key, p->param[i].alias) == 0)) return (int)i;
+    return -1;
+}
+
+status prune_params_init(struct policy_params *p, const char *name, uint32_t n_layers, struct err *e)
+{
+    const struct policy *policy = prune_find(name);
+    if (policy == NULL) {
+        char list[256] = "";
+        for (const struct policy *const *q = POLICIES; *q; q++) {
+            const size_t n = strlen(list);
+            snprintf(list + n, sizeof list - n, "%s%s", n ? ", " : "", (*q)->name);
+        }
+        return err_set(e, E_ARG, "there is no policy \"%s\": this build has %s", name, list);
+    }
+    *p = (struct policy_params){ .policy = policy, .n_layers = n_layers };
+    for (uint32_t i = 0; i < policy->n_param; i++) p->value[i] = policy->param[i].fallback;
+    if (policy->defaults) policy->defaults(p);
+    return OK;
+}
+
+struct policy_params prune_params_none(void)
+{
+    struct policy_params p;
+    prune_params_init(&p, "none", 0, NULL);
+    return p;
+}
+
+const char *prune_params_name(const struct policy_params *p) { return p->policy->name; }
+
+static status no_param(const struct policy_params *p, const char *key, struct err *e)
+{
+    char list[512] = "";
+    for (uint32_t i = 0; i < p->policy->n_param; i++) {
+        const size_t n = strlen(list);
+        snprintf(list + n, sizeof list - n, "%s%s", n ? ", " : "", p->policy->param[i].name);
+    }
+    return err_set(e, E_ARG, "policy %s has no parameter \"%s\"; %s%s", p->policy->name, key,
+                   list[0] ? "it has " : "it has none", list);
+}
+
+status prune_params_set(struct policy_params *p, const char *key, double value, struct err *e)
+{
+    const int i = find_param(p->policy, key);
+    if (i < 0) return no_param(p, key, e);
+    const struct prune_param *d = &p->policy->param[i];
+    if (!(value >= d->lo && value <= d->hi) || (d->kind != PARAM_NUMBER && value != floor(value)))
+        return err_set(e, E_ARG, "%s is %g: give %s from %g to %g", key, value,
+                       d->kind == PARAM_NUMBER ? "a number" : "a whole number", d->lo, d->hi);
+    p->value[i] = value;
+    p->given[i] = true;
+    return OK;
+}
+
+status prune_params_set_text(struct policy_params *p, const char *key, const char *text, struct err *e)
+{
+    const int i = find_param(p->policy, key);
+    if (i < 0) return no_param(p, key, e);
+    if (p->policy->param[i].kind == PARAM_BOOL) {
+        if (strcmp(text, "true") == 0 || strcmp(text, "1") == 0 || strcmp(text, "yes") == 0 || strcmp(text, "on") == 0)
+            return prune_params_set(p, key, 1, e);
+        if (strcmp(text, "false") == 0 || strcmp(text, "0") == 0 || strcmp(text, "no") == 0 || strcmp(text, "off") == 0)
+            return prune_params_set(p, key, 0, e);
+        return err_set(e, E_ARG, "%s is \"%s\": give true or false", key, text);
+    }
+    char *end;
+    const double v = strtod(text, &end);
+    if (end == text || *end != 0) return err_set(e, E_ARG, "%s is \"%s\": give a number", key, text);
+    return prune_params_set(p, key, v, e);
+}
+
+status prune_params_json(struct policy_params *p, const json_t *object, uint32_t n_layers, struct err *e)
+{
+    const json_t *name = json_object_get(object, "name");
+    if (name == NULL) name = json_object_get(object, "policy");
+    if (!json_is_string(name)) return err_set(e, E_ARG, "policy: expected an object with a \"name\"");
+    TRY(prune_params_init(p, json_string_value(name), n_layers, e));
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)object, key, v)
+    {
+        if (v == name) continue;
+        const int i = find_param(p->policy, key);
+        if (i < 0) return no_param(p, key, e);
+        if ((p->policy->param[i].kind == PARAM_BOOL) != json_is_boolean(v) || (!json_is_boolean(v) && !json_is_number(v)))
+            return err_set(e, E_ARG, "policy.%s: give %s", key,
+                           p->policy->param[i].kind == PARAM_BOOL ? "true or false" : "a number");
+        TRY(prune_params_set(p, key, json_is_boolean(v) ? json_is_true(v) : json_number_value(v), e));
+    }
+    return prune_params_finish(p, e);
+}
+
+status prune_params_finish(const struct policy_params *p, struct err *e)
+{
+    return p->policy->check ? p->policy->check(p, e) : OK;
+}
+
+json_t *prune_params_to_json(const struct policy_params *p)
+{
+    json_t *o = json_object();
+    for (uint32_t i = 0; i < p->policy->n_param; i++) {
+        const struct prune_param *d = &p->policy->param[i];
+        if (isnan(p->value[i])) continue;
+        json_object_set_new(o, d->name, d->kind == PARAM_BOOL      ? json_boolean(p->value[i] != 0)
+                                        : d->kind == PARAM_INTEGER ? json_integer((json_int_t)p->value[i])
+                                                                   : json_real(p->value[i]));
+    }
+    return o;
+}
+
+double prune_get(const struct policy_params *p, const char *key)
+{
+    const int i = find_param(p->policy, key);
+    assert(i >= 0);
+    return p->value[i];
+}
+
+bool prune_is_set(const struct policy_params *p, const char *key)
+{
+    const int i = find_param(p->policy, key);
+    return i >= 0 && p->given[i];
+}
+
+uint32_t prune_floor(double x) { return (uint32_t)floor(x + 1e-9); }
+
+/* ---- plan ------------------------------------------------------------------------------------------------- */
+
+status prune_plan_shape(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out, struct err *e)
+{
+    const uint32_t L = s->n_layers;
+    *out = (struct policy_plan){ .n_layers = L, .p_final = NAN };
+    for (uint32_t i = 0; i < s->n_items; i++) out->n_orig += s->item[i].n_audio + s->item[i].steps * s->item[i].step_tokens;
+    out->n_entry = out->n_orig;
+    out->exact = true;
+    status st = mem_alloc(&out->alive, L + 1, sizeof *out->alive, e);
+    if (st == OK) st = mem_alloc(&out->selects, L, sizeof *out->selects, e);
+    if (st == OK) st = mem_alloc(&out->rate, L, sizeof *out->rate, e);
+    if (st == OK) {
+        for (uint32_t l = 0; l <= L; l++) out->alive[l] = out->n_orig;
+        if (p->policy->plan) st = p->policy->plan(p, s, out, e);
+    }
+    if (st != OK) prune_plan_free(out);
+    return st;
+}
+
+status prune_plan(const struct policy_params *p, const struct prompt *prompt, uint32_t n_layers, struct policy_plan *out,
+                  struct err *e)
+{
+    struct prune_item *item;
+    TRY(mem_alloc(&item, prompt->n_items, sizeof *item, e));
+    for (uint32_t i = 0; i < prompt->n_items; i++) {
+        const struct prompt_item *from = &prompt->items[i];
+        const uint32_t steps = from->media.kind == TOKEN_VIDEO ? from->media.t : from->n_vision ? 1 : 0;
+        item[i] = (struct prune_item){ .kind = from->media.kind, .n_audio = from->media.n_audio, .steps = steps,
+                                       .step_tokens = steps ? from->n_vision / steps : 0 };
+    }
+    const struct prune_shape shape = { .n_layers = n_layers, .n_items = prompt->n_items, .item = item };
+    const status st = prune_plan_shape(p, &shape, out, e);
+    free(item);
+    assert(st != OK || out->n_orig == prompt->n_av);
+    return st;
+}
+
+void prune_plan_free(struct policy_plan *plan)
+{
+    free(plan->alive);
+    free(plan->selects);
+    free(plan->rate);
+    plan->alive = NULL;
+    plan->selects = NULL;
+    plan->rate = NULL;
+}
+
+/* ---- run -------------------------------------------------------------------------------------------------- */
+
+status prune_begin(const struct policy_params *p, const struct policy_plan *plan, const struct prompt *prompt,
+                   struct policy_run **out, struct err *e)
+{
+    struct policy_run *r;
+    TRY(mem_alloc(&r, 1, sizeof *r, e));
+    *r = (struct policy_run){ .params = p, .plan = plan, .prompt = prompt };
+    status st = mem_alloc(&r->chunk, prompt->n_av, sizeof *r->chunk, e);
+    if (st == OK) st = mem_alloc(&r->index, prompt->n_av, sizeof *r->index, e);
+    if (st != OK) prune_end(&r);
+    else *out = r;
+    return st;
+}
+
+void prune_end(struct policy_run **pr)
+{
+    struct policy_run *r = *pr;
+    if (r == NULL) return;
+    free(r->chunk);
+    free(r->index);
+    free(r->select_scratch);
+    free(r);
+    *pr = NULL;
+}
+
+static status keep_all(const uint32_t *alive, uint32_t n, struct prune_selection *out, struct err *e)
+{
+    TRY(mem_grow(&out->keep, &out->cap, n + 1, sizeof *out->keep, e));
+    memcpy(out->keep, alive, n * sizeof *alive);
+    out->n_keep = n;
+    return OK;
+}
+
+/* The plan was the promise that pages were reserved on. */
+static void check_count(const struct policy_run *r, uint32_t l, uint32_t n)
+{
+    assert(n <= r->plan->alive[l]);
+    assert(!r->plan->exact || n == r->plan->alive[l]);
+}
+
+status prune_embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out, struct err *e)
+{
+    TRY(keep_all(r->prompt->av, r->prompt->n_av, out, e));
+    if (r->params->policy->embed && r->prompt->n_av) TRY(r->params->policy->embed(r, v, out, e));
+    check_count(r, 0, out->n_keep);
+    return OK;
+}
+
+bool prune_selects_at(const struct policy_run *r, uint32_t l) { return r->plan->selects[l]; }
+
+status prune_layer(struct policy_run *r, uint32_t l, const struct prune_layer_view *v, struct prune_selection *out,
+                   struct err *e)
+{
+    TRY(keep_all(v->alive, v->n_alive, out, e));
+    if (r->params->policy->layer) TRY(r->params->policy->layer(r, l, v, out, e));
+    check_count(r, l + 1, out->n_keep);
+    return OK;
+}
+
+void prune_selection_free(struct prune_selection *s)
+{
+    free(s->keep);
+    *s = (struct prune_selection){ 0 };
+}

@@ -1,5 +1,7 @@
-/* model/towers.h - the audio and vision encoders: features in, rows of the decoder's width out.
- * Sources: Qwen2_5OmniAudioEncoder and Qwen2_5OmniVisionEncoder of transformers 5.23 (docs/qwen2_5_omni.md 3.5, 4.6-4.8). */
+/* model/towers.h - the audio and vision encoders: features in, rows of the decoder's width out. Sources:
+ * Qwen2_5OmniAudioEncoder and Qwen2_5OmniVisionEncoder of transformers 5.23 (docs/qwen2_5_omni.md 3.5,
+ * 4.6-4.8). Each chunk of sound and each grid step stands alone: its rows do not depend on what runs with
+ * it. */
 #ifndef MODEL_TOWERS_H
 #define MODEL_TOWERS_H
 
@@ -10,27 +12,31 @@
 struct audio_tower;
 struct vision_tower;
 
-/* Pack the tower's weights onto the stream. compute: DT_F32 or DT_BF16. E_MODEL names a tensor. */
-status audio_tower_create(struct stream *st, const struct checkpoint *ck, enum dtype compute, struct audio_tower **out,
-                          struct err *e);
+/* Pack the tower's weights onto the stream, which must outlive the tower; the checkpoint may be closed after
+ * it. compute: DT_F32 or DT_BF16. Scratch grows with the largest batch so far and goes with the tower.
+ * E_MODEL: sizes that no tower has. */
+status audio_tower_create(struct stream *st, const struct checkpoint *ck, enum dtype compute,
+                          struct audio_tower **out, struct err *e);
 void audio_tower_destroy(struct audio_tower **t);
-status vision_tower_create(struct stream *st, const struct checkpoint *ck, enum dtype compute, struct vision_tower **out,
-                           struct err *e);
+status vision_tower_create(struct stream *st, const struct checkpoint *ck, enum dtype compute,
+                           struct vision_tower **out, struct err *e);
 void vision_tower_destroy(struct vision_tower **t);
 
 /* Audio tokens of L mel frames: (L + 1) / 4. */
 uint32_t audio_tower_tokens(uint32_t n_frames);
 
-/* mel [n_mel, L] f32 host, one clip -> embeds [tokens(L), H] device memory, borrowed, and saliency [tokens(L)] host or
- * NULL: windowed attention received in the last layer (docs/omnidrop.md 2; a short last window is scaled by its
- * length / (2 * n_window), mean over the two pooled frames). Runs in batches of chunks: memory does not grow with L. */
-status audio_tower_run(struct audio_tower *t, const float *mel, uint32_t n_frames, float *embeds, float *saliency,
-                       struct err *e);
+/* mel [n_mel, L] f32 host, one clip -> embeds [tokens(L), H] device memory, borrowed, and saliency
+ * [tokens(L)] host or NULL: windowed attention received in the last layer (docs/omnidrop.md 2), a short last
+ * window scaled by its rows / n_window, mean over the two pooled rows. Runs in batches of 16 chunks: memory
+ * does not grow with L. */
+status audio_tower_run(struct audio_tower *t, const float *mel, uint32_t n_frames, float *embeds,
+                       float *saliency, struct err *e);
 
-/* patches [t*h*w, 1176] f32 host -> embeds [t*h*w/4, H] device memory, natural order. Call as often as needed with a few
- * grid steps each: steps are independent. saliency [t*h*w/4] host or NULL (last full block, mean over heads, rows and
- * the 4 patches of a merge unit). */
-status vision_tower_run(struct vision_tower *t, const float *patches, uint32_t t_steps, uint32_t h, uint32_t w,
-                        float *embeds, float *saliency, struct err *e);
+/* patches [t*h*w, 1176] f32 host -> embeds [t*h*w/4, H] device memory, natural order. Call as often as
+ * needed with a few grid steps each. saliency [t*h*w/4] host or NULL: attention received in the last full
+ * block (the last block where none is full), mean over heads, rows and the 4 patches of a merge unit. E_ARG:
+ * an odd side, or 0. */
+status vision_tower_run(struct vision_tower *t, const float *patches, uint32_t t_steps, uint32_t h,
+                        uint32_t w, float *embeds, float *saliency, struct err *e);
 
 #endif

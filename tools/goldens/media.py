@@ -77,7 +77,8 @@ def write_sound(path, samples, codec, rate=RATE):
 def write_video(path, frames, rate, samples=None, codec="pcm_s16le", sample_rate=RATE, vcodec="libx264rgb",
                 pix="rgb24", options=None):
     """frames [n, h, w, 3] at `rate` (a Fraction), samples int16 [n] or [n, channels]; lossless by default."""
-    with av.open(path, "w") as out:
+    exact = {"fflags": "+bitexact"} if path.endswith(".mkv") else {}  # no random ids in the file
+    with av.open(path, "w", options=exact) as out:
         if frames is not None:
             v = out.add_stream(vcodec, rate=rate)
             v.width, v.height, v.pix_fmt = frames.shape[2], frames.shape[1], pix

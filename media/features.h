@@ -100,9 +100,17 @@ status media_video_plan(uint64_t total_frames, double frame_rate, uint32_t h, ui
 /* Which frame is sample i of the plan: the exact i * (total - 1) / (n - 1), rounded half to even. */
 uint64_t media_frame_index(const struct media_video_plan *p, uint32_t i);
 
-/* Height and width that a picture of h x w pixels becomes, in loader and processor. E_INPUT, E_ARG as above. */
-status media_image_size(uint32_t h, uint32_t w, const struct media_image_options *o, uint32_t *out_h,
-                        uint32_t *out_w, struct err *e);
+/* How large a picture becomes. */
+struct media_image_plan {
+    uint32_t load_h, load_w;              /* pixels after the loader                                             */
+    uint32_t height, width;               /* pixels after the processor: nearly always the same                  */
+    uint32_t grid_h, grid_w;              /* patches                                                             */
+    uint64_t n_tokens;
+};
+
+/* The plan of a picture of h x w pixels; o may be NULL. E_INPUT, E_ARG as above. */
+status media_image_plan(uint32_t h, uint32_t w, const struct media_image_options *o, struct media_image_plan *out,
+                        struct err *e);
 
 /* ---- pixels ----------------------------------------------------------------------------------------------- */
 

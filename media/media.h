@@ -34,7 +34,7 @@ struct media_video_info {
     uint32_t width, height;               /* as shown: after rotation                                            */
     int rotation;                         /* 0, 90, 180, 270: degrees clockwise that the file asks for; pictures: 0
                                              (EXIF orientation is not applied, as in the reference)              */
-    bool mirrored;                        /* the display matrix also mirrors (before the rotation, left-right)   */
+    bool mirrored;                        /* the display matrix also mirrors (left to right, after the rotation) */
     double fps;                           /* average rate; 0: unknown                                            */
     uint64_t n_frames;                    /* as the container says; 0: unknown                                   */
     double start_s, duration_s;           /* as above                                                            */

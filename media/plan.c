@@ -70,16 +70,22 @@ static status limits_check(const struct media_limits *lim, struct err *e)
                    lim->min_pixels, lim->max_pixels);
 }
 
-status media_image_size(uint32_t h, uint32_t w, const struct media_image_options *o, uint32_t *out_h,
-                        uint32_t *out_w, struct err *e)
+status media_image_plan(uint32_t h, uint32_t w, const struct media_image_options *o, struct media_image_plan *out,
+                        struct err *e)
 {
     const struct media_image_options none = { .vision = { 0 } };
     if (o == NULL) o = &none;
     const struct media_vision v = o->vision.patch ? o->vision : media_vision_default();
     const struct media_limits lim = limits_of(o->limits, IMAGE_MIN, IMAGE_MAX);
+    struct media_image_plan p;
     TRY(limits_check(&lim, e));
-    TRY(media_smart_resize(h, w, v.patch * v.merge, lim, true, &h, &w, e));
-    return media_smart_resize(h, w, v.patch * v.merge, lim, false, out_h, out_w, e);
+    TRY(media_smart_resize(h, w, v.patch * v.merge, lim, true, &p.load_h, &p.load_w, e));
+    TRY(media_smart_resize(p.load_h, p.load_w, v.patch * v.merge, lim, false, &p.height, &p.width, e));
+    p.grid_h = p.height / v.patch;
+    p.grid_w = p.width / v.patch;
+    p.n_tokens = (uint64_t)p.grid_h * p.grid_w / (v.merge * v.merge);
+    *out = p;
+    return OK;
 }
 
 /* How many frames to sample: even, between 2 and total. */

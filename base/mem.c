@@ -1,6 +1,7 @@
 /* base/mem.c - see mem.h. */
 #include "base/mem.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,11 +10,30 @@
 #define HUGE_FROM ((size_t)4 << 20)
 #define HUGE_PAGE ((size_t)2 << 20)
 
+static atomic_int fail_after;      /* 0: never */
+static atomic_bool failed;
+
+void mem_fail_after(int n)
+{
+    fail_after = n;
+    failed = false;
+}
+
+bool mem_failed(void) { return failed; }
+
+/* Is this the call that a test wants to fail? */
+static bool refused(void)
+{
+    if (fail_after == 0 || atomic_fetch_sub(&fail_after, 1) != 1) return false;
+    failed = true;
+    return true;
+}
+
 status mem_alloc(void *out, size_t n, size_t size, struct err *e)
 {
     size_t bytes;
     void *p = NULL;
-    if (!__builtin_mul_overflow(n, size, &bytes)) p = calloc(n ? n : 1, size ? size : 1);
+    if (!refused() && !__builtin_mul_overflow(n, size, &bytes)) p = calloc(n ? n : 1, size ? size : 1);
     if (p == NULL) return err_set(e, E_NOMEM, "out of memory: %zu x %zu bytes", n, size);
     memcpy(out, &p, sizeof p);
     return OK;
@@ -26,7 +46,7 @@ status mem_alloc_aligned(void *out, size_t bytes, struct err *e)
     size_t rounded;
     if (__builtin_add_overflow(bytes ? bytes : 1, align - 1, &rounded)) rounded = 0;
     rounded = rounded / align * align;
-    if (rounded == 0 || posix_memalign(&p, align, rounded) != 0)
+    if (refused() || rounded == 0 || posix_memalign(&p, align, rounded) != 0)
         return err_set(e, E_NOMEM, "out of memory: %zu bytes", bytes);
     if (align == HUGE_PAGE) madvise(p, rounded, MADV_HUGEPAGE);
     memcpy(out, &p, sizeof p);
@@ -41,7 +61,7 @@ status mem_grow(void *arr, size_t *cap, size_t need, size_t size, struct err *e)
     void *p, *q = NULL;
     memcpy(&p, arr, sizeof p);
     size_t bytes;
-    if (n >= need && !__builtin_mul_overflow(n, size, &bytes)) q = realloc(p, bytes);
+    if (!refused() && n >= need && !__builtin_mul_overflow(n, size, &bytes)) q = realloc(p, bytes);
     if (q == NULL) return err_set(e, E_NOMEM, "out of memory: %zu x %zu bytes", need, size);
     memcpy(arr, &q, sizeof q);
     *cap = n;

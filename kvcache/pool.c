@@ -98,6 +98,12 @@ uint32_t kv_n_free(const struct kv_pool *p) { return p->n_free; }
 uint32_t kv_n_reserved(const struct kv_pool *p) { return p->n_reserved; }
 uint32_t kv_n_held_max(const struct kv_pool *p) { return p->n_held_max; }
 
+uint32_t kv_count(const struct kv_pool *p, uint32_t page)
+{
+    assert(page < p->n_total);
+    return p->count[page];
+}
+
 void kv_pool_check(const struct kv_pool *p)
 {
     uint32_t held = 0;

@@ -47,6 +47,7 @@ uint32_t kv_n_total(const struct kv_pool *p);
 uint32_t kv_n_free(const struct kv_pool *p);       /* promised ones among them */
 uint32_t kv_n_reserved(const struct kv_pool *p);
 uint32_t kv_n_held_max(const struct kv_pool *p);   /* high-water mark of held pages */
+uint32_t kv_count(const struct kv_pool *p, uint32_t page);   /* tables that hold the page */
 
 /* I1, I2 and the reference counts' sanity; aborts with what was wrong. O(pages). */
 void kv_pool_check(const struct kv_pool *p);

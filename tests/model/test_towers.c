@@ -285,6 +285,73 @@ static void test_vision_batches(void **state)
     rig_close(&one);
 }
 
+/* ---- no memory ------------------------------------------------------------------------------------------- */
+
+static int fail_at, n_asked; /* the fail_at-th request fails; 0: none */
+static const struct ops *true_ops;
+
+static status failing_alloc(struct stream *st, size_t bytes, void **out, struct err *e)
+{
+    if (++n_asked == fail_at) return err_set(e, E_NOMEM, "no memory for %zu bytes", bytes);
+    return true_ops->alloc(st, bytes, out, e);
+}
+
+static status failing_weight(struct stream *st, const struct weight_args *a, struct weight **out,
+                             struct err *e)
+{
+    if (++n_asked == fail_at) return err_set(e, E_NOMEM, "no memory for a weight");
+    return true_ops->weight_create(st, a, out, e);
+}
+
+/* Both towers built and run once, with all that they own given back whatever happens. */
+static status build_and_run(struct stream *st, const struct checkpoint *ck, const float *x, float *y,
+                            struct err *e)
+{
+    struct audio_tower *audio = NULL;
+    struct vision_tower *vision = NULL;
+    status code = OK;
+    TRY_GOTO(code, audio_tower_create(st, ck, DT_BF16, &audio, e), done);
+    TRY_GOTO(code, vision_tower_create(st, ck, DT_BF16, &vision, e), done);
+    TRY_GOTO(code, audio_tower_run(audio, x, 100, y, NULL, e), done);
+    TRY_GOTO(code, vision_tower_run(vision, x, 2, 4, 4, y, NULL, e), done);
+    TRY_GOTO(code, vision_tower_run(vision, x, 1, 8, 4, y, NULL, e), done);
+done:
+    audio_tower_destroy(&audio);
+    vision_tower_destroy(&vision);
+    return code;
+}
+
+/* The n-th request for memory or for a weight fails, for n = 1, 2, ...: the right error, and nothing is
+ * lost. */
+static void test_faults(void **state)
+{
+    (void)state;
+    struct rig r = rig_open("odd", DT_F32, NULL, 1);
+    float *x = random_floats((size_t)32 * r.patch), *y = mem_must((size_t)32 * r.H, sizeof *y);
+    true_ops = r.st->ops;
+    struct ops failing = *true_ops;
+    failing.alloc = failing_alloc;
+    failing.weight_create = failing_weight;
+    r.st->ops = &failing;
+    for (fail_at = 1;; fail_at++) {
+        struct err e = { .text = "" };
+        n_asked = 0;
+        const status st = build_and_run(r.st, &r.ck, x, y, &e);
+        if (n_asked < fail_at) {
+            assert_int_equal(st, OK);
+            break;
+        }
+        assert_int_equal(st, E_NOMEM);
+        assert_non_null(strstr(e.text, "no memory"));
+    }
+    print_message("%d places\n", fail_at - 1);
+    assert_true(fail_at > 40);
+    r.st->ops = true_ops;
+    free(x);
+    free(y);
+    rig_close(&r);
+}
+
 /* ---- a plain transcription of the vision tower --------------------------------------------------------- */
 
 static const struct checkpoint *plain_ck;
@@ -471,6 +538,7 @@ int main(void)
         cmocka_unit_test(test_reference),      cmocka_unit_test(test_saliency_reference),
         cmocka_unit_test(test_audio_batches),  cmocka_unit_test(test_audio_lengths),
         cmocka_unit_test(test_vision_batches), cmocka_unit_test(test_vision_plain),
+        cmocka_unit_test(test_faults),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -81,7 +81,7 @@ endef
 $(foreach m,$(MODULES),$(eval $(call test_rule,$(m))))
 
 $(BUILD)/tests/golden: tests/golden.c $(LIBOBJ)
-$(BUILD)/tests/vectors: tests/vectors.c $(LIBOBJ)
+$(BUILD)/tests/vectors: tests/vectors.c $(call obj_of,prune)
 $(BUILD)/bench: $(wildcard tests/bench/*.c) $(LIBOBJ)
 $(RUN_BIN) $(BUILD)/bench:
 	@echo "  LINK $@"; mkdir -p $(@D)

@@ -285,7 +285,7 @@ static void test_vision_batches(void **state)
     rig_close(&one);
 }
 
-/* ---- no memory ------------------------------------------------------------------------------------------- */
+/* ---- no memory -------------------------------------------------------------------------------------- */
 
 static int fail_at, n_asked; /* the fail_at-th request fails; 0: none */
 static const struct ops *true_ops;

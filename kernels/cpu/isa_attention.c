@@ -206,16 +206,6 @@ VEC_FN vf exp2_quick(vf x)
 }
 VEC_FN vf exp_of(const bool two, vf x) { return two ? exp2_quick(x) : vf_exp(x); }
 
-/* Across lanes, halves first. */
-VEC_FN float lanes_max(vf v)
-{
-#if CPU_VEC == 16
-    return _mm512_reduce_max_ps((__m512)v);
-#else
-    return vf_max_of(v);
-#endif
-}
-
 /* The largest of s[0 .. n), n >= 1. */
 VEC_FN float row_max(const float *s, uint32_t n)
 {
@@ -227,7 +217,7 @@ VEC_FN float row_max(const float *s, uint32_t n)
     }
     for (; j < n; j += CPU_VEC)
         m0 = vf_max(m0, vf_select(vi_iota() < vi_set1((int)(n - j)), vf_load(s + j), vf_set1(-CPU_BIG)));
-    return lanes_max(vf_max(m0, m1));
+    return vf_max_of(vf_max(m0, m1));
 }
 
 /* Probabilities of s[0 .. n) against maximum m, zeros up to `cols`; to p where they are packed, else in place.
@@ -361,6 +351,8 @@ VEC_FN void row_to_bf16(const float *x, uint32_t n, bf16 *y)
 
 static void pack_rows(const struct cpu_heads *a, const float *const *row, uint32_t n, void *q)
 {
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t k = 0; k < a->D; k += 16) __builtin_prefetch(row[i] + k);
     for (uint32_t i = 0; i < n; i++) {
         if (a->packed) {
             uint32_t pair[CPU_HEAD_MAX / 2], *out = (uint32_t *)q + i;

@@ -100,21 +100,40 @@ VEC_FN vf vf_abs(vf a) { return (vf)((vu)a & vu_set1(0x7fffffffu)); }
 
 /* ---- across lanes ------------------------------------------------------------------------------------------ */
 
+/* Lane i gets lane i ^ n: for n = CPU_VEC / 2 the halves change places. */
+#if CPU_VEC == 16
+#define VEC_SWAP(v, n)                                                                                         \
+    __builtin_shuffle(v, (vi){ 0 ^ n, 1 ^ n, 2 ^ n, 3 ^ n, 4 ^ n, 5 ^ n, 6 ^ n, 7 ^ n, 8 ^ n, 9 ^ n, 10 ^ n,   \
+                               11 ^ n, 12 ^ n, 13 ^ n, 14 ^ n, 15 ^ n })
+#elif CPU_VEC == 8
+#define VEC_SWAP(v, n) __builtin_shuffle(v, (vi){ 0 ^ n, 1 ^ n, 2 ^ n, 3 ^ n, 4 ^ n, 5 ^ n, 6 ^ n, 7 ^ n })
+#else
+#define VEC_SWAP(v, n) __builtin_shuffle(v, (vi){ 0 ^ n, 1 ^ n, 2 ^ n, 3 ^ n })
+#endif
+
 VEC_FN float vf_sum(vf v)
 {
-    float x[CPU_VEC];
-    memcpy(x, &v, sizeof x);
-    for (int n = CPU_VEC / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) x[i] += x[i + n];
-    return x[0];
+#if CPU_VEC >= 16
+    v += VEC_SWAP(v, 8);
+#endif
+#if CPU_VEC >= 8
+    v += VEC_SWAP(v, 4);
+#endif
+    v += VEC_SWAP(v, 2);
+    v += VEC_SWAP(v, 1);
+    return v[0];
 }
 VEC_FN float vf_max_of(vf v)
 {
-    float x[CPU_VEC];
-    memcpy(x, &v, sizeof x);
-    for (int n = CPU_VEC / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) x[i] = x[i] > x[i + n] ? x[i] : x[i + n];
-    return x[0];
+#if CPU_VEC >= 16
+    v = vf_max(v, VEC_SWAP(v, 8));
+#endif
+#if CPU_VEC >= 8
+    v = vf_max(v, VEC_SWAP(v, 4));
+#endif
+    v = vf_max(v, VEC_SWAP(v, 2));
+    v = vf_max(v, VEC_SWAP(v, 1));
+    return v[0];
 }
 
 /* ---- bf16 -------------------------------------------------------------------------------------------------- */

@@ -58,7 +58,7 @@ status media_image_rgb(struct media *m, uint8_t **rgb, uint32_t *h, uint32_t *w,
     if (f->format == AV_PIX_FMT_GRAY16BE)
         media_warn(m, "%s: 16-bit grey: values above 255 are white, as in the reference; convert it to 8 bits", m->name);
     TRY_GOTO(st, mem_alloc(&out, (size_t)f->height * (size_t)f->width, 3, e), done);
-    TRY_GOTO(st, picture_rgb(m, f, id == AV_CODEC_ID_MJPEG, alpha_counts(m), out, e), done);
+    TRY_GOTO(st, picture_rgb(m, f, id, alpha_counts(m), out, e), done);
     *rgb = out;
     *h = (uint32_t)f->height;
     *w = (uint32_t)f->width;

@@ -4,8 +4,9 @@
 
 #include "media/libav.h"
 
-/* f of the file m -> rgb [h, w, 3]. jpeg: its chroma is upsampled as libjpeg does. keep_alpha: alpha is composed on
- * white, else dropped. E_INPUT: a kind of pixels that cannot be converted. */
-status picture_rgb(const struct media *m, const AVFrame *f, bool jpeg, bool keep_alpha, uint8_t *rgb, struct err *e);
+/* f of the file m, decoded by `codec`, -> rgb [h, w, 3]. rgba: the file's transparency counts and is composed on white,
+ * else it is dropped. E_INPUT: a kind of pixels that cannot be converted. */
+status picture_rgb(const struct media *m, const AVFrame *f, enum AVCodecID codec, bool rgba, uint8_t *rgb,
+                   struct err *e);
 
 #endif

@@ -21,9 +21,11 @@
 #define MAX_ROWS 6
 #define PAIR_ROWS 0
 #endif
-/* A panel is asked for so many bytes ahead of its use. */
-#define AHEAD_STREAMED 8192
-#define AHEAD_REUSED 2048
+/* Bytes of a panel that are asked for ahead of their use: from memory into L1, from L2 into L1. */
+#define NEAR_STREAMED 8192
+#define NEAR_REUSED 2048
+/* The same for rows that are packed side by side: too many streams for the hardware to follow. */
+#define PACK_AHEAD 1024
 
 /* Sums of one tile and one panel. */
 struct sums { float at[CPU_TILE][CPU_PANEL] __attribute__((aligned(64))); };
@@ -44,24 +46,39 @@ VEC_FN vf dot_pairs(vf sum, vu x, vu w)
 #endif
 }
 
-/* Steps of R rows (neighbours in a tile of m) and V vectors at w of each of P panels that are `stride` dwords
- * apart. All but n_steps, m and the pointers are constants where this is called. */
-VEC_FN void multiply(const enum kind kind, const int R, const int P, const int V, uint32_t n_steps, const uint32_t *x,
-                     uint32_t m, const uint32_t *w, size_t stride, size_t ahead, float *out)
+/* What one call multiplies: rows of a tile of m, and a panel (or two, `stride` dwords apart). */
+struct strip {
+    uint32_t n_steps, m;
+    const uint32_t *x, *w;
+    size_t stride;
+    size_t near;                  /* bytes to ask for ahead of w                                      */
+    const char *far;              /* what comes after this panel: asked for into L2, far_step a step  */
+    size_t far_step;
+};
+
+/* R rows, V vectors at w of each of P panels. R, P, V and the kind are constants where this is called. */
+VEC_FN void multiply(const enum kind kind, const int R, const int P, const int V, const struct strip *s, int column,
+                     float *out)
 {
+    const uint32_t *x = s->x, *w = s->w + column, m = s->m;
+    const char *far = s->far;
+    const size_t stride = s->stride, near = s->near, far_step = s->far_step;
+    out += column;
     vf c[CPU_TILE][8];
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < P * V; v++) c[r][v] = vf_zero();
-    for (uint32_t i = 0; i < n_steps; i++) {
+    for (uint32_t n = s->n_steps; n > 0; n--) {
         vu b[8];
 #pragma GCC unroll 8
         for (int v = 0; v < P * V; v++) {
             const uint32_t *at = w + (size_t)(v / V) * stride + v % V * CPU_VEC;
             b[v] = vu_load(at);
-            __builtin_prefetch((const char *)at + ahead);
+            __builtin_prefetch((const char *)at + near);
         }
+        __builtin_prefetch(far, 0, 2);
+        far += far_step;
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
             const vu a = vu_set1(x[r]);
@@ -97,17 +114,13 @@ VEC_FN void multiply(const enum kind kind, const int R, const int P, const int V
 #define BLOCK_VECS(R) (PANEL_VECS * (R) <= 8 ? PANEL_VECS : 2)
 #endif
 
-typedef void (*multiply_fn)(uint32_t n_steps, const uint32_t *x, uint32_t m, const uint32_t *w, size_t stride,
-                            size_t ahead, float *out);
+typedef void (*multiply_fn)(const struct strip *s, float *out);
 
 #define DEFINE_ROWS(name, kind, R, P)                                                                          \
-    static __attribute__((noinline)) void name##_##R(uint32_t n_steps, const uint32_t *x, uint32_t m,          \
-                                                     const uint32_t *w, size_t stride, size_t ahead,           \
-                                                     float *out)                                               \
+    static __attribute__((noinline)) void name##_##R(const struct strip *s, float *out)                        \
     {                                                                                                          \
         for (int v = 0; v < PANEL_VECS; v += BLOCK_VECS(R))                                                    \
-            multiply(kind, R, P, BLOCK_VECS(R), n_steps, x, m, w + v * CPU_VEC, stride, ahead,                 \
-                     out + v * CPU_VEC);                                                                       \
+            multiply(kind, R, P, BLOCK_VECS(R), s, v * CPU_VEC, out);                                          \
     }
 #if CPU_VEC == 16
 #define DEFINE_ALL(name, kind)                                                                                 \
@@ -137,16 +150,99 @@ DEFINE_ALL(multiply_bf16, KIND_WIDEN)
 
 /* ---- tiles of operands ------------------------------------------------------------------------------------- */
 
-/* Columns [k0, k0 + n) of m rows at x, ldx apart, n <= 32, into a tile (see operand.h). */
+/* r[i][j] becomes r[j][i]: blocks of half the size change places, then of a quarter, ... */
+VEC_FN void transpose(vu r[CPU_VEC])
+{
+#pragma GCC unroll 4
+    for (int h = CPU_VEC / 2; h > 0; h /= 2) {
+        vi low, high;                                       /* from a, else (from CPU_VEC on) from b */
+#pragma GCC unroll 16
+        for (int l = 0; l < CPU_VEC; l++) {
+            low[l] = l & h ? CPU_VEC + l - h : l;
+            high[l] = l & h ? CPU_VEC + l : l + h;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < CPU_VEC; i++) {
+            if (i & h) continue;
+            const vu a = r[i], b = r[i + h];
+            r[i] = __builtin_shuffle(a, b, low);
+            r[i + h] = __builtin_shuffle(a, b, high);
+        }
+    }
+}
+
+/* n <= CPU_VEC dwords of each of m <= CPU_VEC rows, `ld` dwords apart, to out[dword * step + row]. Whole vectors
+ * are read. */
+VEC_FN void transpose_store(const uint32_t *rows, size_t ld, uint32_t m, uint32_t n, uint32_t *out, size_t step)
+{
+    vu r[CPU_VEC];
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < CPU_VEC; i++) r[i] = vu_load(rows + (i < m ? i : m - 1) * ld);
+    transpose(r);
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < CPU_VEC; i++) {
+        if (i == n) return;
+#if CPU_VEC == 16
+        _mm512_mask_storeu_epi32(out + i * step, (__mmask16)((1u << m) - 1), (__m512i)r[i]);
+#else
+        if (m == CPU_VEC) vu_store(out + i * step, r[i]);
+        else memcpy(out + i * step, &r[i], m * 4);
+#endif
+    }
+}
+
+/* Columns [k0, k0 + n) of the tile's rows at x, ldx apart, n <= 32, in the form of operand.h. */
 static void tile_write(const struct operand_tile *t, uint32_t k0, uint32_t n, const float *x, size_t ldx)
 {
-    for (uint32_t r = 0; r < t->m; r++) operand_put(t, r, k0, n, x + r * ldx);
+    uint32_t copy[CPU_TILE][CPU_PANEL] __attribute__((aligned(64)));
+    const uint32_t *rows = (const uint32_t *)x;
+    uint32_t *out = (uint32_t *)t->data + (size_t)(t->pairs ? k0 / 2 : k0) * t->m;
+    const uint32_t n_dwords = t->pairs ? (n + 1) / 2 : n + n % 2;
+    if (n < CPU_PANEL) {                                     /* zeros behind it, and room to read them */
+        for (uint32_t r = 0; r < t->m; r++) {
+            memcpy(copy[r], x + r * ldx, n * 4);
+            memset(copy[r] + n, 0, (CPU_PANEL - n) * 4);
+        }
+        rows = copy[0], ldx = CPU_PANEL;
+    }
+#if defined(__AVX512BF16__)
+    if (t->pairs) {
+        for (uint32_t r = 0; r < t->m; r++) {
+            const __m512 low = (__m512)vu_load(rows + r * ldx), high = (__m512)vu_load(rows + r * ldx + CPU_VEC);
+            vu_store(copy[r], (vu)_mm512_cvtne2ps_pbh(high, low));
+        }
+        rows = copy[0], ldx = CPU_PANEL;
+    }
+#endif
+    if (t->m == 1) {
+        memcpy(out, rows, n_dwords * 4);
+        return;
+    }
+    for (uint32_t r = 0; r < t->m; r += CPU_VEC)
+        for (uint32_t j = 0; j < n_dwords; j += CPU_VEC)
+            transpose_store(rows + r * ldx + j, ldx, t->m - r < CPU_VEC ? t->m - r : CPU_VEC,
+                            n_dwords - j < CPU_VEC ? n_dwords - j : CPU_VEC, out + (size_t)j * t->m + r, t->m);
+}
+
+/* Ask for the part of the tile that is written four blocks of 32 columns later. */
+VEC_FN void tile_ahead(const struct operand_tile *t, uint32_t k0)
+{
+    const size_t row = t->pairs ? 2 : 4;                     /* bytes of a value */
+    const char *at = (const char *)t->data + (k0 + 4 * CPU_PANEL) * row * t->m;
+    for (size_t i = 0; i < CPU_PANEL * row * t->m; i += 64) __builtin_prefetch(at + i, 1);
 }
 
 static void fill_tile(const struct operand_tile *t, uint32_t k0, uint32_t n, const float *x, size_t ldx)
 {
-    for (uint32_t k = 0; k < n; k += CPU_PANEL)
+    for (uint32_t k = 0; k < n; k += CPU_PANEL) {
+        for (uint32_t r = 0; r < t->m; r++) {
+            const char *row = (const char *)(x + r * ldx + k);
+            __builtin_prefetch(row + PACK_AHEAD);
+            __builtin_prefetch(row + PACK_AHEAD + 64);
+        }
+        tile_ahead(t, k0 + k);
         tile_write(t, k0 + k, n - k < CPU_PANEL ? n - k : CPU_PANEL, x + k, ldx);
+    }
 }
 
 /* ---- epilogues --------------------------------------------------------------------------------------------- */
@@ -197,33 +293,39 @@ static void finish(const struct cpu_product *p, struct sums *s, uint32_t panel, 
 static void product(const struct cpu_product *p, uint32_t panel0, uint32_t panel1, uint32_t tile0, uint32_t tile1)
 {
     const struct weight *w = p->w;
-    const uint32_t tile = operand_tile(p->x.rows);
+    const uint32_t tile = operand_tile(p->x.rows), n_tiles = tile1 - tile0;
     const bool pairs = w->compute == DT_BF16;                       /* weight dwords hold two k values */
-    const uint32_t n_steps = pairs ? (p->k1 - p->k0 + 1) / 2 : p->k1 - p->k0;
     const size_t w_skip = (size_t)(pairs ? p->k0 / 2 : p->k0) * CPU_PANEL;
     const size_t kp = p->x_pairs ? operand_kp(p->x.k) / 2 : operand_kp(p->x.k);      /* dwords of a row */
     const size_t x_skip = p->x_pairs ? p->k0 / 2 : p->k0;
     const multiply_fn *one = pairs ? multiply_bf16 : multiply_f32;
     const multiply_fn *two = pairs ? multiply_bf16_pair : multiply_f32_pair;
-    const size_t stride = w->panel_bytes / 4, ahead = tile1 - tile0 > 1 ? AHEAD_REUSED : AHEAD_STREAMED;
-    struct sums s[2];
+    struct strip s = { .n_steps = pairs ? (p->k1 - p->k0 + 1) / 2 : p->k1 - p->k0, .stride = w->panel_bytes / 4 };
+    struct sums sums[2];
     for (uint32_t panel = panel0; panel < panel1;) {
-        const uint32_t *b = (const uint32_t *)w->data + panel * stride + w_skip;
+        const uint32_t *b = (const uint32_t *)w->data + panel * s.stride + w_skip;
+        const size_t bytes = (size_t)s.n_steps * CPU_PANEL * 4;
+        const bool next = n_tiles > 1 && panel + 1 < panel1;        /* is there one to ask for? */
         uint32_t n_panels = 1;
         for (uint32_t i = tile0; i < tile1; i++) {
             const uint32_t row0 = i * tile, m = p->x.rows - row0 < tile ? p->x.rows - row0 : tile;
-            const uint32_t *x = (const uint32_t *)p->x.data + row0 * kp + x_skip * m;
-            if (m <= PAIR_ROWS && tile1 - tile0 == 1 && panel + 1 < panel1) {
+            s.m = m;
+            s.x = (const uint32_t *)p->x.data + row0 * kp + x_skip * m;
+            s.w = b;
+            s.near = i == tile0 && (n_tiles == 1 || panel == panel0) ? NEAR_STREAMED : NEAR_REUSED;
+            s.far = (const char *)(next ? b + s.stride : b) + (next ? bytes / n_tiles * (i - tile0) : 0);
+            s.far_step = next ? 128 / n_tiles : 0;
+            if (m <= PAIR_ROWS && n_tiles == 1 && panel + 1 < panel1) {
                 n_panels = 2;
-                two[m - 1](n_steps, x, m, b, stride, ahead, s[0].at[0]);
-                finish(p, &s[0], panel, i, row0, m);
-                finish(p, &s[1], panel + 1, i, row0, m);
+                two[m - 1](&s, sums[0].at[0]);
+                finish(p, &sums[0], panel, i, row0, m);
+                finish(p, &sums[1], panel + 1, i, row0, m);
                 continue;
             }
             const uint32_t n_blocks = (m + MAX_ROWS - 1) / MAX_ROWS, block = (m + n_blocks - 1) / n_blocks;
-            for (uint32_t r = 0; r < m; r += block)
-                one[(m - r < block ? m - r : block) - 1](n_steps, x + r, m, b, stride, ahead, s[0].at[r]);
-            finish(p, &s[0], panel, i, row0, m);
+            for (uint32_t r = 0; r < m; r += block, s.x += block)
+                one[(m - r < block ? m - r : block) - 1](&s, sums[0].at[r]);
+            finish(p, &sums[0], panel, i, row0, m);
         }
         panel += n_panels;
     }
@@ -285,6 +387,7 @@ static void norm_tile(const struct cpu_norm_tile *a, uint32_t row0, const struct
             const uint32_t n = a->d - k < CPU_PANEL ? a->d - k : CPU_PANEL;
             for (uint32_t r = 0; r < t->m; r++)
                 normalise(x[r] + k, n, mean[r], scale[r], a->w + k, a->b != NULL ? a->b + k : NULL, s.at[r]);
+            tile_ahead(t, g * a->d + k);
             tile_write(t, g * a->d + k, n, s.at[0], CPU_PANEL);
         }
     }
@@ -292,34 +395,54 @@ static void norm_tile(const struct cpu_norm_tile *a, uint32_t row0, const struct
 
 /* ---- packing of weights ------------------------------------------------------------------------------------ */
 
-/* n values of a checkpoint's row from k on as f32. */
-static void widen(const void *row, enum dtype t, uint32_t k, uint32_t n, float *out)
+/* n <= 32 values of a checkpoint's row from k on, as 32 f32 or 16 dwords of bf16 pairs; zeros behind them. */
+VEC_FN void widen(const void *row, enum dtype t, uint32_t k, uint32_t n, float *out)
 {
+    memset(out, 0, CPU_PANEL * 4);
+    if (row == NULL) return;
     if (t == DT_F32) {
         memcpy(out, (const char *)row + (size_t)k * 4, (size_t)n * 4);
         return;
     }
-    uint16_t h[CPU_PANEL];
+    uint16_t h[CPU_PANEL] = { 0 };
     memcpy(h, (const char *)row + (size_t)k * 2, (size_t)n * 2);
-    for (uint32_t i = 0; i < n; i++) out[i] = t == DT_BF16 ? bf16_to_f32(h[i]) : f16_to_f32(h[i]);
+    if (t == DT_BF16)
+        for (uint32_t i = 0; i < CPU_PANEL; i += CPU_VEC) vf_store(out + i, vf_load_bf16(h + i));
+    else
+        for (uint32_t i = 0; i < n; i++) out[i] = f16_to_f32(h[i]);
+}
+
+static void pack_values(const void *row, enum dtype t, enum dtype compute, uint32_t k, uint32_t n, uint32_t *out)
+{
+    if (compute == DT_F32) {
+        widen(row, t, k, n, (float *)out);
+        return;
+    }
+    if (row == NULL || t == DT_BF16) {
+        if (n < CPU_PANEL || row == NULL) memset(out, 0, CPU_PANEL * 2);
+        if (row == NULL) return;
+        __builtin_prefetch((const char *)row + (size_t)k * 2 + PACK_AHEAD);
+        if (n == CPU_PANEL) memcpy(out, (const char *)row + (size_t)k * 2, CPU_PANEL * 2);
+        else memcpy(out, (const char *)row + (size_t)k * 2, n * 2);
+        return;
+    }
+    float values[CPU_PANEL];
+    widen(row, t, k, n, values);
+    for (uint32_t i = 0; i < CPU_PANEL; i += CPU_VEC) vf_store_bf16((bf16 *)out + i, vf_load(values + i));
 }
 
 static void pack_panel(const struct cpu_panel_source *s, void *panel)
 {
     uint32_t *out = panel;
+    const uint32_t per_dword = s->compute == DT_BF16 ? 2 : 1;
     for (uint32_t k = 0; k < s->k; k += CPU_PANEL) {
-        const uint32_t n = s->k - k < CPU_PANEL ? s->k - k : CPU_PANEL;
-        for (uint32_t c = 0; c < CPU_PANEL; c++) {
-            float v[CPU_PANEL + 1] = { 0 };
-            if (s->row[c] != NULL) widen(s->row[c], s->dtype[c], k, n, v);
-            if (s->compute == DT_F32) {
-                for (uint32_t i = 0; i < n; i++) memcpy(&out[(size_t)(k + i) * CPU_PANEL + c], &v[i], 4);
-                continue;
-            }
-            for (uint32_t i = 0; i < n; i += 2)
-                out[(size_t)(k + i) / 2 * CPU_PANEL + c] =
-                    bf16_of_f32(v[i]) | (uint32_t)bf16_of_f32(v[i + 1]) << 16;
-        }
+        const uint32_t n = s->k - k < CPU_PANEL ? s->k - k : CPU_PANEL, n_dwords = (n + per_dword - 1) / per_dword;
+        uint32_t block[CPU_PANEL][CPU_PANEL] __attribute__((aligned(64)));
+        for (uint32_t c = 0; c < CPU_PANEL; c++) pack_values(s->row[c], s->dtype[c], s->compute, k, n, block[c]);
+        for (uint32_t c = 0; c < CPU_PANEL; c += CPU_VEC)
+            for (uint32_t j = 0; j < n_dwords; j += CPU_VEC)
+                transpose_store(&block[c][j], CPU_PANEL, CPU_VEC, n_dwords - j < CPU_VEC ? n_dwords - j : CPU_VEC,
+                                out + (size_t)(k / per_dword + j) * CPU_PANEL + c, CPU_PANEL);
     }
 }
 

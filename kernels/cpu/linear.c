@@ -5,12 +5,16 @@
 
 #include "base/mem.h"
 
-/* Operand rows that stay in a core's cache while the panels pass by; blocks are made equal. */
-#define BLOCK_ROWS 516
+/* Operand bytes that stay in a core's L2 while the panels pass by; blocks of rows are made equal. */
+#define BLOCK_BYTES ((size_t)960 << 10)
+#define BLOCK_ROWS_MIN 96
 /* Products under this many multiplications are not worth waking a second thread for (about 1 us). */
 #define ALONE_MACS 131072u
 /* Weight bytes that make a piece of work when few rows meet them (a streaming read of about 5 us). */
 #define PIECE_BYTES ((size_t)192 << 10)
+/* Pieces that each thread should find at least, and the most panels of one with many rows. */
+#define PIECES_PER_THREAD 6
+#define GROUP_MAX 8
 
 size_t cpu_operand_bytes(const struct stream *st, uint32_t rows, uint32_t k, enum dtype compute)
 {
@@ -223,20 +227,24 @@ status cpu_linear(struct stream *st, const struct linear_args *a, struct err *e)
     const uint32_t n_threads = (uint32_t)threads_count(s->threads);
 
     /* Blocks of rows that stay in cache; more of them when there are too few panels to go round. */
-    uint32_t n_blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    const size_t row_bytes = (size_t)w->k / n_chunks * (j.p.x_pairs ? 2 : 4);
+    const uint32_t fit = row_bytes * BLOCK_ROWS_MIN >= BLOCK_BYTES ? BLOCK_ROWS_MIN : (uint32_t)(BLOCK_BYTES / (row_bytes + 1));
+    uint32_t n_blocks = (rows + fit - 1) / fit;
     if (n_tiles > 1 && n_threads > 1) {
         const uint32_t wanted = (4 * n_threads + w->n_panels - 1) / w->n_panels;
         if (n_blocks < wanted) n_blocks = wanted < n_tiles ? wanted : n_tiles;
     }
     j.block = (n_tiles + n_blocks - 1) / n_blocks;
     n_blocks = (n_tiles + j.block - 1) / j.block;
-    /* Few rows: the weights stream by, a piece is several panels (an even number: one row takes two at a time). */
-    j.group = 1;
+    /* A piece is several panels, so that the next one can be asked for while this one is multiplied. With one tile
+     * the weights just stream by; pieces are then even numbers of panels, as one row takes two at a time. */
+    const uint32_t per_thread = (uint32_t)((uint64_t)w->n_panels * n_blocks / (PIECES_PER_THREAD * n_threads));
     if (n_tiles == 1) {
-        const uint32_t per_thread = w->n_panels / (4 * n_threads);
         uint32_t group = (uint32_t)((PIECE_BYTES + w->panel_bytes - 1) / w->panel_bytes);
         if (group > per_thread) group = per_thread;
         j.group = group < 2 ? 2 : group / 2 * 2;
+    } else {
+        j.group = per_thread < 1 ? 1 : per_thread > GROUP_MAX ? GROUP_MAX : per_thread;
     }
     j.n_groups = (w->n_panels + j.group - 1) / j.group;
     const uint32_t n_pieces = n_blocks * j.n_groups;

@@ -6,7 +6,7 @@
  *     PAIRS  bf16 pages, bf16 left side, one bf16 dot product for two k          (only where the machine has it)
  *     WIDEN  bf16 pages, f32 left side: a dword is shifted or masked to its two floats
  *     F32    f32 pages, f32 left side
- * With PAIRS the softmax counts in powers of 2 (scores times scale / ln 2) and takes a polynomial good to 2e-7, far
+ * With PAIRS the softmax counts in powers of 2 (scores times scale / ln 2) and takes a polynomial good to 3e-6, far
  * under the rounding of its result to bf16; else it takes e^x to about 1 ulp. e^0 is exactly 1 in both, so a block
  * that changes no maximum rescales nothing. */
 #include "kernels/cpu/attention.h"
@@ -183,7 +183,7 @@ static const pv_fn pv_of[2][CPU_TILE] = { { ALL_ROWS(PV_NAME, f, ) }, { ALL_ROWS
 
 /* ---- softmax ----------------------------------------------------------------------------------------------- */
 
-/* 2^x, x <= about 0, to 2e-7; 2^0 is exactly 1. */
+/* 2^x, x <= about 0, to 3e-6; 2^0 is exactly 1. */
 VEC_FN vf exp2_quick(vf x)
 {
 #if CPU_VEC == 16
@@ -192,11 +192,10 @@ VEC_FN vf exp2_quick(vf x)
     x = vf_max(vf_set1(-126.0f), x);
     const vf magic = vf_set1(12582912.0f), shifted = x + magic, n = shifted - magic, f = x - n;
 #endif
-    vf p = vf_set1(1.32647273e-3f);
-    p = p * f + vf_set1(9.67151299e-3f);
-    p = p * f + vf_set1(5.55073358e-2f);
-    p = p * f + vf_set1(2.40222424e-1f);
-    p = p * f + vf_set1(6.93147004e-1f);
+    vf p = vf_set1(9.58285294e-3f);
+    p = p * f + vf_set1(5.59064262e-2f);
+    p = p * f + vf_set1(2.40240991e-1f);
+    p = p * f + vf_set1(6.93124175e-1f);
     p = p * f + vf_set1(1.0f);
 #if CPU_VEC == 16
     return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
@@ -220,6 +219,18 @@ VEC_FN float row_max(const float *s, uint32_t n)
     return vf_max_of(vf_max(m0, m1));
 }
 
+/* Two vectors to bf16. */
+VEC_FN void store_two(bf16 *p, vf low, vf high)
+{
+#if defined(__AVX512BF16__)
+    const __m512bh h = _mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    memcpy(p, &h, sizeof h);
+#else
+    vf_store_bf16(p, low);
+    vf_store_bf16(p + CPU_VEC, high);
+#endif
+}
+
 /* Probabilities of s[0 .. n) against maximum m, zeros up to `cols`; to p where they are packed, else in place.
  * Returns their sum. Works on two vectors at a time, masked from n on. */
 VEC_FN float row_exp(const bool packed, float *s, bf16 *p, uint32_t n, uint32_t cols, float scale, float m)
@@ -233,8 +244,7 @@ VEC_FN float row_exp(const bool packed, float *s, bf16 *p, uint32_t n, uint32_t 
         sum0 += e0;
         sum1 += e1;
         if (packed) {
-            vf_store_bf16(p + j, e0);
-            vf_store_bf16(p + j + CPU_VEC, e1);
+            store_two(p + j, e0, e1);
         } else {
             vf_store(s + j, e0);
             vf_store(s + j + CPU_VEC, e1);

@@ -9,7 +9,7 @@
 #include "prune/schedule.h"
 #include "prune/step0.h"
 
-enum { RETENTION, P_INIT, P_FINAL, T_MID, BETA, LAMBDA_DIV, TDS_START, STEP0, AUDIO, KAPPA, ANCHOR };
+enum { RETENTION, P_INIT, P_FINAL, T_MID, BETA, LAMBDA_DIV, TDS_START, STEP0, AUDIO, KAPPA, REF };
 static const struct prune_param PARAMS[] = {
     [RETENTION] = { "retention", NULL, PARAM_NUMBER, 1e-6, 1, NAN, "target mean share alive over layers; solves p_final" },
     [P_INIT] = { "p_init", NULL, PARAM_NUMBER, 0, 1, 0, "share that a shallow layer drops" },
@@ -21,7 +21,7 @@ static const struct prune_param PARAMS[] = {
     [STEP0] = { "step0", "intra", PARAM_BOOL, 0, 1, 1, "pruning before layer 0" },
     [AUDIO] = { "audio", NULL, PARAM_NUMBER, 0, 1, 0.7, "step 0: share of audio tokens kept" },
     [KAPPA] = { "kappa", NULL, PARAM_NUMBER, 0, 1, 0.2, "step 0: share kept of a reduced grid step" },
-    [ANCHOR] = { "anchor", NULL, PARAM_BOOL, 0, 1, 0, "step 0: compare all steps with the first of their group" },
+    [REF] = { "ref", NULL, PARAM_WORD, 0, 1, 0, STEP0_REF_HELP, STEP0_REF },
 };
 
 /* The paper's settings for 28 and 36 layers; TDS from the middle elsewhere. */
@@ -31,10 +31,11 @@ static void defaults(struct policy_params *p)
     p->value[TDS_START] = p->n_layers == 36 ? 19 : (double)((p->n_layers + 1) / 2);
 }
 
-static status check(const struct policy_params *p, struct err *e)
+static status check(struct policy_params *p, struct err *e)
 {
     if (p->given[RETENTION] && p->given[P_FINAL])
         return err_set(e, E_ARG, "retention and p_final exclude each other: retention solves for p_final");
+    if (p->given[RETENTION]) p->value[P_FINAL] = NAN;      /* the plan's to work out */
     if (!p->given[RETENTION] && p->value[P_INIT] > p->value[P_FINAL])
         return err_set(e, E_ARG, "p_init %g is above p_final %g: deeper layers drop more; lower p_init or raise p_final",
                        p->value[P_INIT], p->value[P_FINAL]);
@@ -42,11 +43,6 @@ static status check(const struct policy_params *p, struct err *e)
         return err_set(e, E_ARG, "tds_start_layer %g: the model has %u layers (%u turns it off)", p->value[TDS_START],
                        p->n_layers, p->n_layers);
     return OK;
-}
-
-static struct step0 step0_of(const struct policy_params *p)
-{
-    return (struct step0){ p->value[AUDIO], p->value[KAPPA], p->value[ANCHOR] != 0 };
 }
 
 static status plan(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out, struct err *e)
@@ -57,7 +53,7 @@ static status plan(const struct policy_params *p, const struct prune_shape *s, s
     if (p->value[STEP0] != 0) {
         const struct step0 s0 = step0_of(p);
         out->n_entry = step0_total(&s0, s);
-        out->needs |= PRUNE_NEEDS_EMBEDDINGS | (s0.audio < 1 ? PRUNE_NEEDS_AUDIO_SALIENCY : 0);
+        out->needs |= step0_needs(&s0);
     }
     if (p->given[RETENTION] && out->n_orig > 0)
         TRY(prune_calibrate(&sch, L, (double)out->n_entry / (double)out->n_orig, p->value[RETENTION], &sch.p_final, NULL, e));
@@ -74,15 +70,7 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
 {
     if (r->params->value[STEP0] == 0) return OK;
     const struct step0 s0 = step0_of(r->params);
-    bool *keep;
-    TRY(mem_alloc(&keep, r->prompt->n_av, sizeof *keep, e));
-    const status st = step0_select(&s0, r->prompt, v, keep, e);
-    uint32_t n = 0;
-    for (uint32_t i = 0; st == OK && i < r->prompt->n_av; i++)
-        if (keep[i]) out->keep[n++] = r->prompt->av[i];
-    out->n_keep = n;
-    free(keep);
-    return st;
+    return step0_select(&s0, r->prompt, v, out, e);
 }
 
 static status layer(struct policy_run *r, uint32_t l, const struct prune_layer_view *v, struct prune_selection *out,

@@ -26,10 +26,11 @@
 enum prune_needs {
     PRUNE_NEEDS_AUDIO_SALIENCY = 1,    /* windowed attention received, last audio layer */
     PRUNE_NEEDS_EMBEDDINGS = 2,        /* the towers' outputs, at prune_embed           */
-    PRUNE_NEEDS_ROW_SCORES = 4         /* Eq. 5 over the query rows, at prune_layer     */
+    PRUNE_NEEDS_ROW_SCORES = 4,        /* Eq. 5 over the query rows, at prune_layer     */
+    PRUNE_NEEDS_VISION_SALIENCY = 8    /* attention received inside its grid step, last full vision block */
 };
 
-enum prune_param_kind { PARAM_NUMBER, PARAM_INTEGER, PARAM_BOOL };
+enum prune_param_kind { PARAM_NUMBER, PARAM_INTEGER, PARAM_BOOL, PARAM_WORD };
 
 struct prune_param {
     const char *name;              /* as in the API: "p_init"                                         */
@@ -37,14 +38,18 @@ struct prune_param {
     enum prune_param_kind kind;
     double lo, hi, fallback;       /* fallback NaN: not set unless given                              */
     const char *help;
+    const char *const *word;       /* PARAM_WORD: [hi + 1] choices; the value is an index             */
 };
 
 /* Counts of one media item. */
 struct prune_item {
     enum token_kind kind;
     uint32_t n_audio;              /* audio tokens                                                    */
-    uint32_t steps, step_tokens;   /* grid steps and tokens of each; images: 1 step                   */
+    uint32_t steps, step_tokens;   /* grid steps and tokens of each; pictures: 1 step                 */
 };
+
+/* The counts of an item of a prompt. A film whose steps differ in size is one picture: nothing merges over time. */
+struct prune_item prune_item_of(const struct prompt_item *item);
 
 struct prune_shape {
     uint32_t n_layers;
@@ -81,6 +86,7 @@ struct prune_embed_view {
     uint32_t d;
     const float *audio, *vision;   /* [n_audio, d], [n_vision, d] device; rows as prompt->row says    */
     const float *audio_saliency;   /* [n_audio] host; where asked for                                 */
+    const float *vision_saliency;  /* [n_vision] host; where asked for                                */
 };
 
 struct prune_layer_view {
@@ -98,7 +104,7 @@ struct policy {
     uint32_t n_param;
     /* Values that depend on the model (fallbacks hold where NULL), and checks across parameters. */
     void (*defaults)(struct policy_params *p);
-    status (*check)(const struct policy_params *p, struct err *e);
+    status (*check)(struct policy_params *p, struct err *e);
     /* out->alive, selects, rate have room; fill them. */
     status (*plan)(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out, struct err *e);
     /* Both may be NULL: keeps all. keep has room for all alive. */
@@ -133,10 +139,13 @@ status prune_params_set_text(struct policy_params *p, const char *key, const cha
 /* {"name" or "policy": ..., key: value, ...}; ends with prune_params_finish. */
 status prune_params_json(struct policy_params *p, const json_t *object, uint32_t n_layers, struct err *e);
 /* Checks across parameters; call once after the last set. */
-status prune_params_finish(const struct policy_params *p, struct err *e);
-/* The resolved set as an object; the caller owns the reference. */
+status prune_params_finish(struct policy_params *p, struct err *e);
+/* The resolved set as an object; the caller owns the reference. Left out: what nobody set and what the plan works out. */
 json_t *prune_params_to_json(const struct policy_params *p);
+/* The same, with what the plan worked out (p_final of a retention). */
+json_t *prune_plan_to_json(const struct policy_params *p, const struct policy_plan *plan);
 
+bool prune_has(const struct policy_params *p, const char *key);       /* does the policy have it at all? */
 double prune_get(const struct policy_params *p, const char *key);
 bool prune_is_set(const struct policy_params *p, const char *key);
 
@@ -152,9 +161,10 @@ void prune_plan_free(struct policy_plan *plan);
 status prune_begin(const struct policy_params *p, const struct policy_plan *plan, const struct prompt *prompt,
                    struct policy_run **out, struct err *e);
 void prune_end(struct policy_run **r);
+/* E_ARG: the view lacks what the plan's needs name. |keep| <= plan is asserted, equality where the plan is exact. */
 status prune_embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out, struct err *e);
 bool prune_selects_at(const struct policy_run *r, uint32_t l);
-/* |keep| <= plan is asserted, equality where the plan is exact. */
+/* The same promise of the plan. */
 status prune_layer(struct policy_run *r, uint32_t l, const struct prune_layer_view *v, struct prune_selection *out,
                    struct err *e);
 void prune_selection_free(struct prune_selection *s);

@@ -1,15 +1,17 @@
 /* prune/random.c - a random choice before the decoder: what any method must beat at an equal budget. */
 #include <stdlib.h>
+#include <string.h>
 
+#include "base/mem.h"
 #include "prune/policies.h"
 
 enum { RETENTION, SEED };
 static const struct prune_param PARAMS[] = {
-    [RETENTION] = { "retention", "R", PARAM_NUMBER, 0, 1, 0.3, "share kept, floor(R n) tokens at every layer" },
+    [RETENTION] = { "retention", "R", PARAM_NUMBER, 0, 1, 0.3, "share kept of each kind, floor(R n) tokens in all" },
     [SEED] = { "seed", NULL, PARAM_INTEGER, 0, 9007199254740992.0, 0, "same seed, same choice" },
 };
 
-/* Nothing may empty a request: the first AV token stays where the share rounds to none. */
+/* Nothing may empty a request: one token stays where the share rounds to none. */
 static uint32_t kept_of(const struct policy_params *p, uint32_t n)
 {
     const uint32_t k = prune_floor(p->value[RETENTION] * (double)n);
@@ -47,15 +49,33 @@ static int ascending(const void *pa, const void *pb)
     return (a > b) - (a < b);
 }
 
+/* Draw k of the n at `index`, ascending, to its front. */
+static void draw(struct drawn *d, uint64_t seed, uint32_t *index, uint32_t n, uint32_t k)
+{
+    for (uint32_t i = 0; i < n; i++) d[i] = (struct drawn){ hash(seed, index[i]), index[i] };
+    qsort(d, n, sizeof *d, by_key);
+    for (uint32_t i = 0; i < k; i++) index[i] = d[i].index;
+}
+
+/* Each tower gives its share: floor(R n) of the audio, and of the rest what makes the sum floor(R n). */
 static status embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out, struct err *e)
 {
-    const uint32_t n = out->n_keep, k = kept_of(r->params, n);
-    struct drawn *d = malloc(n * sizeof *d);
     (void)v;
-    if (d == NULL) return err_set(e, E_NOMEM, "out of memory: %zu bytes", n * sizeof *d);
-    for (uint32_t i = 0; i < n; i++) d[i] = (struct drawn){ hash((uint64_t)r->params->value[SEED], i), out->keep[i] };
-    qsort(d, n, sizeof *d, by_key);
-    for (uint32_t i = 0; i < k; i++) out->keep[i] = d[i].index;
+    const struct prompt *p = r->prompt;
+    const uint32_t n = p->n_av, k = r->plan->n_entry;
+    const uint64_t seed = (uint64_t)r->params->value[SEED];
+    uint32_t k_audio = prune_floor(r->params->value[RETENTION] * (double)p->n_audio), n_audio = 0, n_vision = 0;
+    if (p->n_vision == 0) k_audio = k;
+    struct drawn *d;
+    TRY(mem_alloc(&d, n, sizeof *d, e));
+    for (uint32_t i = 0; i < n; i++)
+        if (p->kind[p->av[i]] == TOKEN_AUDIO) out->keep[n_audio++] = p->av[i];
+    uint32_t *vision = r->index;
+    for (uint32_t i = 0; i < n; i++)
+        if (p->kind[p->av[i]] != TOKEN_AUDIO) vision[n_vision++] = p->av[i];
+    draw(d, seed, out->keep, n_audio, k_audio);
+    draw(d, seed, vision, n_vision, k - k_audio);
+    memcpy(out->keep + k_audio, vision, (k - k_audio) * sizeof *vision);
     qsort(out->keep, k, sizeof *out->keep, ascending);
     out->n_keep = k;
     free(d);

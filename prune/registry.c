@@ -9,7 +9,8 @@
 #include "base/mem.h"
 #include "prune/policies.h"
 
-static const struct policy *const POLICIES[] = { &policy_none, &policy_random, &policy_omnidrop, NULL };
+static const struct policy *const POLICIES[] = { &policy_none, &policy_random, &policy_omnidrop, &policy_step0,
+                                                &policy_ttm, &policy_saliency, NULL };
 
 const struct policy *const *prune_list(void) { return POLICIES; }
 
@@ -79,6 +80,18 @@ status prune_params_set(struct policy_params *p, const char *key, double value, 
     return OK;
 }
 
+/* One of the words of d. */
+static status set_word(struct policy_params *p, const struct prune_param *d, const char *text, struct err *e)
+{
+    char list[256] = "";
+    for (int i = 0; i <= (int)d->hi; i++) {
+        if (strcmp(d->word[i], text) == 0) return prune_params_set(p, d->name, i, e);
+        const size_t n = strlen(list);
+        snprintf(list + n, sizeof list - n, "%s%s", n ? " or " : "", d->word[i]);
+    }
+    return err_set(e, E_ARG, "%s is \"%s\": give %s", d->name, text, list);
+}
+
 status prune_params_set_text(struct policy_params *p, const char *key, const char *text, struct err *e)
 {
     const int i = find_param(p->policy, key);
@@ -90,10 +103,27 @@ status prune_params_set_text(struct policy_params *p, const char *key, const cha
             return prune_params_set(p, key, 0, e);
         return err_set(e, E_ARG, "%s is \"%s\": give true or false", key, text);
     }
+    if (p->policy->param[i].kind == PARAM_WORD) return set_word(p, &p->policy->param[i], text, e);
     char *end;
     const double v = strtod(text, &end);
     if (end == text || *end != 0) return err_set(e, E_ARG, "%s is \"%s\": give a number", key, text);
     return prune_params_set(p, key, v, e);
+}
+
+static status set_json(struct policy_params *p, const char *key, const struct prune_param *d, const json_t *v,
+                       struct err *e)
+{
+    switch (d->kind) {
+    case PARAM_BOOL:
+        if (json_is_boolean(v)) return prune_params_set(p, key, json_is_true(v), e);
+        return err_set(e, E_ARG, "policy.%s: give true or false", key);
+    case PARAM_WORD:
+        if (json_is_string(v)) return set_word(p, d, json_string_value(v), e);
+        return err_set(e, E_ARG, "policy.%s: give a string", key);
+    default:
+        if (json_is_number(v)) return prune_params_set(p, key, json_number_value(v), e);
+        return err_set(e, E_ARG, "policy.%s: give a number", key);
+    }
 }
 
 status prune_params_json(struct policy_params *p, const json_t *object, uint32_t n_layers, struct err *e)
@@ -109,15 +139,12 @@ status prune_params_json(struct policy_params *p, const json_t *object, uint32_t
         if (v == name) continue;
         const int i = find_param(p->policy, key);
         if (i < 0) return no_param(p, key, e);
-        if ((p->policy->param[i].kind == PARAM_BOOL) != json_is_boolean(v) || (!json_is_boolean(v) && !json_is_number(v)))
-            return err_set(e, E_ARG, "policy.%s: give %s", key,
-                           p->policy->param[i].kind == PARAM_BOOL ? "true or false" : "a number");
-        TRY(prune_params_set(p, key, json_is_boolean(v) ? json_is_true(v) : json_number_value(v), e));
+        TRY(set_json(p, key, &p->policy->param[i], v, e));
     }
     return prune_params_finish(p, e);
 }
 
-status prune_params_finish(const struct policy_params *p, struct err *e)
+status prune_params_finish(struct policy_params *p, struct err *e)
 {
     return p->policy->check ? p->policy->check(p, e) : OK;
 }
@@ -129,11 +156,21 @@ json_t *prune_params_to_json(const struct policy_params *p)
         const struct prune_param *d = &p->policy->param[i];
         if (isnan(p->value[i])) continue;
         json_object_set_new(o, d->name, d->kind == PARAM_BOOL      ? json_boolean(p->value[i] != 0)
+                                        : d->kind == PARAM_WORD    ? json_string(d->word[(int)p->value[i]])
                                         : d->kind == PARAM_INTEGER ? json_integer((json_int_t)p->value[i])
                                                                    : json_real(p->value[i]));
     }
     return o;
 }
+
+json_t *prune_plan_to_json(const struct policy_params *p, const struct policy_plan *plan)
+{
+    json_t *o = prune_params_to_json(p);
+    if (!isnan(plan->p_final)) json_object_set_new(o, "p_final", json_real(plan->p_final));
+    return o;
+}
+
+bool prune_has(const struct policy_params *p, const char *key) { return find_param(p->policy, key) >= 0; }
 
 double prune_get(const struct policy_params *p, const char *key)
 {
@@ -170,16 +207,24 @@ status prune_plan_shape(const struct policy_params *p, const struct prune_shape 
     return st;
 }
 
+struct prune_item prune_item_of(const struct prompt_item *item)
+{
+    const uint32_t t = item->media.t, n = item->n_vision;
+    struct prune_item out = { .kind = item->media.kind, .n_audio = item->media.n_audio };
+    if (n == 0) return out;
+    if (out.kind == TOKEN_VIDEO && (t == 0 || n % t != 0)) out.kind = TOKEN_IMAGE;
+    out.steps = out.kind == TOKEN_VIDEO ? t : 1;
+    out.step_tokens = n / out.steps;
+    return out;
+}
+
 status prune_plan(const struct policy_params *p, const struct prompt *prompt, uint32_t n_layers, struct policy_plan *out,
                   struct err *e)
 {
     struct prune_item *item;
     TRY(mem_alloc(&item, prompt->n_items, sizeof *item, e));
     for (uint32_t i = 0; i < prompt->n_items; i++) {
-        const struct prompt_item *from = &prompt->items[i];
-        const uint32_t steps = from->media.kind == TOKEN_VIDEO ? from->media.t : from->n_vision ? 1 : 0;
-        item[i] = (struct prune_item){ .kind = from->media.kind, .n_audio = from->media.n_audio, .steps = steps,
-                                       .step_tokens = steps ? from->n_vision / steps : 0 };
+        item[i] = prune_item_of(&prompt->items[i]);
     }
     const struct prune_shape shape = { .n_layers = n_layers, .n_items = prompt->n_items, .item = item };
     const status st = prune_plan_shape(p, &shape, out, e);
@@ -241,7 +286,12 @@ static void check_count(const struct policy_run *r, uint32_t l, uint32_t n)
 
 status prune_embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out, struct err *e)
 {
+    const uint32_t needs = r->plan->needs;
     TRY(keep_all(r->prompt->av, r->prompt->n_av, out, e));
+    if ((needs & PRUNE_NEEDS_AUDIO_SALIENCY && r->prompt->n_audio && v->audio_saliency == NULL) ||
+        (needs & PRUNE_NEEDS_VISION_SALIENCY && r->prompt->n_vision && v->vision_saliency == NULL))
+        return err_set(e, E_ARG, "policy %s needs the saliency of the %s tokens, and these inputs come without it",
+                       r->params->policy->name, v->audio_saliency || !r->prompt->n_audio ? "vision" : "audio");
     if (r->params->policy->embed && r->prompt->n_av) TRY(r->params->policy->embed(r, v, out, e));
     check_count(r, 0, out->n_keep);
     return OK;

@@ -446,7 +446,7 @@ static void run_dir(const struct engine_options *base, const char *dir)
             const char *one = file;
             st = tensor_files_open(&one, 1, &c.ref, &e);
             if (st == OK) st = run_case(en, &c, dir, &e);
-            if (c.ref) tensor_files_close(c.ref);
+            if (c.ref) tensor_files_close(&c.ref);
             doc_close(&c.doc);
         }
         if (st != OK) fail_text(where, err_name(st), e.text);

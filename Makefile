@@ -81,7 +81,7 @@ endef
 $(foreach m,$(MODULES),$(eval $(call test_rule,$(m))))
 
 $(BUILD)/tests/golden: tests/golden.c $(LIBOBJ)
-$(BUILD)/tests/vectors: tests/vectors.c $(call obj_of,prune)
+$(BUILD)/tests/vectors: tests/vectors.c $(call obj_of,prune) $(BUILD)/model/safetensors.o $(BUILD)/model/prompt.o
 $(BUILD)/bench: $(wildcard tests/bench/*.c) $(LIBOBJ)
 $(RUN_BIN) $(BUILD)/bench:
 	@echo "  LINK $@"; mkdir -p $(@D)

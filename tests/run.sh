@@ -26,7 +26,7 @@ for t in tests/*/test_*.c; do
     name=${t%.c}
     run "$name" '^ok ' '^not ok ' "$build/$name"
 done
-run tests/vectors '^PASS ' '^FAIL ' "$build/tests/vectors" tests/data/vectors/omnidrop.json
+run tests/vectors '^PASS ' '^FAIL ' "$build/tests/vectors" tests/data/vectors/*.json
 for d in tests/goldens/*/; do
     [[ -d $d/checkpoint ]] && run "tests/golden ${d%/}" '^PASS ' '^FAIL ' "$build/tests/golden" "${d%/}"
 done

@@ -69,7 +69,8 @@ static const char *finish_name(enum eng_finish f)
 static uint32_t av_of(const uint32_t alive[4]) { return alive[1] + alive[2] + alive[3]; }
 
 /* The statistics of docs/http-api.md 1.6. Owned by the caller. */
-static json_t *pruning_json(const struct engine *en, const struct eng_result *r, const struct policy_params *p)
+static json_t *pruning_json(const struct engine *en, const struct eng_result *r, const struct policy_params *p,
+                            const struct policy_plan *plan)
 {
     const struct engine_info *info = engine_info(en);
     json_t *kept = json_array(), *pages = json_array();
@@ -82,7 +83,7 @@ static json_t *pruning_json(const struct engine *en, const struct eng_result *r,
     const uint64_t whole = (uint64_t)r->n_layers * ((r->n_prompt + info->page_tokens - 1) / info->page_tokens);
     const uint32_t *last = r->alive[r->n_layers];
     return json_pack("{s:s, s:o, s:{s:i,s:i,s:i}, s:i, s:o, s:o, s:{s:i,s:i,s:i}, s:f, s:I, s:I, s:f, s:f, s:f, s:f}",
-                     "policy", prune_params_name(p), "resolved", prune_params_to_json(p),
+                     "policy", prune_params_name(p), "resolved", prune_plan_to_json(p, plan),
                      "av_tokens_in", "audio", (int)r->n_av[TOKEN_AUDIO], "video", (int)r->n_av[TOKEN_VIDEO],
                      "image", (int)r->n_av[TOKEN_IMAGE], "layers", (int)r->n_layers, "kept_per_layer", kept,
                      "pages_per_layer", pages, "kept_last", "audio", (int)last[TOKEN_AUDIO], "video",
@@ -144,7 +145,8 @@ static status answer(struct session *s, const struct chat *chat, char **text, st
                               res->text, res->n_text, "finish_reason", finish_name(res->finish), "usage", "prompt_tokens",
                               (int)res->n_prompt, "completion_tokens", (int)res->n_ids, "total_tokens",
                               (int)(res->n_prompt + res->n_ids));
-        if (s->pruning) json_object_set_new(o, "omnidrop", pruning_json(s->en, res, &s->policy));
+        if (s->pruning) json_object_set_new(o, "omnidrop", pruning_json(s->en, res, &s->policy,
+                                                                             eng_request_plan(r)));
         json_dumpf(o, stdout, JSON_COMPACT);
         printf("\n");
         json_decref(o);

@@ -295,8 +295,7 @@ static status inspect_schedule(const struct cli *c, struct err *e)
         if (!cli_flag(c, "json")) printf("%5u  %.6f  %9u  %5llu\n", l, plan.rate[l], plan.alive[l], (unsigned long long)n);
     }
     const double mean = plan.n_orig ? (double)sum / L / plan.n_orig : 1;
-    json_t *resolved = prune_params_to_json(&p);
-    if (!isnan(plan.p_final)) json_object_set_new(resolved, "p_final", json_real(plan.p_final));
+    json_t *resolved = prune_plan_to_json(&p, &plan);
     if (cli_flag(c, "json"))
         print_json(json_pack("{s:s, s:O, s:i, s:i, s:i, s:i, s:b, s:O, s:O, s:O, s:I, s:I, s:f}", "policy",
                              prune_params_name(&p), "resolved", resolved, "layers", (int)L,

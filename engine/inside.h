@@ -54,7 +54,7 @@ struct eng_request {
 
     /* Towers' outputs: device memory, freed after prefill. */
     float *audio_embeds, *vision_embeds;
-    float *audio_saliency;         /* host */
+    float *audio_saliency, *vision_saliency;   /* host; where the plan needs them */
 
     /* Pages. */
     struct kv_reservation reservation;

@@ -403,6 +403,7 @@ void eng_request_destroy(struct engine *en, struct eng_request **pr)
     free(r->pages);
     free(r->part);
     free(r->audio_saliency);
+    free(r->vision_saliency);
     free(r->text);
     free(r->ids);
     sampler_destroy(&r->sampler);

@@ -107,7 +107,8 @@ static void finish(struct engine *en, struct eng_request *r, enum eng_finish how
 
 /* ---- towers ----------------------------------------------------------------------------------------------- */
 
-static status encode_vision(struct engine *en, struct req_part *p, float *out, struct err *e)
+/* saliency: of every merged token, or NULL. */
+static status encode_vision(struct engine *en, struct req_part *p, float *out, float *saliency, struct err *e)
 {
     const uint32_t d = decoder_shape(en->dec)->d, rows = p->media.h * p->media.w;
     const struct vision_config *v = &en->config.vision;
@@ -122,7 +123,8 @@ static status encode_vision(struct engine *en, struct req_part *p, float *out, s
         for (uint32_t i = 0; stream && i < n && st == OK; i++)
             st = media_video_next(p->video, stream + (size_t)i * rows * width, e);
         if (st == OK)
-            st = vision_tower_run(en->vision, patches, n, p->media.h, p->media.w, out + (size_t)t * (rows / 4) * d, NULL, e);
+            st = vision_tower_run(en->vision, patches, n, p->media.h, p->media.w, out + (size_t)t * (rows / 4) * d,
+                                  saliency ? saliency + (size_t)t * (rows / 4) : NULL, e);
     }
     free(stream);
     return st;
@@ -160,10 +162,14 @@ static status encode(struct engine *en, struct eng_request *r, struct err *e)
     }
     if (r->plan.needs & PRUNE_NEEDS_AUDIO_SALIENCY)
         TRY(mem_alloc(&r->audio_saliency, p->n_audio, sizeof(float), e));
+    if (r->plan.needs & PRUNE_NEEDS_VISION_SALIENCY)
+        TRY(mem_alloc(&r->vision_saliency, p->n_vision, sizeof(float), e));
     for (uint32_t i = 0; i < r->n_parts; i++) {
         const struct prompt_item *it = &p->items[i];
         struct req_part *part = &r->part[i];
-        if (it->n_vision) TRY(encode_vision(en, part, r->vision_embeds + (size_t)it->vision_row * d, e));
+        if (it->n_vision)
+            TRY(encode_vision(en, part, r->vision_embeds + (size_t)it->vision_row * d,
+                              r->vision_saliency ? r->vision_saliency + it->vision_row : NULL, e));
         if (it->media.n_audio)
             TRY(audio_tower_run(en->audio, part->mel, part->n_frames, r->audio_embeds + (size_t)it->audio_row * d,
                                 r->audio_saliency ? r->audio_saliency + it->audio_row : NULL, e));
@@ -232,7 +238,7 @@ static status begin(struct engine *en, struct member *m, struct err *e)
     TRY(prune_begin(&r->policy, &r->plan, p, &m->policy, e));
     const struct prune_embed_view view = {
         .st = en->st, .audio = r->audio_embeds, .vision = r->vision_embeds, .d = decoder_shape(en->dec)->d,
-        .audio_saliency = r->audio_saliency };
+        .audio_saliency = r->audio_saliency, .vision_saliency = r->vision_saliency };
     TRY(prune_embed(m->policy, &view, &m->sel, e));
     apply_keep(m);
     return OK;

@@ -83,12 +83,12 @@ static status open_pool(struct engine *en, uint64_t kv_bytes, struct err *e)
     return OK;
 }
 
-static status open_model(struct engine *en, const struct engine_options *o, struct checkpoint *ck, struct err *e)
+/* The decoder, the pool and all that goes with text. */
+static status open_text(struct engine *en, const struct engine_options *o, const struct decoder_shape *shape,
+                        const struct decoder_source *src, struct err *e)
 {
     struct engine_info *info = &en->info;
-    TRY(pick_dtype(o->dtype, ck, &info->compute, e));
     info->kv_dtype = info->compute;
-    en->config = ck->config;
     const uint32_t limit = en->config.text.max_positions;
     info->max_model_len = o->max_model_len ? o->max_model_len : limit < CONTEXT_DEFAULT ? limit : CONTEXT_DEFAULT;
     if (info->max_model_len > limit)
@@ -96,21 +96,28 @@ static status open_model(struct engine *en, const struct engine_options *o, stru
                        info->max_model_len, limit);
     TRY(tokenizer_load(info->model_dir, &en->tok, e));
     TRY(chat_check_tokens(en->tok, &en->config.ids, e));
-    struct decoder_shape shape = decoder_shape_of(&en->config);
-    shape.tied = ck->tied;
-    if (tokenizer_n_ids(en->tok) > shape.V)
+    if (tokenizer_n_ids(en->tok) > shape->V)
         return err_set(e, E_MODEL, "%s: tokenizer.json has ids up to %u, the model only %u rows of vocabulary",
-                       info->model_dir, tokenizer_n_ids(en->tok) - 1, shape.V);
-    TRY(mem_alloc(&en->allowed, shape.V, 1, e));
+                       info->model_dir, tokenizer_n_ids(en->tok) - 1, shape->V);
+    TRY(mem_alloc(&en->allowed, shape->V, 1, e));
     for (uint32_t i = 0; i < tokenizer_n_ids(en->tok); i++) en->allowed[i] = tokenizer_has(en->tok, (int32_t)i);
-    struct decoder_checkpoint source = { .ck = ck };
-    const struct decoder_source src = decoder_source_checkpoint(&source);
-    TRY(decoder_create(en->st, &shape, &src, info->compute, info->kv_dtype, BLOCK_ROWS, info->max_model_len, &en->dec, e));
-    TRY(audio_tower_create(en->st, ck, info->compute, &en->audio, e));
-    TRY(vision_tower_create(en->st, ck, info->compute, &en->vision, e));
+    TRY(decoder_create(en->st, shape, src, info->compute, info->kv_dtype, BLOCK_ROWS, info->max_model_len, &en->dec, e));
     info->weight_bytes = decoder_weight_bytes(en->dec);
     en->kv = decoder_kv_shape(en->dec);
     return open_pool(en, o->kv_bytes, e);
+}
+
+static status open_model(struct engine *en, const struct engine_options *o, struct checkpoint *ck, struct err *e)
+{
+    TRY(pick_dtype(o->dtype, ck, &en->info.compute, e));
+    en->config = ck->config;
+    struct decoder_shape shape = decoder_shape_of(&en->config);
+    shape.tied = ck->tied;
+    struct decoder_checkpoint source = { .ck = ck };
+    const struct decoder_source src = decoder_source_checkpoint(&source);
+    TRY(open_text(en, o, &shape, &src, e));
+    TRY(audio_tower_create(en->st, ck, en->info.compute, &en->audio, e));
+    return vision_tower_create(en->st, ck, en->info.compute, &en->vision, e);
 }
 
 static struct media_vision vision_of(const struct model_config *c)
@@ -122,24 +129,53 @@ static struct media_vision vision_of(const struct model_config *c)
     return m;
 }
 
+/* The caller's limits before the checkpoint's own; one that was given moves the other where they would cross. */
+static struct media_limits limits_of(struct pixel_limits own, uint64_t min_pixels, uint64_t max_pixels)
+{
+    struct media_limits l = { min_pixels ? min_pixels : own.min, max_pixels ? max_pixels : own.max };
+    if (min_pixels == 0 && l.min_pixels > l.max_pixels) l.min_pixels = l.max_pixels;
+    if (max_pixels == 0 && l.max_pixels < l.min_pixels) l.max_pixels = l.min_pixels;
+    return l;
+}
+
 struct media_image_options engine_image_options(const struct model_config *c, uint64_t min_pixels, uint64_t max_pixels)
 {
-    const struct pixel_limits *own = &c->preprocess.image;
-    return (struct media_image_options){ .vision = vision_of(c), .limits = { min_pixels ? min_pixels : own->min,
-                                                                             max_pixels ? max_pixels : own->max } };
+    return (struct media_image_options){ .vision = vision_of(c),
+                                         .limits = limits_of(c->preprocess.image, min_pixels, max_pixels) };
 }
 
 struct media_video_options engine_video_options(const struct model_config *c, uint64_t min_pixels, uint64_t max_pixels,
                                                 double fps)
 {
+    static const struct pixel_limits published = { 100352, 602112 };
     const struct preprocess_config *own = &c->preprocess;
-    struct media_video_options v = { .vision = vision_of(c), .limits = { min_pixels, max_pixels }, .fps = fps };
-    if (own->has_video) {
-        if (min_pixels == 0) v.limits.min_pixels = own->video.min;
-        if (max_pixels == 0) v.limits.max_pixels = own->video.max;
-        v.cap_pixels = own->video.max;
-    }
-    return v;
+    return (struct media_video_options){ .vision = vision_of(c), .fps = fps,
+                                         .cap_pixels = own->has_video ? own->video.max : 0,
+                                         .limits = limits_of(own->has_video ? own->video : published, min_pixels,
+                                                             max_pixels) };
+}
+
+/* The model's folder and the device. */
+static status open_start(struct engine *en, const struct engine_options *o, struct err *e)
+{
+    struct engine_info *info = &en->info;
+    en->textbook_order = o->textbook_order;
+    info->bundled = o->model_dir == NULL;
+    if (o->model_dir) snprintf(info->model_dir, sizeof info->model_dir, "%s", o->model_dir);
+    else TRY(engine_bundled_model(info->model_dir, sizeof info->model_dir, e));
+    char copy[sizeof info->model_dir];
+    snprintf(copy, sizeof copy, "%s", info->model_dir);
+    snprintf(info->model_name, sizeof info->model_name, "%s", basename(copy));
+    return OK;
+}
+
+static status open_stream(struct engine *en, const struct engine_options *o, struct err *e)
+{
+    const struct stream_options so = { .device = o->device, .n_threads = o->n_threads, .isa = o->isa };
+    TRY(stream_open(&so, &en->st, e));
+    en->ops = en->st->ops;
+    en->ops->describe(en->st, en->info.device, sizeof en->info.device);
+    return OK;
 }
 
 status engine_open(const struct engine_options *o, struct engine **out, struct err *e)
@@ -149,23 +185,37 @@ status engine_open(const struct engine_options *o, struct engine **out, struct e
     const double start = clock_s();
     TRY(mem_alloc(&en, 1, sizeof *en, e));
     status st;
-    en->textbook_order = o->textbook_order;
-    en->info.bundled = o->model_dir == NULL;
-    if (o->model_dir) snprintf(en->info.model_dir, sizeof en->info.model_dir, "%s", o->model_dir);
-    else TRY_GOTO(st, engine_bundled_model(en->info.model_dir, sizeof en->info.model_dir, e), undo);
-    char copy[sizeof en->info.model_dir];
-    snprintf(copy, sizeof copy, "%s", en->info.model_dir);
-    snprintf(en->info.model_name, sizeof en->info.model_name, "%s", basename(copy));
+    TRY_GOTO(st, open_start(en, o, e), undo);
     TRY_GOTO(st, checkpoint_open(en->info.model_dir, &ck, e), undo);
-    const struct stream_options so = { .device = o->device, .n_threads = o->n_threads, .isa = o->isa };
-    st = stream_open(&so, &en->st, e);
-    if (st == OK) {
-        en->ops = en->st->ops;
-        en->ops->describe(en->st, en->info.device, sizeof en->info.device);
-        st = open_model(en, o, &ck, e);
-    }
+    st = open_stream(en, o, e);
+    if (st == OK) st = open_model(en, o, &ck, e);
     checkpoint_close(&ck);
     if (st != OK) goto undo;
+    en->info.load_s = clock_s() - start;
+    *out = en;
+    return OK;
+undo:
+    engine_close(&en);
+    return st;
+}
+
+status engine_open_source(const struct engine_options *o, const struct decoder_shape *shape,
+                          const struct decoder_source *src, enum dtype compute, struct engine **out, struct err *e)
+{
+    struct engine *en;
+    const double start = clock_s();
+    TRY(mem_alloc(&en, 1, sizeof *en, e));
+    status st;
+    TRY_GOTO(st, open_start(en, o, e), undo);
+    TRY_GOTO(st, model_config_load(en->info.model_dir, &en->config, e), undo);
+    struct text_config *t = &en->config.text;
+    *t = (struct text_config){ .hidden = shape->d, .layers = shape->L, .heads = shape->H, .kv_heads = shape->G,
+                               .head_dim = shape->D, .ff = shape->ff, .vocab = shape->V, .rms_eps = shape->rms_eps,
+                               .rope_theta = shape->rope_theta, .max_positions = CONTEXT_DEFAULT };
+    memcpy(t->mrope_section, shape->mrope_section, sizeof t->mrope_section);
+    en->info.compute = compute;
+    TRY_GOTO(st, open_stream(en, o, e), undo);
+    TRY_GOTO(st, open_text(en, o, shape, src, e), undo);
     en->info.load_s = clock_s() - start;
     *out = en;
     return OK;

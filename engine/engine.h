@@ -123,6 +123,7 @@ struct eng_given {
     uint32_t n_features;
     struct prompt *prompt;         /* moved from: the decoder alone; then the embeddings too:                    */
     const float *audio_embeds, *vision_embeds;   /* [prompt->n_audio, d], [prompt->n_vision, d] host, borrowed   */
+    const float *audio_saliency;   /* [prompt->n_audio] host, borrowed; NULL: policies that need it refuse       */
 };
 status eng_request_create_given(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
                                 const struct eng_given *given, struct eng_request **out, struct err *e);
@@ -159,6 +160,7 @@ struct eng_result {
     uint32_t n_av[4];              /* before step 0, by kind */
     double mean_retention;         /* (1/L) sum n_l / n_orig */
     double media_s, tower_s, prefill_s, decode_s;
+    double select_s;               /* of prefill_s: importance scores and selections of this request */
 };
 const struct eng_result *eng_request_result(const struct eng_request *r);
 void eng_request_destroy(struct engine *en, struct eng_request **r);

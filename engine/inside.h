@@ -50,7 +50,7 @@ struct eng_request {
     struct prompt prompt;
     struct policy_plan plan;
     struct policy_params policy;
-    const float *given_audio, *given_vision;
+    const float *given_audio, *given_vision, *given_saliency;
 
     /* Towers' outputs: device memory, freed after prefill. */
     float *audio_embeds, *vision_embeds;
@@ -76,6 +76,12 @@ struct eng_request {
     uint32_t *pages;               /* [L] */
     uint32_t **survivors;          /* [L + 1], each owned */
 };
+
+/* engine.c: an engine around a decoder that is in no file (measurements). The tokenizer and the special ids are those of
+ * o->model_dir (NULL: the bundled model), sizes and weights those of shape and src, computed as `compute`. There are
+ * no towers: requests bring their embeddings (struct eng_given). */
+status engine_open_source(const struct engine_options *o, const struct decoder_shape *shape,
+                          const struct decoder_source *src, enum dtype compute, struct engine **out, struct err *e);
 
 /* run.c */
 void run_buffers_free(struct engine *en);

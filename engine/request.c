@@ -252,23 +252,23 @@ static status check_length(struct engine *en, struct eng_request *r, struct err 
         return OK;
     }
     uint64_t n_film = 0, n_sound = 0;
-    double fps = r->o.fps > 0 ? r->o.fps : 2.0;
+    double seconds = 0, fps = r->o.fps > 0 ? r->o.fps : 2.0;
     for (uint32_t i = 0; i < r->n_parts; i++) {
         const struct prompt_media *m = &r->part[i].media;
         if (m->kind == TOKEN_VIDEO) n_film += (uint64_t)m->t * (m->h / 2) * (m->w / 2);
         n_sound += m->n_audio;
+        seconds += m->kind == TOKEN_VIDEO ? m->t * m->second_per_grid : m->n_audio / 25.0;
     }
     char way[256] = "";
-    const int64_t rest = (int64_t)max - r->o.max_tokens - (int64_t)(n - n_film);
-    const int64_t quiet = (int64_t)max - r->o.max_tokens - (int64_t)(n - n_sound);
-    if (n_film > 0 && rest > 0 && fps * (double)rest / (double)n_film >= 0.01)
-        snprintf(way, sizeof way, ": --fps %.2f fits, or smaller frames (--max-pixels)",
-                 floor(fps * (double)rest / (double)n_film * 100) / 100);
-    else if (n_sound > 0 && quiet > 0)
-        snprintf(way, sizeof way, ": about %.0f s of the %.0f s of sound fit", floor((double)quiet / 25),
-                 (double)n_sound / 25);
+    const double room = (double)max - r->o.max_tokens - (double)(n - n_film - n_sound);    /* for film and sound */
+    const double thinner = n_film ? fps * (room - (double)n_sound) / (double)n_film : 0;
+    const double shorter = n_film + n_sound ? seconds * room / (double)(n_film + n_sound) : 0;
+    if (thinner >= 0.01)
+        snprintf(way, sizeof way, ": --fps %.2f fits, or smaller frames (--max-pixels)", floor(thinner * 100) / 100);
+    else if (shorter >= 0.1)
+        snprintf(way, sizeof way, ": about %.1f s of the %.1f s fit", floor(shorter * 10) / 10, seconds);
     else if (n < max)
-        snprintf(way, sizeof way, ": ask for at most %u tokens of answer", max - n);
+        snprintf(way, sizeof way, ": an answer of at most %u tokens fits", max - n);
     return err_set(e, E_ARG, "the prompt has %u tokens (%llu of film, %llu of sound) and the answer up to %u; the context "
                              "holds %u%s", n, (unsigned long long)n_film, (unsigned long long)n_sound, r->o.max_tokens, max,
                    way);
@@ -317,6 +317,7 @@ static status create(struct engine *en, const struct chat *chat, const struct en
         *given->prompt = (struct prompt){ 0 };
         r->given_audio = given->audio_embeds;
         r->given_vision = given->vision_embeds;
+        r->given_saliency = given->audio_saliency;
     } else {
         TRY(chat_render(chat, NULL, &r->rendered, e));
         TRY(load_media(en, r, given, e));
@@ -403,6 +404,7 @@ void eng_request_destroy(struct engine *en, struct eng_request **pr)
     free(r->pages);
     free(r->part);
     free(r->audio_saliency);
+    free(r->vision_saliency);
     free(r->vision_saliency);
     free(r->text);
     free(r->ids);

@@ -158,10 +158,17 @@ static status encode(struct engine *en, struct eng_request *r, struct err *e)
             TRY(en->ops->upload(en->st, r->audio_embeds, r->given_audio, (size_t)p->n_audio * d * sizeof(float), e));
         if (p->n_vision)
             TRY(en->ops->upload(en->st, r->vision_embeds, r->given_vision, (size_t)p->n_vision * d * sizeof(float), e));
+        if (r->given_saliency == NULL) return OK;
+        TRY(mem_alloc(&r->audio_saliency, p->n_audio, sizeof(float), e));
+    if (r->plan.needs & PRUNE_NEEDS_VISION_SALIENCY)
+        TRY(mem_alloc(&r->vision_saliency, p->n_vision, sizeof(float), e));
+        memcpy(r->audio_saliency, r->given_saliency, p->n_audio * sizeof(float));
         return OK;
     }
     if (r->plan.needs & PRUNE_NEEDS_AUDIO_SALIENCY)
         TRY(mem_alloc(&r->audio_saliency, p->n_audio, sizeof(float), e));
+    if (r->plan.needs & PRUNE_NEEDS_VISION_SALIENCY)
+        TRY(mem_alloc(&r->vision_saliency, p->n_vision, sizeof(float), e));
     if (r->plan.needs & PRUNE_NEEDS_VISION_SALIENCY)
         TRY(mem_alloc(&r->vision_saliency, p->n_vision, sizeof(float), e));
     for (uint32_t i = 0; i < r->n_parts; i++) {
@@ -397,7 +404,9 @@ static status prefill_layer(struct engine *en, struct member *m, uint32_t n_memb
         const struct eng_trace *t = m[s].r->o.trace;
         if (prune_selects_at(m[s].policy, l)) {
             const uint32_t before = m[s].n_av;
+            const double start = clock_s();
             TRY(select_at(en, &m[s], s, l, &batch, e));
+            m[s].r->result.select_s += clock_s() - start;
             dropped = dropped || m[s].n_av != before;
         } else if (t && t->alive) {
             t->alive(t->self, l, m[s].av, m[s].n_av, NULL);

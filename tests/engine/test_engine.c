@@ -161,7 +161,7 @@ static void test_batches_threads_and_order(void **state)
 
 /* ---- text ------------------------------------------------------------------------------------------------- */
 
-struct stream { char text[4096]; size_t n; bool whole; };
+struct heard { char text[4096]; size_t n; bool whole; };
 
 static bool utf8_whole(const char *s, size_t n)
 {
@@ -179,7 +179,7 @@ static bool utf8_whole(const char *s, size_t n)
 
 static bool collect(void *self, const char *text, size_t n)
 {
-    struct stream *s = self;
+    struct heard *s = self;
     s->whole = s->whole && utf8_whole(text, n);
     memcpy(s->text + s->n, text, n);
     s->n += n;
@@ -212,7 +212,7 @@ static void test_streaming_and_stop_strings(void **state)
     (void)state;
     struct engine *en = open_engine(ODD, 1, false, 0, 1024);
     struct eng_request_options o = eng_request_defaults();
-    struct stream s = { .whole = true };
+    struct heard s = { .whole = true };
     struct eng_result res;
     char whole[4096], cut[4096], stop[5];
     o.max_tokens = 60;
@@ -229,7 +229,7 @@ static void test_streaming_and_stop_strings(void **state)
     memcpy(stop, whole + strlen(whole) / 2, 4);
     stop[4] = 0;
     const char *stops[] = { "never said", stop };
-    s = (struct stream){ .whole = true };
+    s = (struct heard){ .whole = true };
     o.stop = stops;
     o.n_stop = 2;
     one_text(en, &o, &res, cut, sizeof cut);

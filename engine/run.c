@@ -160,15 +160,11 @@ static status encode(struct engine *en, struct eng_request *r, struct err *e)
             TRY(en->ops->upload(en->st, r->vision_embeds, r->given_vision, (size_t)p->n_vision * d * sizeof(float), e));
         if (r->given_saliency == NULL) return OK;
         TRY(mem_alloc(&r->audio_saliency, p->n_audio, sizeof(float), e));
-    if (r->plan.needs & PRUNE_NEEDS_VISION_SALIENCY)
-        TRY(mem_alloc(&r->vision_saliency, p->n_vision, sizeof(float), e));
         memcpy(r->audio_saliency, r->given_saliency, p->n_audio * sizeof(float));
         return OK;
     }
     if (r->plan.needs & PRUNE_NEEDS_AUDIO_SALIENCY)
         TRY(mem_alloc(&r->audio_saliency, p->n_audio, sizeof(float), e));
-    if (r->plan.needs & PRUNE_NEEDS_VISION_SALIENCY)
-        TRY(mem_alloc(&r->vision_saliency, p->n_vision, sizeof(float), e));
     if (r->plan.needs & PRUNE_NEEDS_VISION_SALIENCY)
         TRY(mem_alloc(&r->vision_saliency, p->n_vision, sizeof(float), e));
     for (uint32_t i = 0; i < r->n_parts; i++) {

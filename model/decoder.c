@@ -144,14 +144,21 @@ void decoder_destroy(struct decoder **pdc)
 
 const struct decoder_shape *decoder_shape(const struct decoder *dc) { return &dc->s; }
 
+const struct weight *decoder_weight(const struct decoder *dc, uint32_t i)
+{
+    enum { PER_LAYER = 5 };
+    const uint32_t l = i / PER_LAYER;
+    if (l >= dc->s.L) return i == dc->s.L * PER_LAYER ? dc->head : NULL;
+    const struct layer *y = &dc->layer[l];
+    const struct weight *const w[PER_LAYER] = { y->q, y->kv, y->o, y->gate_up, y->down };
+    return w[i % PER_LAYER];
+}
+
 size_t decoder_weight_bytes(const struct decoder *dc)
 {
-    size_t bytes = dc->ops->weight_shape(dc->head).bytes;
-    for (uint32_t l = 0; l < dc->s.L; l++) {
-        const struct layer *y = &dc->layer[l];
-        const struct weight *w[] = { y->q, y->kv, y->o, y->gate_up, y->down };
-        for (size_t i = 0; i < sizeof w / sizeof *w; i++) bytes += dc->ops->weight_shape(w[i]).bytes;
-    }
+    size_t bytes = 0;
+    const struct weight *w;
+    for (uint32_t i = 0; (w = decoder_weight(dc, i)) != NULL; i++) bytes += dc->ops->weight_shape(w).bytes;
     return bytes;
 }
 

@@ -49,7 +49,9 @@ status decoder_create(struct stream *st, const struct decoder_shape *s, const st
 void decoder_destroy(struct decoder **dc);
 
 const struct decoder_shape *decoder_shape(const struct decoder *dc);
-/* Bytes of all packed weights; bytes read per decoded token (layers, head). */
+/* Packed weight i of those that a decoded token reads, in their order (each layer's, then the head); NULL after the last. */
+const struct weight *decoder_weight(const struct decoder *dc, uint32_t i);
+/* Bytes of all these. */
 size_t decoder_weight_bytes(const struct decoder *dc);
 
 /* Where K and V live. `base` and the page count are the engine's to fill. */

@@ -148,13 +148,13 @@ static float ISA_NAME(mel_block)(const float *t, float *out, size_t ld, uint32_t
         power[200 - k] = mr * mr + mi * mi;
     }
 
-    const V zero = { 0 }, lowest = zero + 1e-10f;
-    V top = zero - 10.0f;
+    const V zero = { 0 }, lowest = zero + 1e-10f, minus10 = zero - 10.0f;
+    V top = minus10;
     for (int bin = 0; bin < MEDIA_MEL_BINS; bin++) {
         const struct mel_filter *f = &mel.filter[bin];
         V sum = power[f->first] * f->weight[0];
         for (uint32_t j = 1; j < f->n; j++) sum += power[f->first + j] * f->weight[j];
-        const V y = ISA_NAME(log10v)(ISA_NAME(maxv)(sum, lowest));
+        const V y = ISA_NAME(maxv)(ISA_NAME(log10v)(ISA_NAME(maxv)(sum, lowest)), minus10);
         *(ISA_NAME(vu) *)(out + (size_t)bin * ld) = y;
         top = ISA_NAME(maxv)(y, top);
     }

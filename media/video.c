@@ -70,6 +70,7 @@ static status count_packets(struct media *m, uint64_t *n, bool *sure, bool *orde
     struct demux d;
     struct order order = { .n_waiting = 0 };
     int64_t first = AV_NOPTS_VALUE, pts;
+    uint64_t n_packets = 0;               /* with those that an edit list hides */
     bool end = false;
     status st;
     AVPacket *pkt = av_packet_alloc();
@@ -86,6 +87,7 @@ static status count_packets(struct media *m, uint64_t *n, bool *sure, bool *orde
         if (pkt->flags & AV_PKT_FLAG_CORRUPT) *sure = false;
         if (pkt->pts != AV_NOPTS_VALUE && pkt->pts < first && !(pkt->flags & AV_PKT_FLAG_DISCARD))
             *sure = false;                                                /* leads a key frame: may not decode */
+        n_packets++;
         if (!(pkt->flags & AV_PKT_FLAG_DISCARD)) {
             ++*n;
             *ordered = *ordered && order_put(&order, pkt->pts);
@@ -93,6 +95,9 @@ static status count_packets(struct media *m, uint64_t *n, bool *sure, bool *orde
         }
         av_packet_unref(pkt);
     }
+    if (n_packets < m->info.video.n_frames)
+        media_warn(m, "%s: truncated: %" PRIu64 " of its %" PRIu64 " frames are there", m->name, n_packets,
+                   m->info.video.n_frames);
     if (m->warning[0] != 0) *sure = false;
 done:
     demux_close(&d);

@@ -1,6 +1,6 @@
-/* Whole selections of every policy on prompts that break code: no audio, no film, one token, one step, equal
- * embeddings, pictures only. Method: keep is ascending, unique, AV and alive; counts are the plan's; two runs agree; and
- * the counts of temporal token merging as docs/pruning-methods.md 10 has them. */
+/* tests/prune/test_policies.c - whole selections of every policy on prompts that break code: no audio, no film, one
+ * token, one step, equal embeddings, pictures only, an hour. Method: keep is ascending, unique, AV and alive; counts are
+ * the plan's; two runs agree; temporal token merging counts as in docs/pruning-methods.md 10; memory fails everywhere. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <math.h>
 #include <cmocka.h>
 
 #include "base/mem.h"
@@ -29,7 +30,7 @@ struct layout { uint32_t n_audio, steps, step_tokens, images; bool equal; };
 
 struct world {
     struct prompt p;
-    float *audio, *vision, *saliency;
+    float *audio, *vision, *saliency, *vision_saliency;
 };
 
 /* text text [film with sound] [pictures] text: an item of its own each. */
@@ -80,8 +81,10 @@ static void build(struct world *w, const struct layout *y)
     w->audio = mem_must((size_t)p->n_audio * D, sizeof(float));
     w->vision = mem_must((size_t)p->n_vision * D, sizeof(float));
     w->saliency = mem_must(p->n_audio, sizeof(float));
+    w->vision_saliency = mem_must(p->n_vision, sizeof(float));
     for (uint32_t i = 0; i < p->n_vision * D; i++) w->vision[i] = y->equal ? 1.0f : (float)rnd(1000) / 500 - 1;
     for (uint32_t i = 0; i < p->n_audio; i++) w->saliency[i] = y->equal ? 0.5f : (float)rnd(1000);
+    for (uint32_t i = 0; i < p->n_vision; i++) w->vision_saliency[i] = y->equal ? 0.5f : (float)rnd(1000);
 }
 
 static void tear_down(struct world *w)
@@ -95,6 +98,7 @@ static void tear_down(struct world *w)
     free(w->audio);
     free(w->vision);
     free(w->saliency);
+    free(w->vision_saliency);
 }
 
 static void check_keep(const struct prune_selection *s, const uint32_t *alive, uint32_t n_alive)
@@ -106,6 +110,12 @@ static void check_keep(const struct prune_selection *s, const uint32_t *alive, u
     }
 }
 
+static struct prune_embed_view view_of(const struct world *w)
+{
+    return (struct prune_embed_view){ .st = st, .d = D, .audio = w->audio, .vision = w->vision,
+                                      .audio_saliency = w->saliency, .vision_saliency = w->vision_saliency };
+}
+
 /* All stages once; out gets the survivors of each. */
 static void run_once(const struct policy_params *params, struct world *w, uint32_t *out, uint32_t *n_out)
 {
@@ -115,8 +125,7 @@ static void run_once(const struct policy_params *params, struct world *w, uint32
     struct err e;
     assert_int_equal(prune_plan(params, &w->p, L, &plan, &e), OK);
     assert_int_equal(prune_begin(params, &plan, &w->p, &run, &e), OK);
-    const struct prune_embed_view ev = { .st = st, .d = D, .audio = w->audio, .vision = w->vision,
-                                         .audio_saliency = w->saliency };
+    const struct prune_embed_view ev = view_of(w);
     assert_int_equal(prune_embed(run, &ev, &s, &e), OK);
     check_keep(&s, w->p.av, w->p.n_av);
     assert_int_equal(s.n_keep, plan.alive[0]);
@@ -154,7 +163,8 @@ static void test_every_policy_on_every_layout(void **state)
     static const struct layout layouts[] = {
         { 0, 0, 0, 0, false }, { 1, 0, 0, 0, false }, { 50, 0, 0, 0, false }, { 125, 5, 12, 0, false },
         { 0, 1, 12, 0, false }, { 0, 7, 36, 0, false }, { 0, 0, 0, 3, false }, { 30, 4, 144, 2, true },
-        { 0, 8, 1, 1, true },   { 300, 12, 9, 1, false }, { 90000, 1, 4, 0, false } };
+        { 0, 8, 1, 1, true },   { 300, 12, 9, 1, false }, { 90000, 1, 4, 0, false },
+        { 90000, 3600, 36, 0, false } };
     for (const struct policy *const *pol = prune_list(); *pol; pol++)
         for (size_t y = 0; y < sizeof layouts / sizeof *layouts; y++) {
             struct policy_params p;
@@ -164,6 +174,8 @@ static void test_every_policy_on_every_layout(void **state)
             rng_state = 1000 + y;
             build(&w, &layouts[y]);
             assert_int_equal(prune_params_init(&p, (*pol)->name, L, &e), OK);
+            if (prune_has(&p, "vision")) assert_int_equal(prune_params_set(&p, "vision", 0.4, &e), OK);
+            assert_int_equal(prune_params_finish(&p, &e), OK);
             uint32_t *a = mem_must((size_t)(w.p.n_av + 1) * L, sizeof *a), *b = mem_must((size_t)(w.p.n_av + 1) * L, sizeof *b);
             run_once(&p, &w, a, &n1);
             run_once(&p, &w, b, &n2);
@@ -222,6 +234,199 @@ static void test_random_follows_its_seed(void **state)
     tear_down(&w);
 }
 
+/* The survivors of step 0 alone, in s. */
+static status embed_with(const struct policy_params *p, struct world *w, const struct prune_embed_view *v,
+                         struct prune_selection *s, struct err *e)
+{
+    struct policy_plan plan;
+    struct policy_run *run = NULL;
+    status r;
+    TRY(prune_plan(p, &w->p, L, &plan, e));
+    r = prune_begin(p, &plan, &w->p, &run, e);
+    if (r == OK) r = prune_embed(run, v, s, e);
+    prune_end(&run);
+    prune_plan_free(&plan);
+    return r;
+}
+
+/* Each kind gives its share, and all of them floor(R n). */
+static void test_random_takes_of_each_kind(void **state)
+{
+    (void)state;
+    struct world w;
+    struct policy_params p;
+    struct err e;
+    struct prune_selection s = { 0 };
+    build(&w, &(struct layout){ 101, 5, 11, 0, false });
+    const struct prune_embed_view v = view_of(&w);
+    assert_int_equal(prune_params_init(&p, "random", L, &e), OK);
+    assert_int_equal(prune_params_set(&p, "retention", 0.3, &e), OK);
+    assert_int_equal(embed_with(&p, &w, &v, &s, &e), OK);
+    uint32_t n_audio = 0;
+    for (uint32_t i = 0; i < s.n_keep; i++) n_audio += w.p.kind[s.keep[i]] == TOKEN_AUDIO;
+    assert_int_equal(n_audio, 30);
+    assert_int_equal(s.n_keep, 46);              /* floor(.3 * 156) */
+    prune_selection_free(&s);
+    tear_down(&w);
+}
+
+/* What would leave nothing keeps the most salient audio token, NaN last; without audio the first token. */
+static void test_nothing_is_emptied(void **state)
+{
+    (void)state;
+    struct world w;
+    struct policy_params p;
+    struct err e;
+    struct prune_selection s = { 0 };
+    build(&w, &(struct layout){ 5, 0, 0, 2, false });
+    memcpy(w.saliency, (const float[]){ NAN, 1, 3, 3, 2 }, 5 * sizeof(float));
+    struct prune_embed_view v = view_of(&w);
+    assert_int_equal(prune_params_init(&p, "saliency", L, &e), OK);
+    assert_int_equal(prune_params_set(&p, "audio", 0, &e), OK);
+    assert_int_equal(prune_params_set(&p, "vision", 0, &e), OK);
+    assert_int_equal(embed_with(&p, &w, &v, &s, &e), OK);
+    assert_int_equal(s.n_keep, 1);
+    assert_int_equal(s.keep[0], 2 + 2);
+    v.audio_saliency = NULL;                     /* asked for, and not there */
+    assert_int_equal(embed_with(&p, &w, &v, &s, &e), E_ARG);
+    assert_non_null(strstr(e.text, "saliency of the audio"));
+    v = view_of(&w);
+    v.vision_saliency = NULL;
+    assert_int_equal(embed_with(&p, &w, &v, &s, &e), E_ARG);
+    assert_non_null(strstr(e.text, "saliency of the vision"));
+    tear_down(&w);
+    build(&w, &(struct layout){ 0, 0, 0, 2, false });
+    v = view_of(&w);
+    assert_int_equal(embed_with(&p, &w, &v, &s, &e), OK);
+    assert_int_equal(s.n_keep, 1);
+    assert_int_equal(s.keep[0], 2);
+    prune_selection_free(&s);
+    tear_down(&w);
+}
+
+/* The fourth step is compared with the third (dycoke) or with the first (anchor). Method: it equals the third but for
+ * place 7 and the first but for place 9; of 10 places 2 live, so the changed one must and place 0 fills up. */
+static void test_reference_of_the_fourth_step(void **state)
+{
+    (void)state;
+    for (int anchor = 0; anchor < 2; anchor++) {
+        struct world w;
+        struct policy_params p;
+        struct err e;
+        struct prune_selection s = { 0 };
+        build(&w, &(struct layout){ 0, 4, 10, 0, false });
+        memcpy(w.vision + 30 * D, w.vision, 10 * D * sizeof(float));
+        w.vision[39 * D] += 1;
+        memcpy(w.vision + 20 * D, w.vision + 30 * D, 10 * D * sizeof(float));
+        w.vision[27 * D] += 1;
+        const struct prune_embed_view v = view_of(&w);
+        assert_int_equal(prune_params_init(&p, "ttm", L, &e), OK);
+        assert_int_equal(prune_params_set_text(&p, "ref", anchor ? "anchor" : "dycoke", &e), OK);
+        assert_int_equal(embed_with(&p, &w, &v, &s, &e), OK);
+        assert_int_equal(s.n_keep, 16);
+        assert_int_equal(s.keep[14], 2 + 30);
+        assert_int_equal(s.keep[15], 2 + 30 + (anchor ? 9 : 7));
+        prune_selection_free(&s);
+        tear_down(&w);
+    }
+}
+
+/* A film whose tokens do not divide into its steps cannot merge over time and stays whole; the plan says so. */
+static void test_uneven_film(void **state)
+{
+    (void)state;
+    struct world w;
+    struct policy_params p;
+    struct err e;
+    struct prune_selection s = { 0 };
+    build(&w, &(struct layout){ 10, 5, 4, 0, false });
+    w.p.items[0].media.t = 3;
+    const struct prune_embed_view v = view_of(&w);
+    assert_int_equal(prune_params_init(&p, "step0", L, &e), OK);
+    assert_int_equal(embed_with(&p, &w, &v, &s, &e), OK);
+    assert_int_equal(s.n_keep, 7 + 20);
+    prune_selection_free(&s);
+    tear_down(&w);
+}
+
+/* Parameters from JSON: names, aliases, words, kinds of value, and what excludes what. */
+static void test_parameters_from_json(void **state)
+{
+    (void)state;
+    static const struct { const char *text, *says; } bad[] = {
+        { "{\"name\":\"ttm\",\"ref\":\"both\"}", "dycoke or anchor" }, { "{\"name\":\"ttm\",\"ref\":1}", "a string" },
+        { "{\"name\":\"ttm\",\"retain\":0.2}", "0.25" }, { "{\"name\":\"ttm\",\"retain\":0.4,\"kappa\":0.2}", "exclude" },
+        { "{\"name\":\"none\",\"p_final\":0.2}", "has none" }, { "{\"name\":\"omnidrop\",\"step0\":1}", "true or false" },
+        { "{\"name\":\"omnidrop\",\"beta\":\"20\"}", "a number" }, { "{\"name\":\"omnidrop\",\"kapa\":1}", "kappa" },
+        { "{\"name\":\"omnidrop\",\"retention\":0.3,\"p_final\":0.2}", "exclude" }, { "{}", "name" },
+        { "{\"name\":\"omnidrop\",\"tds_start_layer\":10}", "9 layers" } };
+    struct policy_params p;
+    struct err e;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        json_t *o = json_loads(bad[i].text, 0, NULL);
+        assert_int_equal(prune_params_json(&p, o, L, &e), E_ARG);
+        if (strstr(e.text, bad[i].says) == NULL) fail_msg("%s: \"%s\" lacks \"%s\"", bad[i].text, e.text, bad[i].says);
+        json_decref(o);
+    }
+    json_t *o = json_pack("{s:s, s:b, s:s, s:f}", "name", "omnidrop", "intra", 0, "ref", "anchor", "retention", 0.8);
+    assert_int_equal(prune_params_json(&p, o, L, &e), OK);
+    json_decref(o);
+    assert_true(prune_get(&p, "step0") == 0 && prune_get(&p, "ref") == 1);
+    o = prune_params_to_json(&p);
+    assert_string_equal(json_string_value(json_object_get(o, "ref")), "anchor");
+    assert_true(json_is_false(json_object_get(o, "step0")));
+    assert_null(json_object_get(o, "p_final"));  /* the plan's to say: */
+    json_decref(o);
+    struct policy_plan plan;
+    const struct prune_item item = { .kind = TOKEN_AUDIO, .n_audio = 1000 };
+    assert_int_equal(prune_plan_shape(&p, &(struct prune_shape){ L, 1, &item }, &plan, &e), OK);
+    o = prune_plan_to_json(&p, &plan);
+    assert_true(json_real_value(json_object_get(o, "p_final")) == plan.p_final && plan.p_final > 0);
+    json_decref(o);
+    prune_plan_free(&plan);
+}
+
+/* Out of memory at every possible place: the right error and nothing leaks (ASan). Method: fail the 1st, 2nd, ...
+ * allocation of a whole run until none fails. */
+static void test_out_of_memory(void **state)
+{
+    (void)state;
+    for (const struct policy *const *pol = prune_list(); *pol; pol++) {
+        struct world w;
+        struct policy_params p;
+        struct err e;
+        build(&w, &(struct layout){ 60, 8, 9, 1, false });
+        const struct prune_embed_view v = view_of(&w);
+        uint32_t *alive = mem_must(w.p.n_av, sizeof *alive);
+        assert_int_equal(prune_params_init(&p, (*pol)->name, L, &e), OK);
+        bool failed = true;
+        for (int n = 1; failed; n++) {
+            struct policy_plan plan = { 0 };
+            struct policy_run *run = NULL;
+            struct prune_selection s = { 0 };
+            mem_fail_after(n);
+            status r = prune_plan(&p, &w.p, L, &plan, &e);
+            if (r == OK) r = prune_begin(&p, &plan, &w.p, &run, &e);
+            if (r == OK) r = prune_embed(run, &v, &s, &e);
+            for (uint32_t l = 0; l < L && r == OK; l++) {
+                if (!prune_selects_at(run, l)) continue;
+                const uint32_t n_alive = s.n_keep;
+                memcpy(alive, s.keep, n_alive * sizeof *alive);
+                r = prune_layer(run, l, &(struct prune_layer_view){ .st = st, .n_alive = n_alive, .alive = alive,
+                                                                    .score = w.vision }, &s, &e);
+            }
+            failed = mem_failed();
+            mem_fail_after(0);
+            assert_int_equal(r, failed ? E_NOMEM : OK);
+            prune_selection_free(&s);
+            prune_end(&run);
+            prune_plan_free(&plan);
+        }
+        free(alive);
+        tear_down(&w);
+    }
+}
+
 static int open_stream(void **state)
 {
     (void)state;
@@ -241,6 +446,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_every_policy_on_every_layout),
                                         cmocka_unit_test(test_merging_counts),
-                                        cmocka_unit_test(test_random_follows_its_seed) };
+                                        cmocka_unit_test(test_random_follows_its_seed),
+                                        cmocka_unit_test(test_random_takes_of_each_kind),
+                                        cmocka_unit_test(test_nothing_is_emptied),
+                                        cmocka_unit_test(test_reference_of_the_fourth_step),
+                                        cmocka_unit_test(test_uneven_film),
+                                        cmocka_unit_test(test_parameters_from_json),
+                                        cmocka_unit_test(test_out_of_memory) };
     return cmocka_run_group_tests(tests, open_stream, close_stream);
 }

@@ -40,6 +40,10 @@ static void test_calibration(void **state)
     struct prune_schedule s = PAPER_7B_30;
     s.p_final = p;
     assert_true(fabs(prune_mean_retained(&s, 28, 0.45) - 0.30) < 1e-12);
+    assert_int_equal(prune_calibrate(&PAPER_7B_30, 28, 0.45, 0.45, &p, range, &e), OK);
+    assert_true(p < 1e-9);
+    assert_int_equal(prune_calibrate(&PAPER_7B_30, 28, 0.45, range[0], &p, range, &e), OK);
+    assert_true(p > 1 - 1e-6);
     assert_int_equal(prune_calibrate(&PAPER_7B_30, 28, 0.45, 0.46, &p, range, &e), E_ARG);
     assert_non_null(strstr(e.text, "0.45"));
     assert_int_equal(prune_calibrate(&PAPER_7B_30, 28, 0.45, range[0] / 2, &p, NULL, &e), E_ARG);

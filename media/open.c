@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <libavutil/display.h>
+#include <libavutil/intreadwrite.h>
 #include <libavutil/pixdesc.h>
 #include <math.h>
 #include <pthread.h>
@@ -22,6 +23,7 @@
 /* ---- FFmpeg's log: silent, its last complaint kept for our own messages ------------------------------------ */
 
 static __thread char complaint[256];
+static __thread unsigned too_wide, too_high;      /* of a picture that the decoder refused for its size; 0: none */
 static pthread_once_t log_once = PTHREAD_ONCE_INIT;
 
 static void log_take(void *ctx, int level, const char *fmt, va_list ap)
@@ -32,6 +34,8 @@ static void log_take(void *ctx, int level, const char *fmt, va_list ap)
     vsnprintf(line, sizeof line, fmt, ap);
     size_t n = strlen(line);
     while (n > 0 && (line[n - 1] == '\n' || line[n - 1] == ' ' || line[n - 1] == '.')) line[--n] = 0;
+    unsigned w, h;
+    if (sscanf(line, "Picture size %ux%u exceeds", &w, &h) == 2) too_wide = w, too_high = h;
     if (n > 0) memcpy(complaint, line, sizeof complaint);
 }
 
@@ -110,6 +114,25 @@ static bool format_is_list(const char *names)
 
 /* ---- containers -------------------------------------------------------------------------------------------- */
 
+/* I3. */
+static status size_check(const struct media *m, uint64_t w, uint64_t h, struct err *e)
+{
+    if (w * h <= MEDIA_MAX_PIXELS) return OK;
+    return err_set(e, E_INPUT, "%s: %" PRIu64 " x %" PRIu64 " pixels are %" PRIu64 ", more than the limit of %u: scale it "
+                   "down first", m->name, w, h, w * h, MEDIA_MAX_PIXELS);
+}
+
+/* PNG says its size in bytes 16 to 23; its decoder refuses large ones without telling. */
+static status png_check(struct demux *d, struct err *e)
+{
+    uint8_t head[24];
+    const int64_t at = avio_tell(d->io);
+    if (avio_seek(d->io, 0, SEEK_SET) < 0 || avio_read(d->io, head, 24) != 24) head[0] = 0;
+    avio_seek(d->io, at, SEEK_SET);
+    if (memcmp(head, "\x89PNG", 4) != 0) return OK;
+    return size_check(d->m, AV_RB32(head + 16), AV_RB32(head + 20), e);
+}
+
 static status container_open(struct demux *d, struct err *e)
 {
     const struct media *m = d->m;
@@ -132,8 +155,8 @@ static status container_open(struct demux *d, struct err *e)
     d->fc->protocol_whitelist = av_strdup("none");
     d->fc->max_streams = 64;
     rc = avformat_open_input(&d->fc, "", format, NULL);
-    if (rc < 0) return libav_fail(e, m, "not a readable file of its format", rc);
-    return OK;
+    if (rc < 0) return libav_fail(e, m, "damaged or incomplete", rc);
+    return png_check(d, e);
 }
 
 /* Find what the streams are; pictures above the limit are not decoded for it. */
@@ -148,10 +171,7 @@ static status streams_find(struct demux *d, struct err *e)
     const int rc = avformat_find_stream_info(d->fc, n > 0 ? options : NULL);
     for (unsigned i = 0; i < n; i++) av_dict_free(&options[i]);
     free(options);
-    unsigned w, h;
-    if (sscanf(complaint, "Picture size %ux%u exceeds", &w, &h) == 2)
-        return err_set(e, E_INPUT, "%s: %u x %u pixels are %" PRIu64 ", more than the limit of %u: scale it down first",
-                       d->m->name, w, h, (uint64_t)w * h, MEDIA_MAX_PIXELS);
+    TRY(size_check(d->m, too_wide, too_high, e));
     if (rc < 0) return libav_fail(e, d->m, "its streams cannot be read", rc);
     return OK;
 }
@@ -161,6 +181,7 @@ status demux_open(struct media *m, int stream, struct demux *d, struct err *e)
     status st;
     *d = (struct demux){ .m = m };
     complaint[0] = 0;
+    too_wide = too_high = 0;
     unsigned char *buf = av_malloc(IO_BYTES);
     if (buf != NULL) d->io = avio_alloc_context(buf, IO_BYTES, 0, d, io_read, NULL, io_seek);
     if (d->io == NULL) {
@@ -208,14 +229,23 @@ status demux_read(struct demux *d, int stream, AVPacket *pkt, bool *end, struct 
     return OK;
 }
 
+/* "h264"; of unknown ones the container's own tag: "unknown zzz1". */
+static void codec_name(char *out, size_t cap, const AVCodecParameters *p)
+{
+    if (p->codec_id != AV_CODEC_ID_NONE) snprintf(out, cap, "%s", avcodec_get_name(p->codec_id));
+    else snprintf(out, cap, "unknown %s", av_fourcc2str(p->codec_tag));
+}
+
 status decoder_open(const struct demux *d, int stream, int n_threads, int idct, AVCodecContext **out, struct err *e)
 {
     const AVStream *s = d->fc->streams[stream];
     const AVCodec *codec = avcodec_find_decoder(s->codecpar->codec_id);
-    if (codec == NULL)
+    if (codec == NULL) {
+        char name[32];
+        codec_name(name, sizeof name, s->codecpar);
         return err_set(e, E_INPUT, "%s: no decoder for its %s (%s): convert it to a common format", d->m->name,
-                       s->codecpar->codec_type == AVMEDIA_TYPE_AUDIO ? "sound" : "pictures",
-                       avcodec_get_name(s->codecpar->codec_id));
+                       s->codecpar->codec_type == AVMEDIA_TYPE_AUDIO ? "sound" : "pictures", name);
+    }
     AVCodecContext *c = avcodec_alloc_context3(codec);
     if (c == NULL) return err_set(e, E_NOMEM, "%s: out of memory", d->m->name);
     int rc = avcodec_parameters_to_context(c, s->codecpar);
@@ -263,11 +293,6 @@ static double seconds(int64_t t, AVRational base, double start)
     return t == AV_NOPTS_VALUE ? -1.0 : (double)t * av_q2d(base) - start;
 }
 
-static void codec_name(char *out, size_t cap, enum AVCodecID id)
-{
-    snprintf(out, cap, "%s", id == AV_CODEC_ID_NONE ? "unknown" : avcodec_get_name(id));
-}
-
 static double file_start(const AVFormatContext *fc)
 {
     return fc->start_time == AV_NOPTS_VALUE ? 0.0 : (double)fc->start_time / AV_TIME_BASE;
@@ -290,7 +315,7 @@ static int stream_find(AVFormatContext *fc, enum AVMediaType type)
 
 static void audio_info(const AVFormatContext *fc, const AVStream *s, struct media_audio_info *a)
 {
-    codec_name(a->codec, sizeof a->codec, s->codecpar->codec_id);
+    codec_name(a->codec, sizeof a->codec, s->codecpar);
     a->rate = (uint32_t)s->codecpar->sample_rate;
     a->channels = (uint32_t)s->codecpar->ch_layout.nb_channels;
     a->start_s = seconds(s->start_time, s->time_base, file_start(fc));
@@ -301,7 +326,7 @@ static void video_info(const AVFormatContext *fc, const AVStream *s, bool pictur
 {
     const AVCodecParameters *p = s->codecpar;
     const char *format = av_get_pix_fmt_name(p->format);
-    codec_name(v->codec, sizeof v->codec, p->codec_id);
+    codec_name(v->codec, sizeof v->codec, p);
     snprintf(v->pixel_format, sizeof v->pixel_format, "%s", format ? format : "unknown");
     if (!picture) rotation_of(s, &v->rotation, &v->mirrored);
     const bool turned = v->rotation % 180 != 0;
@@ -339,10 +364,9 @@ static status info_fill(struct media *m, struct demux *d, struct err *e)
         i->duration_s = i->video.duration_s = i->video.start_s = -1.0;
         i->video.fps = 0.0;
     }
-    if ((uint64_t)i->video.width * i->video.height > MEDIA_MAX_PIXELS)
-        return err_set(e, E_INPUT, "%s: %u x %u pixels are %" PRIu64 ", more than the limit of %u: scale it down first",
-                       m->name, i->video.width, i->video.height, (uint64_t)i->video.width * i->video.height,
-                       MEDIA_MAX_PIXELS);
+    if (i->is_image && (i->video.width == 0 || i->video.height == 0))
+        return libav_fail(e, m, "damaged picture", AVERROR_INVALIDDATA);
+    TRY(size_check(m, i->video.width, i->video.height, e));
     return OK;
 }
 

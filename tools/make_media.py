@@ -181,9 +181,10 @@ def make_media():
            path("bad_encrypted.mp4"))
     patch("bad_half.mp4", "film.mp4", lambda d: d[:len(d) * 6 // 10])
     patch("bad_codec.mp4", "three.mp4", lambda d: d.replace(b"avc1", b"zzz1"))
-    ffmpeg("-i", path("tmp.mp4"), "-ss", "10", "-c", "copy", path("bad_no_frames.mp4"))
+    ffmpeg("-i", path("tmp.mp4"), "-ss", "10", "-c", "copy", path("bad_no_tracks.mp4"))
+    patch("bad_no_frames.mp4", "film.mp4", lambda d: d[:d.index(b"mdat") + 4])
     os.remove(path("tmp.mp4"))
-    patch("bad_no_samples.wav", "u8.wav", lambda d: d[:40] + struct.pack("<I", 0))
+    patch("bad_no_samples.wav", "u8.wav", lambda d: d[:d.index(b"data") + 4] + bytes(4))
     with open(path("bad_list.m3u8"), "w") as f:
         f.write("#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:3,\nfilm.mp4\n#EXT-X-ENDLIST\n")
     with open(path("bad_list.ffconcat"), "w") as f:

@@ -249,6 +249,85 @@ static status embed_with(const struct policy_params *p, struct world *w, const s
     return r;
 }
 
+/* OmniDrop's Algorithm 1 by its own words: drop[i] of the n alive. Lowest first is: value, then the higher index. */
+static void algorithm_1(const float *score, const int32_t *chunk, uint32_t n, uint32_t k, bool tds, int32_t max_chunk,
+                        bool *drop)
+{
+    double *value = mem_must(n, sizeof *value);
+    bool *cand = mem_must(n, sizeof *cand);
+    uint32_t best = 0, n_cand = tds ? (2 * k < n ? 2 * k : n) : n;
+    for (uint32_t i = 0; i < n; i++) {
+        value[i] = score[i];
+        drop[i] = false;
+        if (score[i] > score[best]) best = i;
+    }
+    for (uint32_t round = 0; round < n_cand; round++) {
+        uint32_t low = UINT32_MAX;
+        for (uint32_t i = 0; i < n; i++)
+            if (!cand[i] && (low == UINT32_MAX || value[i] <= value[low])) low = i;
+        cand[low] = true;
+    }
+    for (uint32_t i = 0; tds && i < n; i++)
+        if (cand[i]) value[i] += 0.2 * ((double)abs(chunk[best] - chunk[i]) / (max_chunk > 1 ? max_chunk : 1));
+    for (uint32_t round = 0; round < k; round++) {
+        uint32_t low = UINT32_MAX;
+        for (uint32_t i = 0; i < n; i++)
+            if (cand[i] && !drop[i] && (low == UINT32_MAX || value[i] <= value[low])) low = i;
+        drop[low] = true;
+    }
+    free(value);
+    free(cand);
+}
+
+/* What omnidrop hands to select: its own k, the chunks of those alive, diversity from the start layer on. */
+static void test_omnidrop_drops_by_the_rule(void **state)
+{
+    (void)state;
+    struct world w;
+    struct policy_params p;
+    struct policy_plan plan;
+    struct policy_run *run;
+    struct err e;
+    struct prune_selection s = { 0 };
+    rng_state = 5;
+    build(&w, &(struct layout){ 200, 9, 7, 2, false });
+    const struct prune_embed_view v = view_of(&w);
+    assert_int_equal(prune_params_init(&p, "omnidrop", L, &e), OK);
+    assert_int_equal(prune_params_set(&p, "p_init", 0.1, &e), OK);
+    assert_int_equal(prune_params_set(&p, "tds_start_layer", 3, &e), OK);
+    assert_int_equal(prune_plan(&p, &w.p, L, &plan, &e), OK);
+    assert_int_equal(prune_begin(&p, &plan, &w.p, &run, &e), OK);
+    assert_int_equal(prune_embed(run, &v, &s, &e), OK);
+    uint32_t *alive = mem_must(w.p.n_av, sizeof *alive), n_layers = 0;
+    int32_t *chunk = mem_must(w.p.n_av, sizeof *chunk);
+    bool *drop = mem_must(w.p.n_av, sizeof *drop);
+    float *score = mem_must(w.p.n_av, sizeof *score);
+    for (uint32_t l = 0; l < L; l++) {
+        if (!prune_selects_at(run, l)) continue;
+        const uint32_t n = s.n_keep;
+        for (uint32_t i = 0; i < n; i++) {
+            alive[i] = s.keep[i];
+            chunk[i] = w.p.chunk[alive[i]];
+            score[i] = (float)rnd(64) / 256;
+        }
+        algorithm_1(score, chunk, n, n - plan.alive[l + 1], l >= 3, w.p.max_chunk, drop);
+        const struct prune_layer_view lv = { .st = st, .n_alive = n, .alive = alive, .score = score };
+        assert_int_equal(prune_layer(run, l, &lv, &s, &e), OK);
+        for (uint32_t i = 0, k = 0; i < n; i++)
+            if (!drop[i]) assert_int_equal(s.keep[k++], alive[i]);
+        n_layers++;
+    }
+    assert_int_equal(n_layers, L - 1);
+    free(alive);
+    free(chunk);
+    free(drop);
+    free(score);
+    prune_selection_free(&s);
+    prune_end(&run);
+    prune_plan_free(&plan);
+    tear_down(&w);
+}
+
 /* Each kind gives its share, and all of them floor(R n). */
 static void test_random_takes_of_each_kind(void **state)
 {
@@ -447,6 +526,7 @@ int main(void)
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_every_policy_on_every_layout),
                                         cmocka_unit_test(test_merging_counts),
                                         cmocka_unit_test(test_random_follows_its_seed),
+                                        cmocka_unit_test(test_omnidrop_drops_by_the_rule),
                                         cmocka_unit_test(test_random_takes_of_each_kind),
                                         cmocka_unit_test(test_nothing_is_emptied),
                                         cmocka_unit_test(test_reference_of_the_fourth_step),

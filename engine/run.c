@@ -242,7 +242,9 @@ static status begin(struct engine *en, struct member *m, struct err *e)
     const struct prune_embed_view view = {
         .st = en->st, .audio = r->audio_embeds, .vision = r->vision_embeds, .d = decoder_shape(en->dec)->d,
         .audio_saliency = r->audio_saliency, .vision_saliency = r->vision_saliency };
+    const double start = clock_s();
     TRY(prune_embed(m->policy, &view, &m->sel, e));
+    r->result.select_s = clock_s() - start;
     apply_keep(m);
     return OK;
 }

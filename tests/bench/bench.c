@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct bench_row *const tables[] = { bench_kernel_rows };
+static const struct bench_row *const tables[] = { bench_kernel_rows, bench_model_rows, bench_load_rows };
 #define N_TABLES (sizeof tables / sizeof tables[0])
 
 struct options {
@@ -104,6 +104,7 @@ static status bench_main(const struct options *o, const char *program, struct er
     if (s == OK && o->json != NULL && json_dump_file(list, o->json, JSON_INDENT(2)) != 0)
         s = err_set(e, E_IO, "cannot write %s", o->json);
     json_decref(list);
+    bench_model_close();
     b.st->ops->close(&b.st);
     return s;
 }

@@ -25,6 +25,7 @@ struct chat_media_options {
     uint32_t max_frames;           /* 0 */
     uint64_t min_pixels, max_pixels;   /* 0 */
     int use_audio;                 /* -1; else 0 or 1 (video) */
+    bool low_detail;               /* image_url.detail is "low" */
 };
 
 struct chat_part {
@@ -42,12 +43,12 @@ struct chat_part {
 struct chat_message {
     enum chat_role role;
     struct chat_part *part;
-    size_t n_parts;
+    size_t n_parts, cap;
 };
 
 struct chat {
     struct chat_message *message;
-    size_t n_messages;
+    size_t n_messages, cap;
 };
 
 struct chat_limits {
@@ -69,6 +70,9 @@ void chat_init(struct chat *c);
 status chat_add_message(struct chat *c, enum chat_role role, struct err *e);
 status chat_add_text(struct chat *c, const char *text, size_t n, struct err *e);
 status chat_add_media(struct chat *c, enum chat_part_kind kind, const char *url, struct err *e);
+
+/* Take the last message back. */
+void chat_drop_last(struct chat *c);
 
 struct chat_render_options {
     bool no_generation_prompt;     /* else ends with <|im_start|>assistant\n */

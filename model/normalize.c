@@ -49,11 +49,10 @@ static bool is_inert(uint32_t cp)
  * few that cannot are taken along, which changes nothing. */
 static bool extends(uint32_t cp)
 {
-    if (cp < FIRST_MARK) return false;
+    if (cp < FIRST_MARK || is_inert(cp)) return false;
     if (cp >= 0x1160 && cp <= 0x11ff) return true;
     const utf8proc_category_t k = utf8proc_category((utf8proc_int32_t)cp);
-    return (k == UTF8PROC_CATEGORY_MN || k == UTF8PROC_CATEGORY_MC || k == UTF8PROC_CATEGORY_ME) &&
-           !is_inert(cp);
+    return k == UTF8PROC_CATEGORY_MN || k == UTF8PROC_CATEGORY_MC || k == UTF8PROC_CATEGORY_ME;
 }
 
 /* Alone, does it stay what it is? */

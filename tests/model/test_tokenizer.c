@@ -207,6 +207,64 @@ static void vocab_and_merges_apart_give_the_same(void **state)
     rmdir(dir);
 }
 
+/* ---- Unicode ------------------------------------------------------------------------------------------ */
+
+/* Where the libraries' Unicode is not the package's (model/unicode_tables.h): each line is there for one rule. */
+static void the_packages_unicode(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *nfc;
+        int32_t id[20];
+    } cases[] = {
+        { "\xea\xb1\x94\xe1\x86\xa7", "\xea\xb1\x94\xe1\x86\xa7", { 166, 109, 242, 157, 228, 100 } },
+        { "\xe1\x84\x80\xe1\x85\xa1\xe1\x86\xa8", "\xea\xb0\x81", { 784, 223 } },
+        { "q\xcd\x85\xdf\xbd\xcc\xb4", "q\xcd\x85\xdf\xbd\xcc\xb4", { 80, 137, 227, 155, 121, 136, 112 } },
+        { "\xf0\x91\xa4\xb5\xf0\x91\xa4\xb0",
+          "\xf0\x91\xa4\xb5\xf0\x91\xa4\xb0",
+          { 1251, 97, 113, 1251, 97, 108 } },
+        { "e\xcc\x81\xcc\xa3\xcc\xb8", "\xe1\xba\xb9\xcc\xb8\xcc\x81", { 1208, 117, 136, 116, 136, 223 } },
+        { "a \xe1\xa0\x8e  b", "a \xe1\xa0\x8e  b", { 64, 316, 254, 236, 220, 294 } },
+        { "a\xf0\x90\xb5\x8a b\xe0\xa2\x97"
+          "c1\xf0\x90\xb5\x80",
+          "a\xf0\x90\xb5\x8a b\xe0\xa2\x97"
+          "c1\xf0\x90\xb5\x80",
+          { 64, 662, 113, 232, 294, 156, 95, 245, 66, 16, 662, 113, 222 } },
+        { "\xcd\x85\xcc\x81x", "\xcc\x81\xcd\x85x", { 136, 223, 137, 227, 87 } },
+        { "\xe2\x84\xab\xcd\x84 '\xc5\xbf 'K",
+          "\xc3\x85\xcc\x88\xcc\x81 '\xc5\xbf 'K",
+          { 127, 227, 136, 230, 136, 223, 394, 129, 123, 394, 42 } },
+    };
+    struct err e;
+    struct tokenizer *t;
+    struct token_list l = { 0 };
+    size_t n;
+    char *json = slurp(DATA "multi.json", &n);
+    MUST_OK(tokenizer_parse(json, n, &t, &e));
+    free(json);
+    char *room = malloc(detok_room(t));
+    assert_non_null(room);
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        struct detokenizer d;
+        char back[100];
+        n = 0;
+        detok_init(&d, t);
+        MUST_OK(tokenizer_encode_text(t, cases[c].text, strlen(cases[c].text), &l, &e));
+        for (size_t i = 0; i < l.n; i++) {
+            assert_int_equal(l.token[i].id, cases[c].id[i]);
+            const size_t k = detok_push(&d, l.token[i].id, room);
+            memcpy(back + n, room, k);
+            n += k;
+        }
+        assert_int_equal(cases[c].id[l.n], 0);
+        back[n] = '\0';
+        assert_string_equal(back, cases[c].nfc);
+    }
+    free(room);
+    token_list_free(&l);
+    tokenizer_free(&t);
+}
+
 /* ---- segments ----------------------------------------------------------------------------------------- */
 
 #define SEG(s, ...)                                                                                          \
@@ -494,6 +552,7 @@ int main(void)
         cmocka_unit_test(ids_of_the_package_bundled_model),
         cmocka_unit_test(ids_of_the_package_many_scripts),
         cmocka_unit_test(vocab_and_merges_apart_give_the_same),
+        cmocka_unit_test(the_packages_unicode),
         cmocka_unit_test(added_tokens_come_from_the_template_alone),
         cmocka_unit_test(segments_are_one_string),
         cmocka_unit_test(broken_text_does_not_join_across_segments),

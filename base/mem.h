@@ -24,8 +24,8 @@ status mem_grow(void *arr, size_t *cap, size_t need, size_t size, struct err *e)
 void *mem_must(size_t n, size_t size);
 char *mem_must_strdup(const char *s);
 
-/* For tests: the n-th call of mem_alloc, mem_alloc_aligned or growing mem_grow from now on (1: the next) reports E_NOMEM,
- * once; 0 calls it off. mem_failed: has it happened since? */
+/* For tests: the n-th call of mem_alloc, mem_alloc_aligned or growing mem_grow from now on (1: the next) reports
+ * E_NOMEM, once; 0 calls it off. mem_failed: has it happened since? */
 void mem_fail_after(int n);
 bool mem_failed(void);
 

@@ -11,13 +11,15 @@
 
 enum { RETENTION, P_INIT, P_FINAL, T_MID, BETA, LAMBDA_DIV, TDS_START, STEP0, AUDIO, KAPPA, REF };
 static const struct prune_param PARAMS[] = {
-    [RETENTION] = { "retention", NULL, PARAM_NUMBER, 1e-6, 1, NAN, "target mean share alive over layers; solves p_final" },
+    [RETENTION] = { "retention", NULL, PARAM_NUMBER, 1e-6, 1, NAN,
+                    "target mean share alive over layers; solves p_final" },
     [P_INIT] = { "p_init", NULL, PARAM_NUMBER, 0, 1, 0, "share that a shallow layer drops" },
     [P_FINAL] = { "p_final", NULL, PARAM_NUMBER, 0, 1, 0.2, "share that a deep layer drops" },
     [T_MID] = { "t_mid", NULL, PARAM_NUMBER, 0, 1, 0.5, "middle of the sigmoid as share of depth" },
     [BETA] = { "beta", NULL, PARAM_NUMBER, 1e-9, 1000, 20, "steepness of the sigmoid" },
     [LAMBDA_DIV] = { "lambda_div", NULL, PARAM_NUMBER, 0, 10, 0.2, "weight of the temporal diversity score" },
-    [TDS_START] = { "tds_start_layer", NULL, PARAM_INTEGER, 0, 4096, NAN, "first layer that uses it; the layer count: never" },
+    [TDS_START] = { "tds_start_layer", NULL, PARAM_INTEGER, 0, 4096, NAN,
+                    "first layer that uses it; the layer count: never" },
     [STEP0] = { "step0", "intra", PARAM_BOOL, 0, 1, 1, "pruning before layer 0" },
     [AUDIO] = { "audio", NULL, PARAM_NUMBER, 0, 1, 0.7, "step 0: share of audio tokens kept" },
     [KAPPA] = { "kappa", NULL, PARAM_NUMBER, 0, 1, 0.2, "step 0: share kept of a reduced grid step" },
@@ -35,17 +37,19 @@ static status check(struct policy_params *p, struct err *e)
 {
     if (p->given[RETENTION] && p->given[P_FINAL])
         return err_set(e, E_ARG, "retention and p_final exclude each other: retention solves for p_final");
-    if (p->given[RETENTION]) p->value[P_FINAL] = NAN;      /* the plan's to work out */
+    if (p->given[RETENTION]) p->value[P_FINAL] = NAN; /* the plan's to work out */
     if (!p->given[RETENTION] && p->value[P_INIT] > p->value[P_FINAL])
-        return err_set(e, E_ARG, "p_init %g is above p_final %g: deeper layers drop more; lower p_init or raise p_final",
-                       p->value[P_INIT], p->value[P_FINAL]);
+        return err_set(
+            e, E_ARG, "p_init %g is above p_final %g: deeper layers drop more; lower p_init or raise p_final",
+            p->value[P_INIT], p->value[P_FINAL]);
     if (p->n_layers && p->value[TDS_START] > p->n_layers)
-        return err_set(e, E_ARG, "tds_start_layer %g: the model has %u layers (%u turns it off)", p->value[TDS_START],
-                       p->n_layers, p->n_layers);
+        return err_set(e, E_ARG, "tds_start_layer %g: the model has %u layers (%u turns it off)",
+                       p->value[TDS_START], p->n_layers, p->n_layers);
     return OK;
 }
 
-static status plan(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out, struct err *e)
+static status plan(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out,
+                   struct err *e)
 {
     const uint32_t L = s->n_layers;
     struct prune_schedule sch = { p->value[P_INIT], p->value[P_FINAL], p->value[T_MID], p->value[BETA] };
@@ -56,7 +60,8 @@ static status plan(const struct policy_params *p, const struct prune_shape *s, s
         out->needs |= step0_needs(&s0);
     }
     if (p->given[RETENTION] && out->n_orig > 0)
-        TRY(prune_calibrate(&sch, L, (double)out->n_entry / (double)out->n_orig, p->value[RETENTION], &sch.p_final, NULL, e));
+        TRY(prune_calibrate(&sch, L, (double)out->n_entry / (double)out->n_orig, p->value[RETENTION],
+                            &sch.p_final, NULL, e));
     prune_alive(&sch, L, out->n_entry, out->alive);
     for (uint32_t l = 0; l < L; l++) {
         out->rate[l] = prune_rate(&sch, l, L);
@@ -66,15 +71,16 @@ static status plan(const struct policy_params *p, const struct prune_shape *s, s
     return OK;
 }
 
-static status embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out, struct err *e)
+static status embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out,
+                    struct err *e)
 {
     if (r->params->value[STEP0] == 0) return OK;
     const struct step0 s0 = step0_of(r->params);
     return step0_select(&s0, r->prompt, v, out, e);
 }
 
-static status layer(struct policy_run *r, uint32_t l, const struct prune_layer_view *v, struct prune_selection *out,
-                    struct err *e)
+static status layer(struct policy_run *r, uint32_t l, const struct prune_layer_view *v,
+                    struct prune_selection *out, struct err *e)
 {
     const struct ops *ops = v->st->ops;
     const uint32_t k = r->plan->alive[l] - r->plan->alive[l + 1];
@@ -87,17 +93,31 @@ static status layer(struct policy_run *r, uint32_t l, const struct prune_layer_v
         r->select_bytes = bytes;
     }
     for (uint32_t i = 0; i < v->n_alive; i++) r->chunk[i] = r->prompt->chunk[v->alive[i]];
-    TRY(ops->select(v->st, &(struct select_args){
-        .score = v->score, .chunk = r->chunk, .n = v->n_alive, .k = k, .tds = l >= (uint32_t)r->params->value[TDS_START],
-        .lambda_div = r->params->value[LAMBDA_DIV], .max_chunk = r->prompt->max_chunk, .keep = r->index,
-        .scratch = r->select_scratch }, e));
+    TRY(ops->select(v->st,
+                    &(struct select_args){ .score = v->score,
+                                           .chunk = r->chunk,
+                                           .n = v->n_alive,
+                                           .k = k,
+                                           .tds = l >= (uint32_t)r->params->value[TDS_START],
+                                           .lambda_div = r->params->value[LAMBDA_DIV],
+                                           .max_chunk = r->prompt->max_chunk,
+                                           .keep = r->index,
+                                           .scratch = r->select_scratch },
+                    e));
     out->n_keep = v->n_alive - k;
     for (uint32_t i = 0; i < out->n_keep; i++) out->keep[i] = v->alive[r->index[i]];
     return OK;
 }
 
 const struct policy policy_omnidrop = {
-    .name = "omnidrop", .citation = "Park et al., OmniDrop, arXiv 2605.14458 (2026)",
+    .name = "omnidrop",
+    .citation = "Park et al., OmniDrop, arXiv 2605.14458 (2026)",
     .help = "Drops a growing share of AV tokens at each layer, guided by the question; exact counts.",
-    .param = PARAMS, .n_param = sizeof PARAMS / sizeof *PARAMS, .defaults = defaults, .check = check, .plan = plan,
-    .embed = embed, .layer = layer };
+    .param = PARAMS,
+    .n_param = sizeof PARAMS / sizeof *PARAMS,
+    .defaults = defaults,
+    .check = check,
+    .plan = plan,
+    .embed = embed,
+    .layer = layer
+};

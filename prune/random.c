@@ -7,7 +7,8 @@
 
 enum { RETENTION, SEED };
 static const struct prune_param PARAMS[] = {
-    [RETENTION] = { "retention", "R", PARAM_NUMBER, 0, 1, 0.3, "share kept of each kind, floor(R n) tokens in all" },
+    [RETENTION] = { "retention", "R", PARAM_NUMBER, 0, 1, 0.3,
+                    "share kept of each kind, floor(R n) tokens in all" },
     [SEED] = { "seed", NULL, PARAM_INTEGER, 0, 9007199254740992.0, 0, "same seed, same choice" },
 };
 
@@ -18,7 +19,8 @@ static uint32_t kept_of(const struct policy_params *p, uint32_t n)
     return k == 0 && n > 0 ? 1 : k;
 }
 
-static status plan(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out, struct err *e)
+static status plan(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out,
+                   struct err *e)
 {
     (void)e;
     out->n_entry = kept_of(p, out->n_orig);
@@ -34,7 +36,10 @@ static uint64_t hash(uint64_t seed, uint64_t i)
     return z ^ (z >> 31);
 }
 
-struct drawn { uint64_t key; uint32_t index; };
+struct drawn {
+    uint64_t key;
+    uint32_t index;
+};
 
 static int by_key(const void *pa, const void *pb)
 {
@@ -58,13 +63,15 @@ static void draw(struct drawn *d, uint64_t seed, uint32_t *index, uint32_t n, ui
 }
 
 /* Each tower gives its share: floor(R n) of the audio, and of the rest what makes the sum floor(R n). */
-static status embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out, struct err *e)
+static status embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out,
+                    struct err *e)
 {
     (void)v;
     const struct prompt *p = r->prompt;
     const uint32_t n = p->n_av, k = r->plan->n_entry;
     const uint64_t seed = (uint64_t)r->params->value[SEED];
-    uint32_t k_audio = prune_floor(r->params->value[RETENTION] * (double)p->n_audio), n_audio = 0, n_vision = 0;
+    uint32_t k_audio = prune_floor(r->params->value[RETENTION] * (double)p->n_audio), n_audio = 0,
+             n_vision = 0;
     if (p->n_vision == 0) k_audio = k;
     struct drawn *d;
     TRY(mem_alloc(&d, n, sizeof *d, e));
@@ -82,6 +89,10 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
     return OK;
 }
 
-const struct policy policy_random = { .name = "random", .citation = "baseline", .help = "A random share before layer 0.",
-                                      .param = PARAMS, .n_param = sizeof PARAMS / sizeof *PARAMS, .plan = plan,
+const struct policy policy_random = { .name = "random",
+                                      .citation = "baseline",
+                                      .help = "A random share before layer 0.",
+                                      .param = PARAMS,
+                                      .n_param = sizeof PARAMS / sizeof *PARAMS,
+                                      .plan = plan,
                                       .embed = embed };

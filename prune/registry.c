@@ -9,10 +9,14 @@
 #include "base/mem.h"
 #include "prune/policies.h"
 
-static const struct policy *const POLICIES[] = { &policy_none, &policy_random, &policy_omnidrop, &policy_step0,
-                                                &policy_ttm, &policy_saliency, NULL };
+static const struct policy *const POLICIES[] = { &policy_none,  &policy_random, &policy_omnidrop,
+                                                 &policy_step0, &policy_ttm,    &policy_saliency,
+                                                 NULL };
 
-const struct policy *const *prune_list(void) { return POLICIES; }
+const struct policy *const *prune_list(void)
+{
+    return POLICIES;
+}
 
 const struct policy *prune_find(const char *name)
 {
@@ -26,7 +30,8 @@ const struct policy *prune_find(const char *name)
 static int find_param(const struct policy *p, const char *key)
 {
     for (uint32_t i = 0; i < p->n_param; i++)
-        if (strcmp(key, p->param[i].name) == 0 || (p->param[i].alias && strcmp(key, p->param[i].alias) == 0)) return (int)i;
+        if (strcmp(key, p->param[i].name) == 0 || (p->param[i].alias && strcmp(key, p->param[i].alias) == 0))
+            return (int)i;
     return -1;
 }
 
@@ -54,7 +59,10 @@ struct policy_params prune_params_none(void)
     return p;
 }
 
-const char *prune_params_name(const struct policy_params *p) { return p->policy->name; }
+const char *prune_params_name(const struct policy_params *p)
+{
+    return p->policy->name;
+}
 
 static status no_param(const struct policy_params *p, const char *key, struct err *e)
 {
@@ -97,9 +105,11 @@ status prune_params_set_text(struct policy_params *p, const char *key, const cha
     const int i = find_param(p->policy, key);
     if (i < 0) return no_param(p, key, e);
     if (p->policy->param[i].kind == PARAM_BOOL) {
-        if (strcmp(text, "true") == 0 || strcmp(text, "1") == 0 || strcmp(text, "yes") == 0 || strcmp(text, "on") == 0)
+        if (strcmp(text, "true") == 0 || strcmp(text, "1") == 0 || strcmp(text, "yes") == 0 ||
+            strcmp(text, "on") == 0)
             return prune_params_set(p, key, 1, e);
-        if (strcmp(text, "false") == 0 || strcmp(text, "0") == 0 || strcmp(text, "no") == 0 || strcmp(text, "off") == 0)
+        if (strcmp(text, "false") == 0 || strcmp(text, "0") == 0 || strcmp(text, "no") == 0 ||
+            strcmp(text, "off") == 0)
             return prune_params_set(p, key, 0, e);
         return err_set(e, E_ARG, "%s is \"%s\": give true or false", key, text);
     }
@@ -155,10 +165,11 @@ json_t *prune_params_to_json(const struct policy_params *p)
     for (uint32_t i = 0; i < p->policy->n_param; i++) {
         const struct prune_param *d = &p->policy->param[i];
         if (isnan(p->value[i])) continue;
-        json_object_set_new(o, d->name, d->kind == PARAM_BOOL      ? json_boolean(p->value[i] != 0)
-                                        : d->kind == PARAM_WORD    ? json_string(d->word[(int)p->value[i]])
-                                        : d->kind == PARAM_INTEGER ? json_integer((json_int_t)p->value[i])
-                                                                   : json_real(p->value[i]));
+        json_object_set_new(o, d->name,
+                            d->kind == PARAM_BOOL      ? json_boolean(p->value[i] != 0)
+                            : d->kind == PARAM_WORD    ? json_string(d->word[(int)p->value[i]])
+                            : d->kind == PARAM_INTEGER ? json_integer((json_int_t)p->value[i])
+                                                       : json_real(p->value[i]));
     }
     return o;
 }
@@ -170,7 +181,10 @@ json_t *prune_plan_to_json(const struct policy_params *p, const struct policy_pl
     return o;
 }
 
-bool prune_has(const struct policy_params *p, const char *key) { return find_param(p->policy, key) >= 0; }
+bool prune_has(const struct policy_params *p, const char *key)
+{
+    return find_param(p->policy, key) >= 0;
+}
 
 double prune_get(const struct policy_params *p, const char *key)
 {
@@ -185,15 +199,20 @@ bool prune_is_set(const struct policy_params *p, const char *key)
     return i >= 0 && p->given[i];
 }
 
-uint32_t prune_floor(double x) { return (uint32_t)floor(x + 1e-9); }
+uint32_t prune_floor(double x)
+{
+    return (uint32_t)floor(x + 1e-9);
+}
 
 /* ---- plan ------------------------------------------------------------------------------------------------- */
 
-status prune_plan_shape(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out, struct err *e)
+status prune_plan_shape(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out,
+                        struct err *e)
 {
     const uint32_t L = s->n_layers;
     *out = (struct policy_plan){ .n_layers = L, .p_final = NAN };
-    for (uint32_t i = 0; i < s->n_items; i++) out->n_orig += s->item[i].n_audio + s->item[i].steps * s->item[i].step_tokens;
+    for (uint32_t i = 0; i < s->n_items; i++)
+        out->n_orig += s->item[i].n_audio + s->item[i].steps * s->item[i].step_tokens;
     out->n_entry = out->n_orig;
     out->exact = true;
     status st = mem_alloc(&out->alive, L + 1, sizeof *out->alive, e);
@@ -218,14 +237,12 @@ struct prune_item prune_item_of(const struct prompt_item *item)
     return out;
 }
 
-status prune_plan(const struct policy_params *p, const struct prompt *prompt, uint32_t n_layers, struct policy_plan *out,
-                  struct err *e)
+status prune_plan(const struct policy_params *p, const struct prompt *prompt, uint32_t n_layers,
+                  struct policy_plan *out, struct err *e)
 {
     struct prune_item *item;
     TRY(mem_alloc(&item, prompt->n_items, sizeof *item, e));
-    for (uint32_t i = 0; i < prompt->n_items; i++) {
-        item[i] = prune_item_of(&prompt->items[i]);
-    }
+    for (uint32_t i = 0; i < prompt->n_items; i++) { item[i] = prune_item_of(&prompt->items[i]); }
     const struct prune_shape shape = { .n_layers = n_layers, .n_items = prompt->n_items, .item = item };
     const status st = prune_plan_shape(p, &shape, out, e);
     free(item);
@@ -253,8 +270,10 @@ status prune_begin(const struct policy_params *p, const struct policy_plan *plan
     *r = (struct policy_run){ .params = p, .plan = plan, .prompt = prompt };
     status st = mem_alloc(&r->chunk, prompt->n_av, sizeof *r->chunk, e);
     if (st == OK) st = mem_alloc(&r->index, prompt->n_av, sizeof *r->index, e);
-    if (st != OK) prune_end(&r);
-    else *out = r;
+    if (st != OK)
+        prune_end(&r);
+    else
+        *out = r;
     return st;
 }
 
@@ -284,23 +303,28 @@ static void check_count(const struct policy_run *r, uint32_t l, uint32_t n)
     assert(!r->plan->exact || n == r->plan->alive[l]);
 }
 
-status prune_embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out, struct err *e)
+status prune_embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out,
+                   struct err *e)
 {
     const uint32_t needs = r->plan->needs;
     TRY(keep_all(r->prompt->av, r->prompt->n_av, out, e));
     if ((needs & PRUNE_NEEDS_AUDIO_SALIENCY && r->prompt->n_audio && v->audio_saliency == NULL) ||
         (needs & PRUNE_NEEDS_VISION_SALIENCY && r->prompt->n_vision && v->vision_saliency == NULL))
-        return err_set(e, E_ARG, "policy %s needs the saliency of the %s tokens, and these inputs come without it",
-                       r->params->policy->name, v->audio_saliency || !r->prompt->n_audio ? "vision" : "audio");
+        return err_set(
+            e, E_ARG, "policy %s needs the saliency of the %s tokens, and these inputs come without it",
+            r->params->policy->name, v->audio_saliency || !r->prompt->n_audio ? "vision" : "audio");
     if (r->params->policy->embed && r->prompt->n_av) TRY(r->params->policy->embed(r, v, out, e));
     check_count(r, 0, out->n_keep);
     return OK;
 }
 
-bool prune_selects_at(const struct policy_run *r, uint32_t l) { return r->plan->selects[l]; }
+bool prune_selects_at(const struct policy_run *r, uint32_t l)
+{
+    return r->plan->selects[l];
+}
 
-status prune_layer(struct policy_run *r, uint32_t l, const struct prune_layer_view *v, struct prune_selection *out,
-                   struct err *e)
+status prune_layer(struct policy_run *r, uint32_t l, const struct prune_layer_view *v,
+                   struct prune_selection *out, struct err *e)
 {
     TRY(keep_all(v->alive, v->n_alive, out, e));
     if (r->params->policy->layer) TRY(r->params->policy->layer(r, l, v, out, e));

@@ -44,17 +44,22 @@ status prune_calibrate(const struct prune_schedule *s, uint32_t L, double r0, do
         reachable[0] = low;
         reachable[1] = high;
     }
-    const double slack = 1e-12;    /* the sums are rounded: r0 itself can be named where nothing need be dropped */
+    const double slack =
+        1e-12; /* the sums are rounded: r0 itself can be named where nothing need be dropped */
     if (!(target >= low - slack && target <= high + slack))
-        return err_set(e, E_ARG, "a mean retention of %g cannot be reached: with p_init %g, t_mid %g, beta %g, %u layers and "
-                                 "%.4f of the AV tokens entering layer 0 it lies from %.4f to %.4f", target, s->p_init,
-                       s->t_mid, s->beta, L, r0, low, high);
-    double a = 0, b = 1;           /* the mean falls as p_final grows */
+        return err_set(
+            e, E_ARG,
+            "a mean retention of %g cannot be reached: with p_init %g, t_mid %g, beta %g, %u layers and "
+            "%.4f of the AV tokens entering layer 0 it lies from %.4f to %.4f",
+            target, s->p_init, s->t_mid, s->beta, L, r0, low, high);
+    double a = 0, b = 1; /* the mean falls as p_final grows */
     for (int i = 0; i < 200 && a < b; i++) {
         t.p_final = a + (b - a) / 2;
         if (t.p_final == a || t.p_final == b) break;
-        if (prune_mean_retained(&t, L, r0) > target) a = t.p_final;
-        else b = t.p_final;
+        if (prune_mean_retained(&t, L, r0) > target)
+            a = t.p_final;
+        else
+            b = t.p_final;
     }
     t.p_final = a;
     const double over = prune_mean_retained(&t, L, r0) - target;

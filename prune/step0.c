@@ -10,7 +10,7 @@
 #include "base/mem.h"
 #include "prune/policies.h"
 
-#define GROUP 4                    /* grid steps that TTM looks at together */
+#define GROUP 4 /* grid steps that TTM looks at together */
 
 const char *const STEP0_REF[] = { "dycoke", "anchor" };
 
@@ -41,8 +41,8 @@ uint32_t step0_total(const struct step0 *s, const struct prune_shape *shape)
 
 uint32_t step0_needs(const struct step0 *s)
 {
-    return (s->audio < 1 ? PRUNE_NEEDS_AUDIO_SALIENCY : 0u) | (s->vision < 1 ? PRUNE_NEEDS_VISION_SALIENCY : 0u) |
-           (s->kappa < 1 ? PRUNE_NEEDS_EMBEDDINGS : 0u);
+    return (s->audio < 1 ? PRUNE_NEEDS_AUDIO_SALIENCY : 0u) |
+           (s->vision < 1 ? PRUNE_NEEDS_VISION_SALIENCY : 0u) | (s->kappa < 1 ? PRUNE_NEEDS_EMBEDDINGS : 0u);
 }
 
 /* ---- selection -------------------------------------------------------------------------------------------- */
@@ -52,26 +52,29 @@ struct work {
     const struct step0 *s;
     const struct prompt *p;
     const struct prune_embed_view *v;
-    bool *keep;                    /* [n_av] of prompt->av                                                 */
-    uint32_t *audio, *vision;      /* places in prompt->av of one item's tokens, in prompt order           */
+    bool *keep;               /* [n_av] of prompt->av                                                 */
+    uint32_t *audio, *vision; /* places in prompt->av of one item's tokens, in prompt order           */
     uint32_t n_audio, n_vision;
     uint32_t *a, *b, *kept;
     float *score;
-    void *scratch;                 /* of select                                                            */
+    void *scratch; /* of select                                                            */
 };
 
 /* Mark the m of n tokens at `place` with the highest w->score, ties to the lower index. */
 static status keep_best(struct work *w, const uint32_t *place, uint32_t n, uint32_t m, struct err *e)
 {
-    TRY(w->v->st->ops->select(w->v->st, &(struct select_args){ .score = w->score, .n = n, .k = n - m, .keep = w->kept,
-                                                               .scratch = w->scratch }, e));
+    TRY(w->v->st->ops->select(
+        w->v->st,
+        &(struct select_args){
+            .score = w->score, .n = n, .k = n - m, .keep = w->kept, .scratch = w->scratch },
+        e));
     for (uint32_t i = 0; i < m; i++) w->keep[place[w->kept[i]]] = true;
     return OK;
 }
 
 /* The m of n tokens at `place` by the towers' saliency; all of them needs none. */
-static status keep_salient(struct work *w, const float *saliency, const uint32_t *place, uint32_t n, uint32_t m,
-                           struct err *e)
+static status keep_salient(struct work *w, const float *saliency, const uint32_t *place, uint32_t n,
+                           uint32_t m, struct err *e)
 {
     if (m == n) {
         for (uint32_t i = 0; i < n; i++) w->keep[place[i]] = true;
@@ -90,19 +93,25 @@ static status keep_changed(struct work *w, uint32_t k, uint32_t n, uint32_t m, s
         w->a[i] = w->p->row[w->p->av[own[i]]];
         w->b[i] = w->p->row[w->p->av[other[i]]];
     }
-    TRY(w->v->st->ops->cosine(w->v->st, &(struct cosine_args){ .x = w->v->vision, .d = w->v->d, .n = n, .a = w->a,
-                                                               .b = w->b, .out = w->score }, e));
+    TRY(w->v->st->ops->cosine(
+        w->v->st,
+        &(struct cosine_args){
+            .x = w->v->vision, .d = w->v->d, .n = n, .a = w->a, .b = w->b, .out = w->score },
+        e));
     for (uint32_t i = 0; i < n; i++) w->score[i] = -w->score[i];
     return keep_best(w, own, n, m, e);
 }
 
 static status select_item(struct work *w, const struct prune_item *item, struct err *e)
 {
-    TRY(keep_salient(w, w->v->audio_saliency, w->audio, w->n_audio, prune_floor(w->s->audio * (double)w->n_audio), e));
+    TRY(keep_salient(w, w->v->audio_saliency, w->audio, w->n_audio,
+                     prune_floor(w->s->audio * (double)w->n_audio), e));
     for (uint32_t k = 0; k < item->steps; k++) {
         const uint32_t n = item->step_tokens, m = step_count(w->s, item, k);
-        if (w->s->kappa < 1 && item->kind == TOKEN_VIDEO && k % GROUP != 0) TRY(keep_changed(w, k, n, m, e));
-        else TRY(keep_salient(w, w->v->vision_saliency, w->vision + (size_t)k * n, n, m, e));
+        if (w->s->kappa < 1 && item->kind == TOKEN_VIDEO && k % GROUP != 0)
+            TRY(keep_changed(w, k, n, m, e));
+        else
+            TRY(keep_salient(w, w->v->vision_saliency, w->vision + (size_t)k * n, n, m, e));
     }
     return OK;
 }
@@ -128,13 +137,15 @@ static void keep_one(struct work *w)
 static status select_all(struct work *w, struct err *e)
 {
     const struct prompt *p = w->p;
-    uint32_t first = 0;            /* the tokens of an item lie together, and items in order */
+    uint32_t first = 0; /* the tokens of an item lie together, and items in order */
     for (uint32_t item = 0; item < p->n_items; item++) {
         const struct prune_item counts = prune_item_of(&p->items[item]);
         w->n_audio = w->n_vision = 0;
         for (; first < p->n_av && p->item[p->av[first]] == item; first++)
-            if (p->kind[p->av[first]] == TOKEN_AUDIO) w->audio[w->n_audio++] = first;
-            else w->vision[w->n_vision++] = first;
+            if (p->kind[p->av[first]] == TOKEN_AUDIO)
+                w->audio[w->n_audio++] = first;
+            else
+                w->vision[w->n_vision++] = first;
         TRY(select_item(w, &counts, e));
     }
     assert(first == p->n_av);
@@ -174,11 +185,14 @@ static double value_or(const struct policy_params *p, const char *key, double ot
 
 struct step0 step0_of(const struct policy_params *p)
 {
-    return (struct step0){ .audio = value_or(p, "audio", 1), .kappa = value_or(p, "kappa", 1),
-                           .vision = value_or(p, "vision", 1), .anchor = value_or(p, "ref", 0) != 0 };
+    return (struct step0){ .audio = value_or(p, "audio", 1),
+                           .kappa = value_or(p, "kappa", 1),
+                           .vision = value_or(p, "vision", 1),
+                           .anchor = value_or(p, "ref", 0) != 0 };
 }
 
-static status plan(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out, struct err *e)
+static status plan(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out,
+                   struct err *e)
 {
     (void)e;
     const struct step0 s0 = step0_of(p);
@@ -188,45 +202,67 @@ static status plan(const struct policy_params *p, const struct prune_shape *s, s
     return OK;
 }
 
-static status embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out, struct err *e)
+static status embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out,
+                    struct err *e)
 {
     const struct step0 s0 = step0_of(r->params);
     return step0_select(&s0, r->prompt, v, out, e);
 }
 
-#define P_AUDIO { "audio", NULL, PARAM_NUMBER, 0, 1, 0.7, "share of an item's audio tokens kept, by saliency", NULL }
+/* clang-format off */
+#define P_AUDIO { "audio", NULL, PARAM_NUMBER, 0, 1, 0.7, "share of an item's audio tokens kept", NULL }
 #define P_KAPPA { "kappa", NULL, PARAM_NUMBER, 0, 1, 0.2, "share kept of a reduced grid step", NULL }
 #define P_REF { "ref", NULL, PARAM_WORD, 0, 1, 0, STEP0_REF_HELP, STEP0_REF }
+/* clang-format on */
 
 static const struct prune_param STEP0_PARAMS[] = { P_AUDIO, P_KAPPA, P_REF };
-const struct policy policy_step0 = {
-    .name = "step0", .citation = "Park et al., OmniDrop, arXiv 2605.14458 3.4 (2026)",
-    .help = "OmniDrop's pruning before the decoder, and nothing inside it.",
-    .param = STEP0_PARAMS, .n_param = sizeof STEP0_PARAMS / sizeof *STEP0_PARAMS, .plan = plan, .embed = embed };
+const struct policy policy_step0 = { .name = "step0",
+                                     .citation = "Park et al., OmniDrop, arXiv 2605.14458 3.4 (2026)",
+                                     .help = "OmniDrop's pruning before the decoder, and nothing inside it.",
+                                     .param = STEP0_PARAMS,
+                                     .n_param = sizeof STEP0_PARAMS / sizeof *STEP0_PARAMS,
+                                     .plan = plan,
+                                     .embed = embed };
 
 enum { TTM_KAPPA, TTM_REF, TTM_RETAIN };
 static const struct prune_param TTM_PARAMS[] = {
     [TTM_KAPPA] = P_KAPPA,
     [TTM_REF] = P_REF,
-    [TTM_RETAIN] = { "retain", NULL, PARAM_NUMBER, 0.25, 1, NAN, "share kept of four steps, (1 + 3 kappa) / 4", NULL },
+    [TTM_RETAIN] = { "retain", NULL, PARAM_NUMBER, 0.25, 1, NAN,
+                     "share kept of four steps, (1 + 3 kappa) / 4", NULL },
 };
 
 static status ttm_check(struct policy_params *p, struct err *e)
 {
     if (!p->given[TTM_RETAIN]) return OK;
-    if (p->given[TTM_KAPPA]) return err_set(e, E_ARG, "retain and kappa exclude each other: retain is (1 + 3 kappa) / 4");
+    if (p->given[TTM_KAPPA])
+        return err_set(e, E_ARG, "retain and kappa exclude each other: retain is (1 + 3 kappa) / 4");
     p->value[TTM_KAPPA] = (4 * p->value[TTM_RETAIN] - 1) / 3;
     return OK;
 }
 
 const struct policy policy_ttm = {
-    .name = "ttm", .citation = "Tao et al., DyCoke, arXiv 2411.15024 (2025)",
-    .help = "Before the decoder: of four grid steps of a film, keeps of three what changed most. Audio whole.",
-    .param = TTM_PARAMS, .n_param = sizeof TTM_PARAMS / sizeof *TTM_PARAMS, .check = ttm_check, .plan = plan, .embed = embed };
+    .name = "ttm",
+    .citation = "Tao et al., DyCoke, arXiv 2411.15024 (2025)",
+    .help =
+        "Before the decoder: of four grid steps of a film, keeps of three what changed most. Audio whole.",
+    .param = TTM_PARAMS,
+    .n_param = sizeof TTM_PARAMS / sizeof *TTM_PARAMS,
+    .check = ttm_check,
+    .plan = plan,
+    .embed = embed
+};
 
 static const struct prune_param SALIENCY_PARAMS[] = {
-    P_AUDIO, { "vision", NULL, PARAM_NUMBER, 0, 1, 1, "share of each grid step and picture kept, by saliency", NULL } };
+    P_AUDIO,
+    { "vision", NULL, PARAM_NUMBER, 0, 1, 1, "share of each grid step and picture kept, by saliency", NULL }
+};
 const struct policy policy_saliency = {
-    .name = "saliency", .citation = "Attention received in the towers' last full layer; arXiv 2605.14458 3.4 for audio",
+    .name = "saliency",
+    .citation = "Attention received in the towers' last full layer; arXiv 2605.14458 3.4 for audio",
     .help = "Before the decoder: keeps what the towers themselves look at most.",
-    .param = SALIENCY_PARAMS, .n_param = sizeof SALIENCY_PARAMS / sizeof *SALIENCY_PARAMS, .plan = plan, .embed = embed };
+    .param = SALIENCY_PARAMS,
+    .n_param = sizeof SALIENCY_PARAMS / sizeof *SALIENCY_PARAMS,
+    .plan = plan,
+    .embed = embed
+};

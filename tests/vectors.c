@@ -20,8 +20,10 @@ static unsigned n_passed, n_failed, n_left_out;
 static void verdict(bool ok, const char *name, const char *detail)
 {
     printf("%s %s%s%s\n", ok ? "PASS" : "FAIL", name, ok ? "" : ": ", ok ? "" : detail);
-    if (ok) n_passed++;
-    else n_failed++;
+    if (ok)
+        n_passed++;
+    else
+        n_failed++;
 }
 
 static void verdict_at(bool ok, const char *what, size_t i, const char *detail)
@@ -96,7 +98,8 @@ static status run_calibrate(const struct doc_at *c, size_t i, struct err *e)
     for (int k = 0; k < 2 && ok; k++)
         if (!isnan(want_range[k]) && fabs(range[k] - want_range[k]) > 1e-9) {
             ok = false;
-            snprintf(detail, sizeof detail, "reachable[%d] %.12g, expected %.12g", k, range[k], want_range[k]);
+            snprintf(detail, sizeof detail, "reachable[%d] %.12g, expected %.12g", k, range[k],
+                     want_range[k]);
         }
     verdict_at(ok, "calibrate", i, detail);
     return OK;
@@ -109,7 +112,7 @@ struct choice {
     bool tds;
     float *score;
     int32_t *chunk;
-    int64_t *pruned;               /* [k] ascending */
+    int64_t *pruned; /* [k] ascending */
 };
 
 static void choice_free(struct choice *c)
@@ -137,7 +140,7 @@ static status choice_of(const struct doc_at *c, struct choice *out, struct err *
     for (size_t j = 0; j < n_chunks; j++) out->chunk[j] = (int32_t)chunks[j];
     free(chunks);
     for (uint32_t j = 0; j < out->n; j++) {
-        double x = NAN;            /* null: not a number */
+        double x = NAN; /* null: not a number */
         doc_element(&scores, j, &v);
         if (!json_is_null(v.v)) TRY(doc_as_double(&v, -1e300, 1e300, &x, e));
         out->score[j] = (float)x;
@@ -154,9 +157,17 @@ static status run_choice(struct stream *st, const struct choice *c, size_t i, st
     uint32_t *keep = mem_must(c->n + 1, sizeof *keep);
     status r = mem_alloc_aligned(&scratch, st->ops->select_scratch(st, c->n), e);
     if (r == OK)
-        r = st->ops->select(st, &(struct select_args){
-            .score = c->score, .chunk = c->chunk, .n = c->n, .k = c->k, .tds = c->tds, .lambda_div = c->lambda,
-            .max_chunk = (int32_t)c->max_chunk, .keep = keep, .scratch = scratch }, e);
+        r = st->ops->select(st,
+                            &(struct select_args){ .score = c->score,
+                                                   .chunk = c->chunk,
+                                                   .n = c->n,
+                                                   .k = c->k,
+                                                   .tds = c->tds,
+                                                   .lambda_div = c->lambda,
+                                                   .max_chunk = (int32_t)c->max_chunk,
+                                                   .keep = keep,
+                                                   .scratch = scratch },
+                            e);
     char detail[96] = "";
     for (uint32_t j = 0, a = 0, p = 0; r == OK && j < c->n && !detail[0]; j++) {
         const bool pruned = p < c->k && c->pruned[p] == j, kept = a < n_kept && keep[a] == j;
@@ -188,9 +199,12 @@ static status run_section(struct stream *st, const struct doc_at *root, const ch
     for (size_t i = 0; i < doc_count(&list); i++) {
         doc_element(&list, i, &c);
         status r = doc_as_object(&c, e);
-        if (r == OK && key[0] == 's' && key[1] == 'c') r = run_schedule(&c, i, e);
-        else if (r == OK && key[0] == 'c') r = run_calibrate(&c, i, e);
-        else if (r == OK) r = run_select(st, &c, i, e);
+        if (r == OK && key[0] == 's' && key[1] == 'c')
+            r = run_schedule(&c, i, e);
+        else if (r == OK && key[0] == 'c')
+            r = run_calibrate(&c, i, e);
+        else if (r == OK)
+            r = run_select(st, &c, i, e);
         if (r != OK) verdict_at(false, key, i, e->text);
     }
     return OK;
@@ -202,13 +216,13 @@ static status run_section(struct stream *st, const struct doc_at *root, const ch
 struct layout {
     struct prompt p;
     uint32_t d;
-    float *audio, *vision;         /* device */
+    float *audio, *vision; /* device */
     float *audio_saliency, *vision_saliency;
-    const float *scores;           /* [8, n_av] borrowed from the file */
+    const float *scores; /* [8, n_av] borrowed from the file */
 };
 
-static status tensor_of(const struct tensor_files *f, const char *prefix, const char *name, enum tensor_dtype dtype,
-                        const struct tensor_info **out, struct err *e)
+static status tensor_of(const struct tensor_files *f, const char *prefix, const char *name,
+                        enum tensor_dtype dtype, const struct tensor_info **out, struct err *e)
 {
     char full[256];
     snprintf(full, sizeof full, "%s%s", prefix, name);
@@ -228,7 +242,8 @@ static void layout_free(struct stream *st, struct layout *y)
 }
 
 /* meta [7, n]: prompt index, kind, item, chunk, step, y, x. */
-static status layout_prompt(struct prompt *p, uint32_t n_prompt, const struct tensor_info *meta, struct err *e)
+static status layout_prompt(struct prompt *p, uint32_t n_prompt, const struct tensor_info *meta,
+                            struct err *e)
 {
     const uint32_t n = (uint32_t)meta->shape[meta->rank - 1];
     const int32_t *m = meta->data;
@@ -245,9 +260,11 @@ static status layout_prompt(struct prompt *p, uint32_t n_prompt, const struct te
     p->items = mem_must((size_t)n + 1, sizeof *p->items);
     for (uint32_t i = 0; i < n_prompt; i++) p->chunk[i] = -1, p->item[i] = UINT16_MAX;
     for (uint32_t i = 0; i < n; i++) {
-        const int32_t j = m[i], kind = m[n + i], item = m[2 * n + i], chunk = m[3 * n + i], step = m[4 * n + i];
+        const int32_t j = m[i], kind = m[n + i], item = m[2 * n + i], chunk = m[3 * n + i],
+                      step = m[4 * n + i];
         if (j < 0 || (uint32_t)j >= n_prompt || (i && j <= m[i - 1]) || kind < 1 || kind > 3 || item < 0 ||
-            (uint32_t)item > p->n_items || (uint32_t)item + 1 < p->n_items || chunk < 0 || step < 0 || step >= 1 << 20)
+            (uint32_t)item > p->n_items || (uint32_t)item + 1 < p->n_items || chunk < 0 || step < 0 ||
+            step >= 1 << 20)
             return err_set(e, E_INPUT, "meta: token %u is out of order or range", i);
         struct prompt_item *it = &p->items[item];
         if ((uint32_t)item == p->n_items) it->media.kind = TOKEN_AUDIO, p->n_items++;
@@ -272,8 +289,8 @@ static status layout_prompt(struct prompt *p, uint32_t n_prompt, const struct te
     return OK;
 }
 
-static status layout_load(struct stream *st, const struct tensor_files *f, const struct doc_at *at, struct layout *y,
-                          struct err *e)
+static status layout_load(struct stream *st, const struct tensor_files *f, const struct doc_at *at,
+                          struct layout *y, struct err *e)
 {
     const struct tensor_info *meta, *emb, *saliency, *scores;
     const char *prefix;
@@ -287,7 +304,8 @@ static status layout_load(struct stream *st, const struct tensor_files *f, const
     TRY(tensor_of(f, prefix, "scores", TENSOR_F32, &scores, e));
     TRY(layout_prompt(&y->p, n_prompt, meta, e));
     const struct prompt *p = &y->p;
-    if (emb->rank != 2 || emb->shape[0] != p->n_av || saliency->n != p->n_av || scores->n != (uint64_t)8 * p->n_av)
+    if (emb->rank != 2 || emb->shape[0] != p->n_av || saliency->n != p->n_av ||
+        scores->n != (uint64_t)8 * p->n_av)
         return err_set(e, E_INPUT, "%s: emb, saliency or scores are not of %u tokens", prefix, p->n_av);
     y->d = (uint32_t)emb->shape[1];
     y->scores = scores->data;
@@ -306,8 +324,8 @@ static status layout_load(struct stream *st, const struct tensor_files *f, const
 }
 
 /* Is keep the list at `key`? Says where not. */
-static status same_list(const struct doc_at *o, const char *key, const struct prune_selection *s, char *detail, size_t cap,
-                        struct err *e)
+static status same_list(const struct doc_at *o, const char *key, const struct prune_selection *s,
+                        char *detail, size_t cap, struct err *e)
 {
     int64_t *want = NULL;
     size_t n = 0;
@@ -315,7 +333,8 @@ static status same_list(const struct doc_at *o, const char *key, const struct pr
     if (st == OK && n != s->n_keep) snprintf(detail, cap, "%u tokens kept, expected %zu", s->n_keep, n);
     for (size_t i = 0; st == OK && n == s->n_keep && i < n; i++)
         if (s->keep[i] != want[i]) {
-            snprintf(detail, cap, "entry %zu of keep is %u, expected %lld", i, s->keep[i], (long long)want[i]);
+            snprintf(detail, cap, "entry %zu of keep is %u, expected %lld", i, s->keep[i],
+                     (long long)want[i]);
             break;
         }
     free(want);
@@ -323,8 +342,9 @@ static status same_list(const struct doc_at *o, const char *key, const struct pr
 }
 
 /* The layer hooks of one run, each with the scores of those alive. */
-static status run_layers(struct stream *st, const struct doc_at *c, const struct layout *y, struct policy_run *run,
-                         struct prune_selection *s, uint32_t L, char *detail, size_t cap, struct err *e)
+static status run_layers(struct stream *st, const struct doc_at *c, const struct layout *y,
+                         struct policy_run *run, struct prune_selection *s, uint32_t L, char *detail,
+                         size_t cap, struct err *e)
 {
     struct doc_at list, entry;
     size_t next = 0, n_entries = 0;
@@ -353,15 +373,16 @@ static status run_layers(struct stream *st, const struct doc_at *c, const struct
         if (at == l) {
             r = same_list(&entry, "keep", s, detail, cap, e);
             next++;
-        } else if (s->n_keep != n) snprintf(detail, cap, "layer %u drops tokens", l);
+        } else if (s->n_keep != n)
+            snprintf(detail, cap, "layer %u drops tokens", l);
     }
     free(alive);
     free(score);
     return r;
 }
 
-static status run_policy(struct stream *st, const struct doc_at *c, const struct layout *y, const struct policy_params *p,
-                         uint32_t L, char *detail, size_t cap, struct err *e)
+static status run_policy(struct stream *st, const struct doc_at *c, const struct layout *y,
+                         const struct policy_params *p, uint32_t L, char *detail, size_t cap, struct err *e)
 {
     struct policy_plan plan = { 0 };
     struct policy_run *run = NULL;
@@ -369,8 +390,12 @@ static status run_policy(struct stream *st, const struct doc_at *c, const struct
     struct doc_at want;
     bool exact;
     int64_t *alive = mem_must(L + 1, sizeof *alive);
-    const struct prune_embed_view v = { .st = st, .d = y->d, .audio = y->audio, .vision = y->vision,
-                                        .audio_saliency = y->audio_saliency, .vision_saliency = y->vision_saliency };
+    const struct prune_embed_view v = { .st = st,
+                                        .d = y->d,
+                                        .audio = y->audio,
+                                        .vision = y->vision,
+                                        .audio_saliency = y->audio_saliency,
+                                        .vision_saliency = y->vision_saliency };
     status r;
     TRY_GOTO(r, doc_object(c, "plan", &want, e), out);
     TRY_GOTO(r, doc_ints(&want, "alive", L + 1, 0, UINT32_MAX, alive, e), out);
@@ -379,7 +404,8 @@ static status run_policy(struct stream *st, const struct doc_at *c, const struct
     if (exact && !plan.exact) snprintf(detail, cap, "the plan should be exact");
     for (uint32_t l = 0; l <= L && !detail[0]; l++)
         if (exact ? plan.alive[l] != alive[l] : plan.alive[l] > alive[l])
-            snprintf(detail, cap, "plan: %u alive at layer %u, expected %lld", plan.alive[l], l, (long long)alive[l]);
+            snprintf(detail, cap, "plan: %u alive at layer %u, expected %lld", plan.alive[l], l,
+                     (long long)alive[l]);
     TRY_GOTO(r, prune_begin(p, &plan, &y->p, &run, e), out);
     TRY_GOTO(r, prune_embed(run, &v, &s, e), out);
     if (!detail[0]) TRY_GOTO(r, same_list(c, "keep", &s, detail, cap, e), out);
@@ -394,7 +420,8 @@ out:
 }
 
 /* "policy" and "params" as the interface takes them; *known: this build has the policy. */
-static status params_of(const struct doc_at *c, uint32_t L, struct policy_params *p, bool *known, struct err *e)
+static status params_of(const struct doc_at *c, uint32_t L, struct policy_params *p, bool *known,
+                        struct err *e)
 {
     const char *policy;
     struct doc_at params;
@@ -409,8 +436,8 @@ static status params_of(const struct doc_at *c, uint32_t L, struct policy_params
     return st;
 }
 
-static status run_policy_case(struct stream *st, const struct doc_at *root, const struct tensor_files *f, uint32_t L,
-                              const struct doc_at *c, struct err *e)
+static status run_policy_case(struct stream *st, const struct doc_at *root, const struct tensor_files *f,
+                              uint32_t L, const struct doc_at *c, struct err *e)
 {
     const char *name, *layout;
     struct doc_at layouts, at;
@@ -448,9 +475,12 @@ static status run_refusal(uint32_t L, const struct doc_at *c, size_t i, struct e
         return OK;
     }
     if (st == OK) {
-        const struct prune_item item = { .kind = TOKEN_VIDEO, .n_audio = 1500, .steps = 60, .step_tokens = 144 };
+        const struct prune_item item = {
+            .kind = TOKEN_VIDEO, .n_audio = 1500, .steps = 60, .step_tokens = 144
+        };
         struct policy_plan plan;
-        st = prune_plan_shape(&p, &(struct prune_shape){ .n_layers = L, .n_items = 1, .item = &item }, &plan, &why);
+        st = prune_plan_shape(&p, &(struct prune_shape){ .n_layers = L, .n_items = 1, .item = &item }, &plan,
+                              &why);
         if (st == OK) prune_plan_free(&plan);
     }
     snprintf(name, sizeof name, "errors.%zu", i);
@@ -458,7 +488,8 @@ static status run_refusal(uint32_t L, const struct doc_at *c, size_t i, struct e
     return OK;
 }
 
-static status run_policy_cases(struct stream *st, const struct doc_at *root, const struct tensor_files *f, struct err *e)
+static status run_policy_cases(struct stream *st, const struct doc_at *root, const struct tensor_files *f,
+                               struct err *e)
 {
     struct doc_at list, c;
     uint32_t L;
@@ -513,7 +544,9 @@ static status run_file(struct stream *st, const char *path, struct err *e)
     } else if (r == OK && strcmp(format, "omnidrop-policy-vectors-1") == 0) {
         r = run_policies(st, path, &root, e);
     } else if (r == OK) {
-        r = doc_err(&root, e, "format \"%s\": this runner takes omnidrop-vectors-1 and omnidrop-policy-vectors-1", format);
+        r = doc_err(&root, e,
+                    "format \"%s\": this runner takes omnidrop-vectors-1 and omnidrop-policy-vectors-1",
+                    format);
     }
     if (r == OK && n_passed + n_failed + n_left_out == before) r = doc_err(&root, e, "holds no case");
     doc_close(&doc);
@@ -548,7 +581,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: vectors [--isa I] FILE...\n");
         return 2;
     }
-    if (n_left_out) printf("left out: %u cases of policies and pieces that this build does not have\n", n_left_out);
+    if (n_left_out)
+        printf("left out: %u cases of policies and pieces that this build does not have\n", n_left_out);
     printf("%u passed, %u failed\n", n_passed, n_failed);
     return n_failed != 0;
 }

@@ -26,7 +26,10 @@ static uint32_t rnd(uint32_t n)
     return (uint32_t)(rng_state >> 33) % n;
 }
 
-struct layout { uint32_t n_audio, steps, step_tokens, images; bool equal; };
+struct layout {
+    uint32_t n_audio, steps, step_tokens, images;
+    bool equal;
+};
 
 struct world {
     struct prompt p;
@@ -54,7 +57,9 @@ static void build(struct world *w, const struct layout *y)
     uint32_t at = 2;
     if (n_film || y->n_audio) {
         p->items[p->n_items] = (struct prompt_item){
-            .media = { .kind = n_film ? TOKEN_VIDEO : TOKEN_AUDIO, .n_audio = y->n_audio, .t = y->steps }, .n_vision = n_film };
+            .media = { .kind = n_film ? TOKEN_VIDEO : TOKEN_AUDIO, .n_audio = y->n_audio, .t = y->steps },
+            .n_vision = n_film
+        };
         for (uint32_t i = 0; i < n_film + y->n_audio; i++, at++) {
             const bool vision = i < n_film;
             p->kind[at] = vision ? TOKEN_VIDEO : TOKEN_AUDIO;
@@ -66,7 +71,8 @@ static void build(struct world *w, const struct layout *y)
         p->n_items++;
     }
     for (uint32_t k = 0; k < y->images; k++) {
-        p->items[p->n_items] = (struct prompt_item){ .media = { .kind = TOKEN_IMAGE, .t = 1 }, .n_vision = 4 };
+        p->items[p->n_items] =
+            (struct prompt_item){ .media = { .kind = TOKEN_IMAGE, .t = 1 }, .n_vision = 4 };
         for (uint32_t i = 0; i < 4; i++, at++) {
             p->kind[at] = TOKEN_IMAGE;
             p->row[at] = p->n_vision++;
@@ -82,7 +88,8 @@ static void build(struct world *w, const struct layout *y)
     w->vision = mem_must((size_t)p->n_vision * D, sizeof(float));
     w->saliency = mem_must(p->n_audio, sizeof(float));
     w->vision_saliency = mem_must(p->n_vision, sizeof(float));
-    for (uint32_t i = 0; i < p->n_vision * D; i++) w->vision[i] = y->equal ? 1.0f : (float)rnd(1000) / 500 - 1;
+    for (uint32_t i = 0; i < p->n_vision * D; i++)
+        w->vision[i] = y->equal ? 1.0f : (float)rnd(1000) / 500 - 1;
     for (uint32_t i = 0; i < p->n_audio; i++) w->saliency[i] = y->equal ? 0.5f : (float)rnd(1000);
     for (uint32_t i = 0; i < p->n_vision; i++) w->vision_saliency[i] = y->equal ? 0.5f : (float)rnd(1000);
 }
@@ -112,8 +119,12 @@ static void check_keep(const struct prune_selection *s, const uint32_t *alive, u
 
 static struct prune_embed_view view_of(const struct world *w)
 {
-    return (struct prune_embed_view){ .st = st, .d = D, .audio = w->audio, .vision = w->vision,
-                                      .audio_saliency = w->saliency, .vision_saliency = w->vision_saliency };
+    return (struct prune_embed_view){ .st = st,
+                                      .d = D,
+                                      .audio = w->audio,
+                                      .vision = w->vision,
+                                      .audio_saliency = w->saliency,
+                                      .vision_saliency = w->vision_saliency };
 }
 
 /* All stages once; out gets the survivors of each. */
@@ -141,7 +152,7 @@ static void run_once(const struct policy_params *params, struct world *w, uint32
             assert_int_equal(plan.alive[l + 1], n);
             continue;
         }
-        for (uint32_t i = 0; i < n; i++) score[i] = (float)rnd(20);    /* many ties */
+        for (uint32_t i = 0; i < n; i++) score[i] = (float)rnd(20); /* many ties */
         const struct prune_layer_view lv = { .st = st, .n_alive = n, .alive = alive, .score = score };
         assert_int_equal(prune_layer(run, l, &lv, &s, &e), OK);
         check_keep(&s, alive, n);
@@ -160,11 +171,12 @@ static void run_once(const struct policy_params *params, struct world *w, uint32
 static void test_every_policy_on_every_layout(void **state)
 {
     (void)state;
-    static const struct layout layouts[] = {
-        { 0, 0, 0, 0, false }, { 1, 0, 0, 0, false }, { 50, 0, 0, 0, false }, { 125, 5, 12, 0, false },
-        { 0, 1, 12, 0, false }, { 0, 7, 36, 0, false }, { 0, 0, 0, 3, false }, { 30, 4, 144, 2, true },
-        { 0, 8, 1, 1, true },   { 300, 12, 9, 1, false }, { 90000, 1, 4, 0, false },
-        { 90000, 3600, 36, 0, false } };
+    static const struct layout layouts[] = { { 0, 0, 0, 0, false },     { 1, 0, 0, 0, false },
+                                             { 50, 0, 0, 0, false },    { 125, 5, 12, 0, false },
+                                             { 0, 1, 12, 0, false },    { 0, 7, 36, 0, false },
+                                             { 0, 0, 0, 3, false },     { 30, 4, 144, 2, true },
+                                             { 0, 8, 1, 1, true },      { 300, 12, 9, 1, false },
+                                             { 90000, 1, 4, 0, false }, { 90000, 3600, 36, 0, false } };
     for (const struct policy *const *pol = prune_list(); *pol; pol++)
         for (size_t y = 0; y < sizeof layouts / sizeof *layouts; y++) {
             struct policy_params p;
@@ -176,7 +188,8 @@ static void test_every_policy_on_every_layout(void **state)
             assert_int_equal(prune_params_init(&p, (*pol)->name, L, &e), OK);
             if (prune_has(&p, "vision")) assert_int_equal(prune_params_set(&p, "vision", 0.4, &e), OK);
             assert_int_equal(prune_params_finish(&p, &e), OK);
-            uint32_t *a = mem_must((size_t)(w.p.n_av + 1) * L, sizeof *a), *b = mem_must((size_t)(w.p.n_av + 1) * L, sizeof *b);
+            uint32_t *a = mem_must((size_t)(w.p.n_av + 1) * L, sizeof *a),
+                     *b = mem_must((size_t)(w.p.n_av + 1) * L, sizeof *b);
             run_once(&p, &w, a, &n1);
             run_once(&p, &w, b, &n2);
             assert_int_equal(n1, n2);
@@ -191,7 +204,9 @@ static void test_every_policy_on_every_layout(void **state)
 static void test_merging_counts(void **state)
 {
     (void)state;
-    static const struct { uint32_t steps, want; } cases[] = { { 1, 144 }, { 2, 172 }, { 4, 228 }, { 7, 428 }, { 60, 3420 } };
+    static const struct {
+        uint32_t steps, want;
+    } cases[] = { { 1, 144 }, { 2, 172 }, { 4, 228 }, { 7, 428 }, { 60, 3420 } };
     for (size_t i = 0; i < 5; i++) {
         struct world w;
         struct policy_params p;
@@ -206,7 +221,8 @@ static void test_merging_counts(void **state)
         assert_int_equal(n, cases[i].want * L);
         if (cases[i].steps == 4)
             for (uint32_t k = 1; k < 4; k++)
-                for (uint32_t j = 0; j < 28; j++) assert_int_equal(out[144 + (k - 1) * 28 + j], 2 + k * 144 + j);
+                for (uint32_t j = 0; j < 28; j++)
+                    assert_int_equal(out[144 + (k - 1) * 28 + j], 2 + k * 144 + j);
         free(out);
         tear_down(&w);
     }
@@ -250,8 +266,8 @@ static status embed_with(const struct policy_params *p, struct world *w, const s
 }
 
 /* OmniDrop's Algorithm 1 by its own words: drop[i] of the n alive. Lowest first is: value, then the higher index. */
-static void algorithm_1(const float *score, const int32_t *chunk, uint32_t n, uint32_t k, bool tds, int32_t max_chunk,
-                        bool *drop)
+static void algorithm_1(const float *score, const int32_t *chunk, uint32_t n, uint32_t k, bool tds,
+                        int32_t max_chunk, bool *drop)
 {
     double *value = mem_must(n, sizeof *value);
     bool *cand = mem_must(n, sizeof *cand);
@@ -268,7 +284,8 @@ static void algorithm_1(const float *score, const int32_t *chunk, uint32_t n, ui
         cand[low] = true;
     }
     for (uint32_t i = 0; tds && i < n; i++)
-        if (cand[i]) value[i] += 0.2 * ((double)abs(chunk[best] - chunk[i]) / (max_chunk > 1 ? max_chunk : 1));
+        if (cand[i])
+            value[i] += 0.2 * ((double)abs(chunk[best] - chunk[i]) / (max_chunk > 1 ? max_chunk : 1));
     for (uint32_t round = 0; round < k; round++) {
         uint32_t low = UINT32_MAX;
         for (uint32_t i = 0; i < n; i++)
@@ -344,7 +361,7 @@ static void test_random_takes_of_each_kind(void **state)
     uint32_t n_audio = 0;
     for (uint32_t i = 0; i < s.n_keep; i++) n_audio += w.p.kind[s.keep[i]] == TOKEN_AUDIO;
     assert_int_equal(n_audio, 30);
-    assert_int_equal(s.n_keep, 46);              /* floor(.3 * 156) */
+    assert_int_equal(s.n_keep, 46); /* floor(.3 * 156) */
     prune_selection_free(&s);
     tear_down(&w);
 }
@@ -366,7 +383,7 @@ static void test_nothing_is_emptied(void **state)
     assert_int_equal(embed_with(&p, &w, &v, &s, &e), OK);
     assert_int_equal(s.n_keep, 1);
     assert_int_equal(s.keep[0], 2 + 2);
-    v.audio_saliency = NULL;                     /* asked for, and not there */
+    v.audio_saliency = NULL; /* asked for, and not there */
     assert_int_equal(embed_with(&p, &w, &v, &s, &e), E_ARG);
     assert_non_null(strstr(e.text, "saliency of the audio"));
     v = view_of(&w);
@@ -432,29 +449,37 @@ static void test_uneven_film(void **state)
 static void test_parameters_from_json(void **state)
 {
     (void)state;
-    static const struct { const char *text, *says; } bad[] = {
-        { "{\"name\":\"ttm\",\"ref\":\"both\"}", "dycoke or anchor" }, { "{\"name\":\"ttm\",\"ref\":1}", "a string" },
-        { "{\"name\":\"ttm\",\"retain\":0.2}", "0.25" }, { "{\"name\":\"ttm\",\"retain\":0.4,\"kappa\":0.2}", "exclude" },
-        { "{\"name\":\"none\",\"p_final\":0.2}", "has none" }, { "{\"name\":\"omnidrop\",\"step0\":1}", "true or false" },
-        { "{\"name\":\"omnidrop\",\"beta\":\"20\"}", "a number" }, { "{\"name\":\"omnidrop\",\"kapa\":1}", "kappa" },
-        { "{\"name\":\"omnidrop\",\"retention\":0.3,\"p_final\":0.2}", "exclude" }, { "{}", "name" },
-        { "{\"name\":\"omnidrop\",\"tds_start_layer\":10}", "9 layers" } };
+    static const struct {
+        const char *text, *says;
+    } bad[] = { { "{\"name\":\"ttm\",\"ref\":\"both\"}", "dycoke or anchor" },
+                { "{\"name\":\"ttm\",\"ref\":1}", "a string" },
+                { "{\"name\":\"ttm\",\"retain\":0.2}", "0.25" },
+                { "{\"name\":\"ttm\",\"retain\":0.4,\"kappa\":0.2}", "exclude" },
+                { "{\"name\":\"none\",\"p_final\":0.2}", "has none" },
+                { "{\"name\":\"omnidrop\",\"step0\":1}", "true or false" },
+                { "{\"name\":\"omnidrop\",\"beta\":\"20\"}", "a number" },
+                { "{\"name\":\"omnidrop\",\"kapa\":1}", "kappa" },
+                { "{\"name\":\"omnidrop\",\"retention\":0.3,\"p_final\":0.2}", "exclude" },
+                { "{}", "name" },
+                { "{\"name\":\"omnidrop\",\"tds_start_layer\":10}", "9 layers" } };
     struct policy_params p;
     struct err e;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         json_t *o = json_loads(bad[i].text, 0, NULL);
         assert_int_equal(prune_params_json(&p, o, L, &e), E_ARG);
-        if (strstr(e.text, bad[i].says) == NULL) fail_msg("%s: \"%s\" lacks \"%s\"", bad[i].text, e.text, bad[i].says);
+        if (strstr(e.text, bad[i].says) == NULL)
+            fail_msg("%s: \"%s\" lacks \"%s\"", bad[i].text, e.text, bad[i].says);
         json_decref(o);
     }
-    json_t *o = json_pack("{s:s, s:b, s:s, s:f}", "name", "omnidrop", "intra", 0, "ref", "anchor", "retention", 0.8);
+    json_t *o =
+        json_pack("{s:s, s:b, s:s, s:f}", "name", "omnidrop", "intra", 0, "ref", "anchor", "retention", 0.8);
     assert_int_equal(prune_params_json(&p, o, L, &e), OK);
     json_decref(o);
     assert_true(prune_get(&p, "step0") == 0 && prune_get(&p, "ref") == 1);
     o = prune_params_to_json(&p);
     assert_string_equal(json_string_value(json_object_get(o, "ref")), "anchor");
     assert_true(json_is_false(json_object_get(o, "step0")));
-    assert_null(json_object_get(o, "p_final"));  /* the plan's to say: */
+    assert_null(json_object_get(o, "p_final")); /* the plan's to say: */
     json_decref(o);
     struct policy_plan plan;
     const struct prune_item item = { .kind = TOKEN_AUDIO, .n_audio = 1000 };
@@ -491,8 +516,10 @@ static void test_out_of_memory(void **state)
                 if (!prune_selects_at(run, l)) continue;
                 const uint32_t n_alive = s.n_keep;
                 memcpy(alive, s.keep, n_alive * sizeof *alive);
-                r = prune_layer(run, l, &(struct prune_layer_view){ .st = st, .n_alive = n_alive, .alive = alive,
-                                                                    .score = w.vision }, &s, &e);
+                r = prune_layer(run, l,
+                                &(struct prune_layer_view){
+                                    .st = st, .n_alive = n_alive, .alive = alive, .score = w.vision },
+                                &s, &e);
             }
             failed = mem_failed();
             mem_fail_after(0);

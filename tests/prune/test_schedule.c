@@ -17,8 +17,9 @@ static const struct prune_schedule PAPER_7B_30 = { 0, 0.2, 0.5, 20 };
 static void test_the_minute_of_7b(void **state)
 {
     (void)state;
-    static const uint32_t want[28] = { 4563, 4563, 4563, 4563, 4563, 4563, 4562, 4560, 4554, 4542, 4518, 4469, 4376, 4207,
-                                       3931, 3538, 3063, 2569, 2110, 1711, 1379, 1107, 888, 711, 570, 457, 366, 293 };
+    static const uint32_t want[28] = { 4563, 4563, 4563, 4563, 4563, 4563, 4562, 4560, 4554, 4542,
+                                       4518, 4469, 4376, 4207, 3931, 3538, 3063, 2569, 2110, 1711,
+                                       1379, 1107, 888,  711,  570,  457,  366,  293 };
     uint32_t alive[29];
     uint64_t sum = 0;
     prune_alive(&PAPER_7B_30, 28, 4563, alive);
@@ -26,7 +27,7 @@ static void test_the_minute_of_7b(void **state)
         assert_int_equal(alive[l], want[l]);
         sum += alive[l];
     }
-    assert_int_equal(alive[28], alive[27]);        /* the last layer drops nothing */
+    assert_int_equal(alive[28], alive[27]); /* the last layer drops nothing */
     assert_true(fabs((double)sum / 28 / 10140 - 0.3024) < 5e-5);
 }
 
@@ -77,7 +78,10 @@ static void test_plan_of_a_minute(void **state)
 static void test_defaults_by_model(void **state)
 {
     (void)state;
-    static const struct { uint32_t layers; double p_final, tds; } want[] = { { 28, 0.2, 14 }, { 36, 0.15, 19 }, { 12, 0.2, 6 } };
+    static const struct {
+        uint32_t layers;
+        double p_final, tds;
+    } want[] = { { 28, 0.2, 14 }, { 36, 0.15, 19 }, { 12, 0.2, 6 } };
     struct err e;
     for (size_t i = 0; i < 3; i++) {
         struct policy_params p;
@@ -102,22 +106,24 @@ static void test_refusals(void **state)
     assert_int_equal(prune_params_set(&p, "p_final", NAN, &e), E_ARG);
     assert_int_equal(prune_params_set_text(&p, "step0", "maybe", &e), E_ARG);
     assert_int_equal(prune_params_set(&p, "p_init", 0.5, &e), OK);
-    assert_int_equal(prune_params_finish(&p, &e), E_ARG);              /* p_init above p_final */
+    assert_int_equal(prune_params_finish(&p, &e), E_ARG); /* p_init above p_final */
     assert_non_null(strstr(e.text, "p_init"));
     assert_int_equal(prune_params_init(&p, "omnidrop", 28, &e), OK);
     assert_int_equal(prune_params_set(&p, "retention", 0.9, &e), OK);
     const struct prune_item item = { .kind = TOKEN_AUDIO, .n_audio = 1000 };
     const struct prune_shape shape = { .n_layers = 28, .n_items = 1, .item = &item };
-    assert_int_equal(prune_plan_shape(&p, &shape, &plan, &e), E_ARG);  /* step 0 leaves 0.7 */
+    assert_int_equal(prune_plan_shape(&p, &shape, &plan, &e), E_ARG); /* step 0 leaves 0.7 */
     assert_non_null(strstr(e.text, "0.7000"));
     assert_int_equal(prune_params_set(&p, "p_final", 0.2, &e), OK);
-    assert_int_equal(prune_params_finish(&p, &e), E_ARG);              /* excludes retention */
+    assert_int_equal(prune_params_finish(&p, &e), E_ARG); /* excludes retention */
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_the_minute_of_7b), cmocka_unit_test(test_calibration),
-                                        cmocka_unit_test(test_plan_of_a_minute), cmocka_unit_test(test_defaults_by_model),
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_the_minute_of_7b),
+                                        cmocka_unit_test(test_calibration),
+                                        cmocka_unit_test(test_plan_of_a_minute),
+                                        cmocka_unit_test(test_defaults_by_model),
                                         cmocka_unit_test(test_refusals) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -97,7 +97,11 @@ static int break_at(const char *text, size_t n, size_t at)
         end = c;
     }
     if (space) return WORD_BREAK;
-    return stitch_spaceless(text, n) ? WORD_BREAK : NO_BREAK;
+    utf8proc_int32_t c;
+    utf8proc_iterate((const utf8proc_uint8_t *)text + at, (utf8proc_ssize_t)(n - at), &c);
+    const utf8proc_category_t k = utf8proc_category(c);
+    const bool mark = k >= UTF8PROC_CATEGORY_MN && k <= UTF8PROC_CATEGORY_ME;
+    return !mark && stitch_spaceless(text, n) ? WORD_BREAK : NO_BREAK;
 }
 
 /* ---- time ------------------------------------------------------------------------------------------------- */
@@ -319,13 +323,15 @@ status subtitles_add_gap(struct subtitles *l, double from_s, double to_s, uint32
     return append(l, s, text, (size_t)n, e);
 }
 
-void subtitles_end(struct subtitles *l, double end_s)
+void subtitles_end(struct subtitles *l, size_t from, double end_s)
 {
     int64_t end = ms_of(end_s);
-    for (size_t i = l->n; i-- > 0 && l->s[i].end_ms > end;) {
-        struct subtitle *s = &l->s[i];
+    for (size_t i = l->n; i > from && l->s[i - 1].end_ms > end; i--) {
+        struct subtitle *s = &l->s[i - 1];
+        const int64_t least = i > 1 && i - 1 == from ? l->s[i - 2].end_ms : 0;   /* what stands before is written */
         s->end_ms = end;
-        if (s->start_ms > end - SHORTEST_MS) s->start_ms = end - SHORTEST_MS > 0 ? end - SHORTEST_MS : 0;
+        if (s->start_ms > end - SHORTEST_MS) s->start_ms = end - SHORTEST_MS > least ? end - SHORTEST_MS : least;
+        if (s->end_ms < s->start_ms) s->end_ms = s->start_ms;
         end = s->start_ms;
     }
 }

@@ -24,9 +24,9 @@ struct subtitle {
 };
 
 /* Invariants of a list
- *   I1  start_ms < end_ms; at least 200 ms where the sound is that long
+ *   I1  end_ms - start_ms >= 200, less only where the sound ends before
  *   I2  each starts at or after the end of the one before
- *   I3  all lie in [0 or start of what was read, end of the sound] */
+ *   I3  after subtitles_end none ends behind the sound */
 struct subtitles {                 /* zero before first use; subtitles_free */
     struct subtitle *s;            /* [n] */
     size_t n, cap;
@@ -59,8 +59,8 @@ status subtitles_add(struct subtitles *l, const struct subtitle_source *src, con
                      struct err *e);
 /* Append "[untranscribed 00:10:00-00:10:30]" over [from_s, to_s). */
 status subtitles_add_gap(struct subtitles *l, double from_s, double to_s, uint32_t window, struct err *e);
-/* After the last: nothing ends behind the sound. */
-void subtitles_end(struct subtitles *l, double end_s);
+/* After the last: nothing ends behind the sound. Segments before `from` have been handed on and stay. */
+void subtitles_end(struct subtitles *l, size_t from, double end_s);
 
 /* ---- files ------------------------------------------------------------------------------------------------ */
 

@@ -1,0 +1,98 @@
+/* engine/transcribe.h - a sound of any length to timed text: docs/http-api.md 5.
+ *
+ *   transcribe_profile_load     how this checkpoint wants to be asked
+ *   transcribe_run              windows -> batches of requests -> guards, retries -> seams -> segments
+ *
+ * Memory: `jobs` windows of samples, whatever the length of the sound; the text of all segments is kept.
+ * Every second of the sound is in exactly one window, and a window is transcribed, skipped as silence (listed), or
+ * failed (listed): nothing is cut short in silence. */
+#ifndef ENGINE_TRANSCRIBE_H
+#define ENGINE_TRANSCRIBE_H
+
+#include <signal.h>
+
+#include "engine/engine.h"
+#include "engine/journal.h"
+#include "engine/stitch.h"
+#include "engine/subtitles.h"
+#include "engine/windows.h"
+#include "media/media.h"
+
+#define TRANSCRIBE_VERSION "1"     /* of instructions, window plan and guards: part of the journal's key */
+
+/* What the file omnidrop.json in a checkpoint's folder may say under "transcribe"; for models that were trained on
+ * wordings or lengths of their own. Absent: nothing set. */
+struct transcribe_profile {
+    char instruction[512];         /* ""; the only wording that the model knows            */
+    char language[32];             /* ""; the only language that it hears                  */
+    double window_s;               /* 0                                                    */
+    double overlap_s;              /* -1                                                   */
+};
+
+/* E_MODEL: the file is there and wrong. */
+status transcribe_profile_load(const char *model_dir, struct transcribe_profile *out, struct err *e);
+
+/* The instruction for a task and a language (English name; NULL: not known), docs/http-api.md 5.4. */
+void transcribe_instruction(char *out, size_t cap, bool translate, const char *language);
+
+struct transcribe_options {
+    double start_s, end_s;         /* of the file; end_s <= 0: to the end                                  */
+    struct windows_options windows;
+    uint32_t jobs;                 /* windows in one batch, 1..64                                          */
+    bool translate;
+    const char *language;          /* English name; NULL: ask the model on the first voiced window         */
+    const char *instruction;       /* as given; NULL: of the task and the language                         */
+    const char *context;           /* spelling and style, for every window; may be NULL                    */
+    bool condition_on_previous;    /* one window after the other, each sees the last 200 characters        */
+    double temperature;            /* of the first try; tries go on to 0.2 and 0.4 where guards fail       */
+    uint64_t seed;
+    const struct policy_params *policy;    /* NULL: none                                                   */
+    struct subtitle_limits limits;
+    bool fail_on_gap;              /* a window that fails ends the run with E_DEVICE; else it is marked    */
+    struct journal *journal;       /* finished windows are read from and written to it; may be NULL        */
+    const volatile sig_atomic_t *stop;     /* not 0: finish the windows begun, then end; may be NULL       */
+    /* Segments [from, list->n) are final and in order. Return false to end the run (E_CANCELLED). */
+    bool (*on_segments)(void *self, const struct subtitles *list, size_t from);
+    void (*on_progress)(void *self, double done_s, uint32_t n_failed);     /* seconds of sound since start_s */
+    void (*on_note)(void *self, bool failed, const char *text);    /* a window was retried, split or failed */
+    void *self;
+};
+
+enum transcribe_window_status { WINDOW_OK, WINDOW_SILENT, WINDOW_FAILED };
+
+struct transcribe_window {
+    double start_s, end_s;         /* of the file */
+    enum transcribe_window_status status;
+    enum stitch_seam seam;         /* with the one before */
+    uint32_t attempts, n_tokens;
+    double mean_logprob, temperature;
+    bool split, replayed;          /* replayed: from the journal */
+    const char *code;              /* WINDOW_FAILED: "length", "repetition", "low_logprob", "engine_error" */
+    char reason[160];              /* the same for a person */
+};
+
+struct transcript {                /* transcript_free */
+    struct subtitles list;
+    struct transcribe_window *window;      /* [n_windows] in order */
+    size_t n_windows, cap;
+    uint32_t n_failed, n_silent, n_replayed;
+    double start_s, duration_s;    /* what was read of the sound */
+    char language[32];             /* "english", or "unknown" */
+    bool complete;                 /* false: the run ended before the sound did */
+};
+void transcript_free(struct transcript *t);
+
+/* Run. *out is filled as far as the run came, also on failure; transcript_free in any case.
+ * E_INPUT: no sound, or it does not decode. E_ARG: an option; a window does not fit the context. E_FULL, E_NOMEM.
+ * E_CANCELLED: engine_interrupt, or on_segments said so. E_DEVICE: the device failed, or fail_on_gap. */
+status transcribe_run(struct engine *en, struct media *m, const struct transcribe_options *o, struct transcript *out,
+                      struct err *e);
+
+/* {"text","language","duration","segments","omnidrop":{...}}; NULL: out of memory. The caller owns it. */
+json_t *transcript_json(const struct transcript *t, const char *model, const struct policy_params *policy);
+
+/* The guard against loops: do repeats of one n-gram (n of 1 to 12 tokens, one after the other, at least 4 of them and 12
+ * tokens) make up more than 40 % of ids? */
+bool transcribe_repeats(const int32_t *ids, uint32_t n);
+
+#endif

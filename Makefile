@@ -15,8 +15,8 @@ PKGS    := libavformat libavcodec libswscale libswresample libavutil jansson lib
 
 CC      := gcc
 STD     := -std=gnu11 -D_GNU_SOURCE -I.
-# -Wno-maybe-uninitialized: gcc does not see that a status of OK means that *out was written.
-WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wno-maybe-uninitialized $(if $(WERROR),-Werror)
+# -Wno-maybe-uninitialized: gcc does not see that a status of OK means that *out was written; fields that are not named are 0 on purpose.
+WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wno-maybe-uninitialized -Wno-missing-field-initializers $(if $(WERROR),-Werror)
 OPT_release := -O2 -g
 OPT_debug   := -Og -g
 OPT_san     := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer

@@ -355,7 +355,8 @@ status media_video_open(struct media *m, const struct media_video_options *o, st
     TRY(mem_alloc(&v, 1, sizeof *v, e));
     v->m = m;
     v->vision = o != NULL && o->vision.patch ? o->vision : media_vision_default();
-    v->n_threads = o != NULL && o->n_threads > 0 ? o->n_threads : cpus();
+    const int n = o != NULL && o->n_threads > 0 ? o->n_threads : cpus();
+    v->n_threads = n == 1 ? 1 : n > 8 ? 16 : 2 * n;   /* twice: packets to decode while a frame is being resized */
     if (v->vision.temporal == 0 || v->vision.temporal > TEMPORAL_MAX) {
         st = err_set(e, E_ARG, "temporal_patch_size must be 1 to %d, not %u", TEMPORAL_MAX, v->vision.temporal);
         goto undo;

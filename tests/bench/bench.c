@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct bench_row *const tables[] = { bench_kernel_rows, bench_model_rows, bench_load_rows };
+static const struct bench_row *const tables[] = { bench_kernel_rows, bench_model_rows, bench_load_rows,
+                                              bench_media_rows };
 #define N_TABLES (sizeof tables / sizeof tables[0])
 
 struct options {

@@ -8,7 +8,8 @@
 #include "kernels/cpu/attention.h"
 
 #define TILE_ROWS 96
-#define CPU_SPLIT 512               /* keys of one item of decode                                                */
+#define CPU_SPLIT 1024               /* keys of one item of decode                                                */
+#define PIECES 2                    /* pieces of work a thread, about: each begins with memory that nobody asked for yet */
 #define DECODE_SLOTS 4096           /* partial results that a round of decode may hold, if one row needs no more */
 
 /* ---- scratch ----------------------------------------------------------------------------------------------- */
@@ -17,7 +18,7 @@ status cpu_heads_check(uint32_t D, uint32_t H, uint32_t G, enum dtype dtype, str
 {
     if (D == 0 || D % 2 != 0 || D > CPU_HEAD_MAX)
         return err_set(e, E_ARG, "attention: head dim %u: it must be even and 2 to %d", D, CPU_HEAD_MAX);
-    if (G == 0 || H % G != 0)
+    if (G == 0 || H % G != 0 || H / G > CPU_ROOM_ROWS)
         return err_set(e, E_ARG, "attention: %u query heads do not share %u KV heads evenly", H, G);
     if (dtype != DT_F32 && dtype != DT_BF16)
         return err_set(e, E_ARG, "attention: pages are f32 or bf16, not dtype %d", (int)dtype);
@@ -79,13 +80,14 @@ static status attention_check(const struct attention_args *a, uint32_t *n, struc
     return OK;
 }
 
-/* The pages of one head that hold keys k0 .. end-1, at most a block. */
+/* The pages of one head that hold keys k0 .. end-1, at most a block; what is left of the list repeats the last. */
 static void block_pages(const struct kv_shape *shape, const struct kv_view *view, size_t head_at, uint32_t k0,
                         uint32_t end, const void **page)
 {
     const char *base = (const char *)shape->base + head_at;
-    for (uint32_t p = 0; p < CPU_BLOCK_PAGES && k0 + p * CPU_PAGE_TOKENS < end; p++)
-        page[p] = base + view->page[k0 / CPU_PAGE_TOKENS + p] * shape->page_bytes;
+    for (uint32_t p = 0; p < CPU_BLOCK_PAGES; p++)
+        page[p] = k0 + p * CPU_PAGE_TOKENS < end
+                      ? base + view->page[k0 / CPU_PAGE_TOKENS + p] * shape->page_bytes : page[p - 1];
 }
 
 static void rows_clear(const struct cpu_heads *h, const struct cpu_rows *r)
@@ -129,7 +131,7 @@ static void prefill_item(const struct prefill *j, const struct tile *tile, uint3
         const void *page[CPU_BLOCK_PAGES];
         block_pages(&a->shape, &a->view[tile->seq], g * heads->head_bytes, k0, keys, page);
         for (uint32_t i = 0; i < n_subs; i++)
-            if (sub[i].visible[sub[i].n - 1] > k0) kern->attend(heads, &sub[i], page, k0, room->t);
+            if (sub[i].visible[sub[i].n - 1] > k0) kern->attend(heads, &sub[i], page, page, k0, room->t);
     }
     const uint32_t out_tile = operand_tile(a->out->rows);
     for (uint32_t i = 0; i < n; i++) {
@@ -192,58 +194,83 @@ size_t cpu_decode_shared(uint32_t H, uint32_t D, uint32_t max_keys)
     return cpu_align(entries * sizeof(struct split)) + entries * H * ((D + 15) / 16 * 16 + 2) * sizeof(float);
 }
 
-static void decode_item(const struct decode *j, const struct split *x, uint32_t slot0, uint32_t g,
-                        const struct cpu_room *room)
+/* Item i is KV head i % G of entry i / G. */
+static uint32_t first_key(const struct decode *j, uint32_t item)
 {
-    const struct attention_args *a = j->a;
-    const struct cpu_heads *heads = &j->heads;
-    const struct cpu_attention_kernels *kern = j->st->isa->attention;
-    const uint32_t group = a->H / a->shape.G, visible = a->visible[x->row];
-    uint32_t see[CPU_TILE];
-    for (uint32_t i = 0; i < CPU_TILE; i++) see[i] = visible;
-    for (uint32_t h0 = 0; h0 < group; h0 += CPU_TILE) {
-        const uint32_t n = group - h0 < CPU_TILE ? group - h0 : CPU_TILE, slot = slot0 + g * group + h0;
-        const float *row[CPU_TILE];
-        for (uint32_t i = 0; i < n; i++) row[i] = a->q + x->row * a->ldq + (size_t)(g * group + h0 + i) * heads->D;
-        kern->pack_rows(heads, row, n, room->q);
-        const struct cpu_rows r = { .n = n, .q = room->q, .visible = see, .m = j->m + slot, .l = j->l + slot,
-                                    .acc = j->acc + (size_t)slot * heads->Dv };
-        rows_clear(heads, &r);
-        const uint32_t first = x->split * CPU_SPLIT, end = visible - first < CPU_SPLIT ? visible : first + CPU_SPLIT;
-        for (uint32_t k0 = first; k0 < end; k0 += CPU_BLOCK) {
-            const void *page[CPU_BLOCK_PAGES];
-            block_pages(&a->shape, &a->view[x->row], g * heads->head_bytes, k0, end, page);
-            kern->attend(heads, &r, page, k0, room->t);
-        }
-    }
+    return j->entry[item / j->a->shape.G].split * CPU_SPLIT;
+}
+static uint32_t last_key(const struct decode *j, uint32_t item)
+{
+    const uint32_t end = first_key(j, item) + CPU_SPLIT, visible = j->a->visible[j->entry[item / j->a->shape.G].row];
+    return end < visible ? end : visible;
+}
+static void item_pages(const struct decode *j, uint32_t item, uint32_t k0, const void **page)
+{
+    const uint32_t G = j->a->shape.G;
+    block_pages(&j->a->shape, &j->a->view[j->entry[item / G].row], item % G * j->heads.head_bytes, k0,
+                last_key(j, item), page);
 }
 
+/* The query heads of the item's group as subtiles; their number. */
+static uint32_t item_rows(const struct decode *j, uint32_t item, const struct cpu_room *room, const uint32_t *see,
+                          struct cpu_rows *sub)
+{
+    const struct attention_args *a = j->a;
+    const uint32_t group = a->H / a->shape.G, D = j->heads.D, row = j->entry[item / a->shape.G].row;
+    uint32_t n_subs = 0;
+    for (uint32_t i = 0; i < group; i += CPU_TILE, n_subs++) {
+        const uint32_t n = group - i < CPU_TILE ? group - i : CPU_TILE, h = item % a->shape.G * group + i;
+        const size_t slot = (size_t)item / a->shape.G * a->H + h;
+        char *packed = room->q + (size_t)i * D * 4;
+        const float *q[CPU_TILE];
+        for (uint32_t r = 0; r < n; r++) q[r] = a->q + row * a->ldq + (size_t)(h + r) * D;
+        j->st->isa->attention->pack_rows(&j->heads, q, n, packed);
+        sub[n_subs] = (struct cpu_rows){ .n = n, .q = packed, .visible = see, .m = j->m + slot, .l = j->l + slot,
+                                         .acc = j->acc + slot * j->heads.Dv };
+        rows_clear(&j->heads, &sub[n_subs]);
+    }
+    return n_subs;
+}
+
+/* Block after block, each attend told which pages come next, over the end of an item as well. */
 static void decode_items(void *arg, int thread, uint32_t begin, uint32_t end)
 {
     const struct decode *j = arg;
     const struct cpu_room room = cpu_room_at(j->a->scratch, thread, j->heads.D);
-    const uint32_t G = j->a->shape.G;
-    for (uint32_t i = begin; i < end; i++)
-        decode_item(j, &j->entry[i / G], i / G * j->a->H, i % G, &room);
+    const void *page[CPU_BLOCK_PAGES], *next[CPU_BLOCK_PAGES];
+    item_pages(j, begin, first_key(j, begin), page);
+    for (uint32_t item = begin; item < end; item++) {
+        struct cpu_rows sub[CPU_ROOM_ROWS / CPU_TILE];
+        uint32_t see[CPU_TILE];
+        for (uint32_t i = 0; i < CPU_TILE; i++) see[i] = last_key(j, item);
+        const uint32_t n_subs = item_rows(j, item, &room, see, sub);
+        for (uint32_t k0 = first_key(j, item); k0 < last_key(j, item); k0 += CPU_BLOCK) {
+            if (k0 + CPU_BLOCK < last_key(j, item)) item_pages(j, item, k0 + CPU_BLOCK, next);
+            else if (item + 1 < end) item_pages(j, item + 1, first_key(j, item + 1), next);
+            for (uint32_t i = 0; i < n_subs; i++)
+                j->st->isa->attention->attend(&j->heads, &sub[i], page, i + 1 == n_subs ? next : page, k0, room.t);
+            memcpy(page, next, sizeof page);
+        }
+    }
 }
 
-static void merge_rows(void *arg, int thread, uint32_t begin, uint32_t end)
+/* Head i % H of row i / H of this round: the splits in order. */
+static void merge_heads(void *arg, int thread, uint32_t begin, uint32_t end)
 {
     (void)thread;
     const struct decode *j = arg;
+    const struct cpu_attention_kernels *kern = j->st->isa->attention;
     const uint32_t H = j->a->H, out_tile = operand_tile(j->a->out->rows);
-    float y[CPU_HEAD_MAX];
-    for (uint32_t row = j->row0 + begin; row < j->row0 + end; row++) {
-        uint32_t x = 0;
+    uint32_t x = 0;                     /* the first entry of the row */
+    for (uint32_t i = begin; i < end; i++) {
+        const uint32_t row = j->row0 + i / H;
         while (j->entry[x].row != row) x++;
         const struct operand_tile out = operand_tile_at(j->a->out, j->pairs, row / out_tile);
-        for (uint32_t h = 0; h < H; h++) {
-            const size_t slot = (size_t)x * H + h;
-            const float l = j->st->isa->attention->merge(&j->heads, j->m + slot, j->l + slot,
-                                                         j->acc + slot * j->heads.Dv, n_splits(j->a->visible[row]), H,
-                                                         y);
-            j->st->isa->attention->emit(&j->heads, y, l, &out, row % out_tile, h * j->heads.D);
-        }
+        const size_t slot = (size_t)x * H + i % H;
+        float y[CPU_HEAD_MAX];
+        const float l = kern->merge(&j->heads, j->m + slot, j->l + slot, j->acc + slot * j->heads.Dv,
+                                    n_splits(j->a->visible[row]), H, y);
+        kern->emit(&j->heads, y, l, &out, row % out_tile, i % H * j->heads.D);
     }
 }
 
@@ -267,8 +294,9 @@ status cpu_attention_decode(struct stream *stream, const struct attention_args *
         j.n_entries = 0;
         for (; i < n && j.n_entries + n_splits(a->visible[i]) <= cap; i++)
             for (uint32_t s = 0; s < n_splits(a->visible[i]); s++) j.entry[j.n_entries++] = (struct split){ i, s };
-        cpu_for(stream, j.n_entries * a->shape.G, 1, decode_items, &j);
-        cpu_for(stream, i - j.row0, 1, merge_rows, &j);
+        const uint32_t n_items = j.n_entries * a->shape.G, share = n_items / (PIECES * (uint32_t)threads_count(st->threads));
+        cpu_for(stream, n_items, share > 0 ? share : 1, decode_items, &j);
+        cpu_for(stream, (i - j.row0) * a->H, 4, merge_heads, &j);
     }
     return OK;
 }

@@ -26,6 +26,11 @@ enum kind { F32, PAIRS, WIDEN };
 #endif
 #define UNROLL _Pragma("GCC unroll 16")
 #define NOINLINE __attribute__((noinline))
+/* A tile of fewer rows than CPU_TILE reads K and V from memory at almost no arithmetic (decode), so it fetches ahead:
+ * V of the block while its scores are made, K of the next block during the softmax and P V. */
+#define FETCHES(rows) ((rows) < CPU_TILE)
+#define FETCH(p) __builtin_prefetch(p, 0, 0)
+#define FETCH_LINES 24              /* of a page, per row of the softmax                                        */
 #define LOG2E 1.44269504088896341f
 
 /* ---- products ---------------------------------------------------------------------------------------------- */
@@ -79,7 +84,7 @@ VEC_FN void step(const enum kind kind, const int rows, const int nv, vf c[GROUP]
 
 /* s[i][0 .. 2 vectors) = q row i . K columns, rows r0 .. r0 + rows of m. b0, b1: first k of the two vectors. */
 VEC_FN void qk_cell(const enum kind kind, const int m, const int r0, const int rows, uint32_t D, const void *q,
-                    const void *b0, const void *b1, float *s0, float *s1)
+                    const void *b0, const void *b1, const char *soon0, const char *soon1, float *s0, float *s1)
 {
     vf c[GROUP][2];
     UNROLL for (int i = 0; i < rows; i++) c[i][0] = c[i][1] = vf_zero();
@@ -87,6 +92,8 @@ VEC_FN void qk_cell(const enum kind kind, const int m, const int r0, const int r
     const float *a = (const float *)q + r0;
     const float *x0 = b0, *x1 = b1;                      /* 4-byte units: floats or pairs                       */
     for (uint32_t k = 0; k < n; k++, x0 += 16, x1 += 16) {
+        if (FETCHES(m)) FETCH(soon0 + (size_t)k * 64);
+        if (FETCHES(m) && CPU_VEC == 16) FETCH(soon1 + (size_t)k * 64);
         step(kind, rows, 2, c, a, 1, m, x0, x1);
         a += kind == WIDEN ? 2 * m : m;
     }
@@ -99,28 +106,33 @@ VEC_FN void qk_cell(const enum kind kind, const int m, const int r0, const int r
 /* Scores of m rows against n_pages pages. With vectors of a page's width two pages go together; an odd last one
  * goes with itself, and the columns written twice hold the same. */
 VEC_FN void qk(const enum kind kind, const int m, uint32_t D, const void *q, const void *const *page,
-               uint32_t n_pages, float *s)
+               uint32_t n_pages, size_t v_at, float *s)
 {
 #if CPU_VEC == 16
     for (uint32_t p = 0; p < n_pages; p += 2) {
         const uint32_t p1 = p + 1 < n_pages ? p + 1 : p;
-        qk_cell(kind, m, 0, m, D, q, page[p], page[p1], s + p * 16, s + p1 * 16);
+        const char *b0 = page[p], *b1 = page[p1];
+        qk_cell(kind, m, 0, m, D, q, b0, b1, b0 + v_at, b1 + v_at, s + p * 16, s + p1 * 16);
     }
 #else
     for (uint32_t p = 0; p < n_pages; p++)
         for (uint32_t c = 0; c < 16; c += 2 * CPU_VEC) {
-            const float *b = (const float *)page[p] + c;
-            float *out = s + p * 16 + c;
-            qk_cell(kind, m, 0, m < GROUP ? m : GROUP, D, q, b, b + CPU_VEC, out, out + CPU_VEC);
-            if (m > GROUP) qk_cell(kind, m, GROUP, m - GROUP, D, q, b, b + CPU_VEC, out, out + CPU_VEC);
+            const char *soon = (const char *)page[p] + v_at;
+            const float *b0 = (const float *)page[p] + c, *b1 = b0 + CPU_VEC;
+            float *s0 = s + p * 16 + c, *s1 = s0 + CPU_VEC;
+            qk_cell(kind, m, 0, m < GROUP ? m : GROUP, D, q, b0, b1, soon, soon, s0, s1);
+            if (m > GROUP) qk_cell(kind, m, GROUP, m - GROUP, D, q, b0, b1, soon, soon, s0, s1);
         }
 #endif
 }
 
-/* acc[i][col ..] = acc * keep + P V, rows r0 .. r0 + rows. v_at: bytes from a page's head part to its V. */
-VEC_FN void pv_cell(const enum kind kind, const int r0, const int rows, const int nv, uint32_t Dv, size_t v_at,
-                    const void *const *page, uint32_t n_pages, uint32_t col, const struct cpu_scores *t, float *acc)
+/* acc[i][col ..] = acc * keep + P V, rows r0 .. r0 + rows of m. v_at: bytes from a page's head part to its V. */
+VEC_FN void pv_cell(const enum kind kind, const int m, const int r0, const int rows, const int nv, uint32_t Dv,
+                    size_t v_at, const void *const *page, const void *const *next, uint32_t n_pages, uint32_t col,
+                    const struct cpu_scores *t, float *acc)
 {
+    const bool fetch = FETCHES(m) && r0 == 0;
+    const int steps = kind == F32 ? 16 : 8;
     vf c[GROUP][2];
     acc += (size_t)r0 * Dv + col;
     UNROLL for (int i = 0; i < rows; i++) {
@@ -132,7 +144,10 @@ VEC_FN void pv_cell(const enum kind kind, const int r0, const int rows, const in
     const size_t row = kind == PAIRS ? CPU_BLOCK / 2 : CPU_BLOCK;
     for (uint32_t p = 0; p < n_pages; p++) {
         const float *b = (const float *)((const char *)page[p] + v_at) + col;
-        for (int j = 0; j < (kind == F32 ? 16 : 8); j++, b += Dv) {
+        const char *soon = (const char *)next[p] + (size_t)col * steps * 4;
+        _Pragma("GCC unroll 1") for (int j = 0; j < steps; j++, b += Dv, soon += nv * CPU_VEC * 4) {
+            if (fetch) FETCH(soon);
+            if (fetch && CPU_VEC == 16) FETCH(soon + 64);
             step(kind, rows, nv, c, left, row, 1, b, b + CPU_VEC);
             left += kind == WIDEN ? 2 : 1;
         }
@@ -144,31 +159,31 @@ VEC_FN void pv_cell(const enum kind kind, const int r0, const int rows, const in
 }
 
 VEC_FN void pv(const enum kind kind, const int m, uint32_t Dv, size_t v_at, const void *const *page,
-               uint32_t n_pages, const struct cpu_scores *t, float *acc)
+               const void *const *next, uint32_t n_pages, const struct cpu_scores *t, float *acc)
 {
     uint32_t col = 0;
     for (; col + 2 * CPU_VEC <= Dv; col += 2 * CPU_VEC) {
-        pv_cell(kind, 0, m < GROUP ? m : GROUP, 2, Dv, v_at, page, n_pages, col, t, acc);
-        if (m > GROUP) pv_cell(kind, GROUP, m - GROUP, 2, Dv, v_at, page, n_pages, col, t, acc);
+        pv_cell(kind, m, 0, m < GROUP ? m : GROUP, 2, Dv, v_at, page, next, n_pages, col, t, acc);
+        if (m > GROUP) pv_cell(kind, m, GROUP, m - GROUP, 2, Dv, v_at, page, next, n_pages, col, t, acc);
     }
-    if (col < Dv) pv_cell(kind, 0, m < GROUP ? m : GROUP, 1, Dv, v_at, page, n_pages, col, t, acc);
+    if (col < Dv) pv_cell(kind, m, 0, m < GROUP ? m : GROUP, 1, Dv, v_at, page, next, n_pages, col, t, acc);
 }
 
 /* One function per kind and number of rows, so that the accumulators stay in registers. */
-typedef void (*qk_fn)(uint32_t D, const void *q, const void *const *page, uint32_t n_pages, float *s);
-typedef void (*pv_fn)(uint32_t Dv, size_t v_at, const void *const *page, uint32_t n_pages,
+typedef void (*qk_fn)(uint32_t D, const void *q, const void *const *page, uint32_t n_pages, size_t v_at, float *s);
+typedef void (*pv_fn)(uint32_t Dv, size_t v_at, const void *const *page, const void *const *next, uint32_t n_pages,
                       const struct cpu_scores *t, float *acc);
 
 #define TILE_FNS(name, kind, m)                                                                            \
-    static NOINLINE void qk_##name##m(uint32_t D, const void *q, const void *const *page, uint32_t n_pages, \
+    static NOINLINE void qk_##name##m(uint32_t D, const void *q, const void *const *page, uint32_t n_pages, size_t v_at, \
                                       float *s)                                                            \
     {                                                                                                      \
-        qk(kind, m, D, q, page, n_pages, s);                                                               \
+        qk(kind, m, D, q, page, n_pages, v_at, s);                                                               \
     }                                                                                                      \
-    static NOINLINE void pv_##name##m(uint32_t Dv, size_t v_at, const void *const *page, uint32_t n_pages,  \
+    static NOINLINE void pv_##name##m(uint32_t Dv, size_t v_at, const void *const *page, const void *const *next, uint32_t n_pages,  \
                                       const struct cpu_scores *t, float *acc)                              \
     {                                                                                                      \
-        pv(kind, m, Dv, v_at, page, n_pages, t, acc);                                                      \
+        pv(kind, m, Dv, v_at, page, next, n_pages, t, acc);                                                      \
     }
 #define ALL_ROWS(X, name, kind)                                                                            \
     X(name, kind, 1) X(name, kind, 2) X(name, kind, 3) X(name, kind, 4) X(name, kind, 5) X(name, kind, 6)  \
@@ -289,23 +304,26 @@ VEC_FN uint32_t columns_seen(const struct cpu_rows *r, uint32_t k0, uint32_t *se
 }
 
 VEC_FN void softmax(const bool packed, const struct cpu_heads *a, const struct cpu_rows *r, const uint32_t *seen,
-                    uint32_t cols, struct cpu_scores *t)
+                    uint32_t cols, const void *const *next, struct cpu_scores *t)
 {
     const float scale = packed ? a->scale * LOG2E : a->scale;
     maxima(packed, r, seen, scale, t);
-    for (uint32_t i = 0; i < r->n; i++)
+    for (uint32_t i = 0; i < r->n; i++) {
+        for (uint32_t k = 0; FETCHES(r->n) && next != NULL && k < FETCH_LINES; k++)
+            FETCH((const char *)next[2 * i % 15] + (size_t)k * 64);
         r->l[i] = r->l[i] * t->keep[i] + row_exp(packed, t->s[i], t->p[i], seen[i], cols, scale, r->m[i]);
+    }
 }
 
-static void attend(const struct cpu_heads *a, const struct cpu_rows *r, const void *const *page, uint32_t k0,
-                   struct cpu_scores *t)
+static void attend(const struct cpu_heads *a, const struct cpu_rows *r, const void *const *page,
+                   const void *const *next, uint32_t k0, struct cpu_scores *t)
 {
     uint32_t seen[CPU_TILE];
-    const uint32_t n_pages = columns_seen(r, k0, seen);
-    qk_of[a->bf16][r->n - 1](a->D, r->q, page, n_pages, t->s[0]);
-    if (KIND_BF16 == PAIRS && a->packed) softmax(true, a, r, seen, n_pages * CPU_PAGE_TOKENS, t);
-    else softmax(false, a, r, seen, n_pages * CPU_PAGE_TOKENS, t);
-    pv_of[a->bf16][r->n - 1](a->Dv, a->k_bytes, page, n_pages, t, r->acc);
+    const uint32_t n_pages = columns_seen(r, k0, seen), cols = n_pages * CPU_PAGE_TOKENS;
+    qk_of[a->bf16][r->n - 1](a->D, r->q, page, n_pages, a->k_bytes, t->s[0]);
+    if (KIND_BF16 == PAIRS && a->packed) softmax(true, a, r, seen, cols, next, t);
+    else softmax(false, a, r, seen, cols, next, t);
+    pv_of[a->bf16][r->n - 1](a->Dv, a->k_bytes, page, next, n_pages, t, r->acc);
 }
 
 static void stats(const struct cpu_heads *a, const struct cpu_rows *r, const void *const *page, uint32_t k0,
@@ -313,8 +331,8 @@ static void stats(const struct cpu_heads *a, const struct cpu_rows *r, const voi
 {
     uint32_t seen[CPU_TILE];
     const uint32_t n_pages = columns_seen(r, k0, seen);
-    qk_of[a->bf16][r->n - 1](a->D, r->q, page, n_pages, t->s[0]);
-    softmax(false, a, r, seen, n_pages * CPU_PAGE_TOKENS, t);
+    qk_of[a->bf16][r->n - 1](a->D, r->q, page, n_pages, a->k_bytes, t->s[0]);
+    softmax(false, a, r, seen, n_pages * CPU_PAGE_TOKENS, NULL, t);
 }
 
 static void columns(const struct cpu_heads *a, const struct cpu_rows *r, const void *const *page, uint32_t k0,
@@ -322,7 +340,7 @@ static void columns(const struct cpu_heads *a, const struct cpu_rows *r, const v
 {
     uint32_t seen[CPU_TILE];
     const uint32_t n_pages = columns_seen(r, k0, seen);
-    qk_of[a->bf16][r->n - 1](a->D, r->q, page, n_pages, t->s[0]);
+    qk_of[a->bf16][r->n - 1](a->D, r->q, page, n_pages, a->k_bytes, t->s[0]);
     for (uint32_t i = 0; i < r->n; i++) {
         const vf scale = vf_set1(a->scale), minus = vf_set1(-r->m[i]), part = vf_set1(1.0f / r->l[i]);
         for (uint32_t j = 0; j < seen[i]; j += CPU_VEC) {

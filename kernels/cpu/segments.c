@@ -77,7 +77,7 @@ static void attend_item(const struct segments *j, const struct tile *t, uint32_t
     for (uint32_t k0 = 0; k0 < keys; k0 += CPU_BLOCK) {
         const void *page[CPU_BLOCK_PAGES];
         bring_block(j, room, first + k0, keys - k0 < CPU_BLOCK ? keys - k0 : CPU_BLOCK, h, true, page);
-        for (uint32_t i = 0; i < n_subs; i++) kern->attend(&j->heads, &sub[i], page, k0, room->t);
+        for (uint32_t i = 0; i < n_subs; i++) kern->attend(&j->heads, &sub[i], page, page, k0, room->t);
     }
     const uint32_t out_tile = operand_tile(a->out->rows);
     for (uint32_t i = 0; i < n; i++) {

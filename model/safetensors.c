@@ -134,7 +134,7 @@ static status check_cover(const char *path, struct tensor_info *t, size_t n, uin
                           struct err *e)
 {
     uint64_t at = 0;
-    qsort(t, n, sizeof *t, by_begin);
+    if (n > 0) qsort(t, n, sizeof *t, by_begin);
     for (size_t i = 0; i < n; i++) {
         if (t[i].begin < at)
             return err_set(e, E_MODEL, "%s: tensors %s and %s overlap at byte %" PRIu64 " of the data", path,
@@ -192,7 +192,8 @@ static status parse_header(struct tensor_files *s, const char *path, const uint8
         t.name = mem_must_strdup(key);
         s->tensor[s->n++] = t;
     }
-    TRY_GOTO(st, check_cover(path, s->tensor + first, s->n - first, data_bytes, e), done);
+    TRY_GOTO(st, check_cover(path, s->n > first ? &s->tensor[first] : NULL, s->n - first, data_bytes, e),
+             done);
     *data_at = (size_t)(8 + head);
 done:
     doc_close(&d);
@@ -249,7 +250,7 @@ static status map_file(struct tensor_files *s, const char *path, struct err *e)
 /* Sort by name; a name that stands in two files is an error. */
 static status finish(struct tensor_files *s, struct err *e)
 {
-    qsort(s->tensor, s->n, sizeof *s->tensor, by_name);
+    if (s->n > 0) qsort(s->tensor, s->n, sizeof *s->tensor, by_name);
     for (size_t i = 1; i < s->n; i++)
         if (strcmp(s->tensor[i - 1].name, s->tensor[i].name) == 0)
             return err_set(e, E_MODEL, "tensor %s is in %s and in %s", s->tensor[i].name,

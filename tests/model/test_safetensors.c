@@ -110,6 +110,11 @@ static void length_of_the_header_is_checked_against_the_file(void **state)
     uint8_t *p = image("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}", 4, &n);
     MUST_OK(tensor_files_check(p, n, n, &found, &e));
     assert_int_equal(found, 1);
+    size_t n_none;
+    uint8_t *none = image("{\"__metadata__\":{}}", 0, &n_none); /* no tensor at all is a whole file */
+    MUST_OK(tensor_files_check(none, n_none, n_none, &found, &e));
+    assert_int_equal(found, 0);
+    free(none);
     for (size_t cut = 0; cut < n; cut++)
         assert_int_equal(tensor_files_check(p, cut, cut, &found, &e), E_MODEL);
     says(tensor_files_check(p, 5, 5, &found, &e), &e, "5 bytes are too few");

@@ -32,10 +32,22 @@ struct bench_row {
 };
 
 extern const struct bench_row bench_kernel_rows[];
+extern const struct bench_row bench_model_rows[], bench_load_rows[], bench_media_rows[];
+void bench_model_close(void);      /* ends what the rows of the model share */
 
 /* ---- what rows measure with -------------------------------------------------------------------------------- */
 
-/* GFLOP/s of the machine's widest multiply-add (bf16 dot product where it has it) on all threads, about 20 ms. */
+/* Wall time of a stretch of work that keeps all threads busy. A stretch is undisturbed if the process had nearly all
+ * of its CPUs all the time: other programs show up as missing CPU time. */
+struct bench_clock { double wall, cpu; };
+struct bench_clock bench_clock_now(void);
+double bench_seconds(const struct bench *b, struct bench_clock since, bool *undisturbed);
+
+/* Median of the first n samples that are undisturbed, of all if fewer than 3 are. */
+double bench_median_of(const double *v, const bool *undisturbed, int n);
+
+/* GFLOP/s of the machine's widest multiply-add (bf16 dot product where it has it) on all threads: the best of five
+ * runs of about 1.5 ms. */
 double bench_peak(struct bench *b);
 
 /* Seconds to read `bytes` at p once, all threads, each its part in order. */

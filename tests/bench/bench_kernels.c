@@ -17,15 +17,20 @@ static status run_peak(struct bench *b, struct bench_result *r, struct err *e)
 
 static status run_read(struct bench *b, struct bench_result *r, struct err *e)
 {
-    enum { ROUNDS = 9 };
+    enum { ROUNDS = 25 };
     const size_t bytes = (size_t)512 << 20;
     char *p;
     TRY(mem_alloc_aligned(&p, bytes, e));
     for (size_t i = 0; i < bytes; i += 4096) p[i] = 1;
     double v[ROUNDS];
-    for (int i = 0; i < ROUNDS; i++) v[i] = (double)bytes / bench_read(b, p, bytes) * 1e-9;
+    bool undisturbed[ROUNDS];
+    for (int i = 0; i < ROUNDS; i++) {
+        const struct bench_clock t = bench_clock_now();
+        bench_read(b, p, bytes);
+        v[i] = (double)bytes / bench_seconds(b, t, &undisturbed[i]) * 1e-9;
+    }
     free(p);
-    r->value = bench_median(v, ROUNDS);
+    r->value = bench_median_of(v, undisturbed, ROUNDS);
     r->unit = "GB/s";
     snprintf(r->note, sizeof r->note, "512 MiB, %d threads", b->n_threads);
     return OK;
@@ -35,7 +40,7 @@ static status run_read(struct bench *b, struct bench_result *r, struct err *e)
 
 /* y = x W^T from f32 rows (packing them included) with weights that come from memory: several copies in turn. */
 struct gemm {
-    uint32_t rows, n, k, n_copies;
+    uint32_t rows, n, k, n_copies, next;
     struct weight *w[32];
     float *x, *y;
     void *packed;
@@ -66,40 +71,45 @@ done:
     return s;
 }
 
-/* Seconds of one product, the mean over all copies. */
-static status gemm_time(struct bench *b, struct gemm *g, double *seconds, struct err *e)
+/* n products in a row, each with the next copy of the weight. */
+static status gemm_run(struct bench *b, struct gemm *g, uint32_t n, struct err *e)
 {
     struct operand x = { g->packed, g->rows, g->k, DT_BF16 };
     const struct pack_args pa = { g->x, g->k, g->rows, g->k, &x };
-    const double t = clock_s();
-    for (uint32_t i = 0; i < g->n_copies; i++) {
-        const struct linear_args la = { &x, g->w[i], LINEAR_STORE, g->y, g->n, NULL };
+    for (uint32_t i = 0; i < n; i++) {
+        const struct linear_args la = { &x, g->w[g->next++ % g->n_copies], LINEAR_STORE, g->y, g->n, NULL };
         TRY(b->st->ops->pack(b->st, &pa, e));
         TRY(b->st->ops->linear(b->st, &la, e));
     }
-    *seconds = (clock_s() - t) / g->n_copies;
     return OK;
 }
 
-/* Share of the peak, and GFLOP/s for the note. */
+/* Share of the peak that is measured before and after each stretch of about 5 ms, and GFLOP/s for the note. */
 static status gemm_share(struct bench *b, uint32_t rows, uint32_t n, uint32_t k, double *share, double *gflops,
                          struct err *e)
 {
-    enum { ROUNDS = 7 };
+    enum { ROUNDS = 60, ENOUGH = 15 };
     struct gemm g = { .rows = rows, .n = n, .k = k };
-    double shares[ROUNDS], speeds[ROUNDS], seconds = 0.0;
+    double shares[ROUNDS], speeds[ROUNDS];
+    bool undisturbed[ROUNDS];
+    const double flops = 2.0 * rows * n * k;
     status s;
+    int n_rounds = 0;
     TRY_GOTO(s, gemm_init(b, &g, e), done);
-    TRY_GOTO(s, gemm_time(b, &g, &seconds, e), done);                   /* first touch */
-    for (int i = 0; i < ROUNDS; i++) {
+    TRY_GOTO(s, gemm_run(b, &g, g.n_copies, e), done);                  /* first touch */
+    const uint32_t n_calls = (uint32_t)(0.005 * 800e9 / flops) + 1;
+    for (int n_good = 0; n_rounds < ROUNDS && n_good < ENOUGH; n_rounds++) {
         const double before = bench_peak(b);
-        TRY_GOTO(s, gemm_time(b, &g, &seconds, e), done);
+        const struct bench_clock t = bench_clock_now();
+        TRY_GOTO(s, gemm_run(b, &g, n_calls, e), done);
+        const double seconds = bench_seconds(b, t, &undisturbed[n_rounds]);
         const double after = bench_peak(b);
-        speeds[i] = 2.0 * rows * n * k / seconds * 1e-9;
-        shares[i] = speeds[i] / (0.5 * (before + after));
+        speeds[n_rounds] = n_calls * flops / seconds * 1e-9;
+        shares[n_rounds] = speeds[n_rounds] / (0.5 * (before + after));
+        n_good += undisturbed[n_rounds];
     }
-    *share = bench_median(shares, ROUNDS);
-    *gflops = bench_median(speeds, ROUNDS);
+    *share = bench_median_of(shares, undisturbed, n_rounds);
+    *gflops = bench_median_of(speeds, undisturbed, n_rounds);
 done:
     gemm_fini(b, &g);
     return s;

@@ -234,12 +234,12 @@ VEC_FN void tile_ahead(const struct operand_tile *t, uint32_t k0)
 
 static void fill_tile(const struct operand_tile *t, uint32_t k0, uint32_t n, const float *x, size_t ldx)
 {
-    for (uint32_t k = 0; k < n; k += CPU_PANEL) {
-        for (uint32_t r = 0; r < t->m; r++) {
-            const char *row = (const char *)(x + r * ldx + k);
-            __builtin_prefetch(row + PACK_AHEAD);
-            __builtin_prefetch(row + PACK_AHEAD + 64);
-        }
+    /* The rows of the next tile are asked for in the order of memory while this one is written: so many streams
+     * side by side are more than the hardware follows. */
+    const char *next = (const char *)(x + t->m * ldx);
+    const size_t step = n < CPU_PANEL ? 0 : t->m * ldx * 4 / (n / CPU_PANEL);
+    for (uint32_t k = 0; k < n; k += CPU_PANEL, next += step) {
+        for (size_t i = 0; i < step; i += 64) __builtin_prefetch(next + i, 0, 2);
         tile_ahead(t, k0 + k);
         tile_write(t, k0 + k, n - k < CPU_PANEL ? n - k : CPU_PANEL, x + k, ldx);
     }

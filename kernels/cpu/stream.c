@@ -5,22 +5,6 @@
 #include "base/mem.h"
 #include "kernels/cpu/cpu.h"
 
-#pragma weak cpu_page_bytes
-#pragma weak cpu_attention_scratch
-#pragma weak cpu_rope
-#pragma weak cpu_kv_write
-#pragma weak cpu_attention
-#pragma weak cpu_attention_decode
-#pragma weak cpu_segment_attention
-#pragma weak cpu_query_scores
-#pragma weak cpu_select_scratch
-#pragma weak cpu_select
-#pragma weak cpu_cosine
-#pragma weak cpu_attention_kernels_plain
-#pragma weak cpu_attention_kernels_avx2
-#pragma weak cpu_attention_kernels_avx512
-#pragma weak cpu_attention_kernels_avx512bf16
-
 /* ---- instruction sets -------------------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)

@@ -1,11 +1,11 @@
 /* kernels/cpu/cosine.c - cosines of pairs of rows; see kernels/ops.h and attention.h.
- * The three sums run in one order and only the last step is in double, so that bit-equal rows give exactly 1: the
- * square of an f32 is exact in double, and so is its root. */
+ * The three sums run in one order and only the last step is in double, so that bit-equal rows give exactly
+ * 1: the square of an f32 is exact in double, and so is its root. */
 #include <math.h>
 
 #include "kernels/cpu/attention.h"
 
-#define FEW_FLOATS 16384            /* floats of one piece of work */
+#define FEW_FLOATS 16384 /* floats of one piece of work */
 
 struct cosine_job {
     const struct cpu_stream *st;

@@ -1,14 +1,15 @@
 /* kernels/cpu/isa_attention.c - the inner kernels of attention.h, once per instruction set.
  *
- * Both products are outer products of 12 rows x 32 columns on the widest vectors (24 accumulators of 32 registers),
- * of 6 rows x 2 vectors elsewhere. Left sides are broadcast from memory: packed queries [k][rows], and rows of
- * probabilities at a fixed stride. Right sides stream from the pages as they lie, two pages at a time.
- *     PAIRS  bf16 pages, bf16 left side, one bf16 dot product for two k          (only where the machine has it)
+ * Both products are outer products of 12 rows x 32 columns on the widest vectors (24 accumulators of 32
+ * registers), of 6 rows x 2 vectors elsewhere. Left sides are broadcast from memory: packed queries
+ * [k][rows], and rows of probabilities at a fixed stride. Right sides stream from the pages as they lie,
+ * two pages at a time.
+ *     PAIRS  bf16 pages, bf16 left side, one dot product for two k (only where the machine has it)
  *     WIDEN  bf16 pages, f32 left side: a dword is shifted or masked to its two floats
  *     F32    f32 pages, f32 left side
- * With PAIRS the softmax counts in powers of 2 (scores times scale / ln 2) and takes a polynomial good to 3e-6, far
- * under the rounding of its result to bf16; else it takes e^x to about 1 ulp. e^0 is exactly 1 in both, so a block
- * that changes no maximum rescales nothing. */
+ * With PAIRS the softmax counts in powers of 2 (scores times scale / ln 2) and takes a polynomial good to
+ * 3e-6, far under the rounding of its result to bf16; else it takes e^x to about 1 ulp. e^0 is exactly 1
+ * in both, so a block that changes no maximum rescales nothing. */
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/vec.h"
 
@@ -20,47 +21,41 @@ enum kind { F32, PAIRS, WIDEN };
 #define KIND_BF16 WIDEN
 #endif
 #if CPU_VEC == 16
-#define GROUP 12                    /* rows that one pass over the right side serves                            */
+#define GROUP 12 /* rows that one pass over the right side serves */
 #else
 #define GROUP 6
 #endif
-#define UNROLL _Pragma("GCC unroll 16")
 #define NOINLINE __attribute__((noinline))
-/* A tile of fewer rows than CPU_TILE reads K and V from memory at almost no arithmetic (decode), so it fetches ahead:
- * V of the block while its scores are made, K of the next block during the softmax and P V. */
+#define LOG2E    1.44269504088896341f
+
+/* A tile of fewer rows than CPU_TILE reads K and V from memory at almost no arithmetic (decode), so it
+ * fetches ahead: V of the block while its scores are made, K of the next block during the softmax and P V. */
 #define FETCHES(rows) ((rows) < CPU_TILE)
-#define FETCH(p) __builtin_prefetch(p, 0, 0)
-#define FETCH_LINES 24              /* of a page, per row of the softmax                                        */
-#define LOG2E 1.44269504088896341f
+#define FETCH(p)      __builtin_prefetch(p, 0, 0)
+#define FETCH_LINES   24 /* of a page, per row of the softmax */
 
-/* ---- products ---------------------------------------------------------------------------------------------- */
+/* ---- products ------------------------------------------------------------------------------------------ */
 
-/* c + a.low * b.low + a.high * b.high */
-VEC_FN vf dot_pair(vf c, uint32_t a, vu b)
-{
-#if defined(__AVX512BF16__)
-    return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
-#else
-    return c + vf_set1(bf16_to_f32((bf16)a)) * vf_low_bf16(b) + vf_set1(bf16_to_f32((bf16)(a >> 16))) * vf_high_bf16(b);
-#endif
-}
-
-/* One step of k of `rows` x `nv` vectors: PAIRS and WIDEN take two k. Row i's left value lies at a + i * row, its
- * second k (WIDEN) `next` further; b0, b1 are the two right vectors. */
+/* One step of k of `rows` x `nv` vectors: PAIRS and WIDEN take two k. Row i's left value lies at a + i *
+ * row, its second k (WIDEN) `next` further; b0, b1 are the two right vectors. */
 VEC_FN void step(const enum kind kind, const int rows, const int nv, vf c[GROUP][2], const void *left,
                  const size_t row, const size_t next, const void *b0, const void *b1)
 {
     const float *a = left;
     if (kind == PAIRS) {
-        const vu x0 = vu_load(b0), x1 = nv > 1 ? vu_load(b1) : x0;
-        UNROLL for (int i = 0; i < rows; i++) {
-            const uint32_t v = ((const uint32_t *)left)[i * row];
-            c[i][0] = dot_pair(c[i][0], v, x0);
-            if (nv > 1) c[i][1] = dot_pair(c[i][1], v, x1);
+#if defined(__AVX512BF16__)
+        const __m512bh x0 = (__m512bh)vu_load(b0), x1 = nv > 1 ? (__m512bh)vu_load(b1) : x0;
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+            const __m512bh v = (__m512bh)_mm512_set1_epi32(((const int *)left)[i * row]);
+            c[i][0] = (vf)_mm512_dpbf16_ps((__m512)c[i][0], v, x0);
+            if (nv > 1) c[i][1] = (vf)_mm512_dpbf16_ps((__m512)c[i][1], v, x1);
         }
+#endif
     } else if (kind == F32) {
         const vf x0 = vf_load(b0), x1 = nv > 1 ? vf_load(b1) : x0;
-        UNROLL for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
             const vf v = vf_set1(a[i * row]);
             c[i][0] += v * x0;
             if (nv > 1) c[i][1] += v * x1;
@@ -68,13 +63,15 @@ VEC_FN void step(const enum kind kind, const int rows, const int nv, vf c[GROUP]
     } else {
         const vu x0 = vu_load(b0), x1 = nv > 1 ? vu_load(b1) : x0;
         const vf l0 = vf_low_bf16(x0), l1 = vf_low_bf16(x1);
-        UNROLL for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
             const vf v = vf_set1(a[i * row]);
             c[i][0] += v * l0;
             if (nv > 1) c[i][1] += v * l1;
         }
         const vf h0 = vf_high_bf16(x0), h1 = vf_high_bf16(x1);
-        UNROLL for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
             const vf v = vf_set1(a[i * row + next]);
             c[i][0] += v * h0;
             if (nv > 1) c[i][1] += v * h1;
@@ -82,29 +79,33 @@ VEC_FN void step(const enum kind kind, const int rows, const int nv, vf c[GROUP]
     }
 }
 
-/* s[i][0 .. 2 vectors) = q row i . K columns, rows r0 .. r0 + rows of m. b0, b1: first k of the two vectors. */
-VEC_FN void qk_cell(const enum kind kind, const int m, const int r0, const int rows, uint32_t D, const void *q,
-                    const void *b0, const void *b1, const char *soon0, const char *soon1, float *s0, float *s1)
+/* s[i][0 .. 2 vectors) = q row i . K columns, rows r0 .. r0 + rows of m. b0, b1: first k of the two
+ * vectors. */
+VEC_FN void qk_cell(const enum kind kind, const int m, const int r0, const int rows, uint32_t D,
+                    const void *q, const void *b0, const void *b1, const char *soon0, const char *soon1,
+                    float *s0, float *s1)
 {
     vf c[GROUP][2];
-    UNROLL for (int i = 0; i < rows; i++) c[i][0] = c[i][1] = vf_zero();
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) c[i][0] = c[i][1] = vf_zero();
     const uint32_t n = kind == F32 ? D : D / 2;
     const float *a = (const float *)q + r0;
-    const float *x0 = b0, *x1 = b1;                      /* 4-byte units: floats or pairs                       */
+    const float *x0 = b0, *x1 = b1; /* 4-byte units: floats or pairs */
     for (uint32_t k = 0; k < n; k++, x0 += 16, x1 += 16) {
         if (FETCHES(m)) FETCH(soon0 + (size_t)k * 64);
         if (FETCHES(m) && CPU_VEC == 16) FETCH(soon1 + (size_t)k * 64);
         step(kind, rows, 2, c, a, 1, m, x0, x1);
         a += kind == WIDEN ? 2 * m : m;
     }
-    UNROLL for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
         vf_store(s0 + (size_t)(r0 + i) * CPU_BLOCK, c[i][0]);
         vf_store(s1 + (size_t)(r0 + i) * CPU_BLOCK, c[i][1]);
     }
 }
 
-/* Scores of m rows against n_pages pages. With vectors of a page's width two pages go together; an odd last one
- * goes with itself, and the columns written twice hold the same. */
+/* Scores of m rows against n_pages pages. With vectors of a page's width two pages go together; an odd
+ * last one goes with itself, and the columns written twice hold the same. */
 VEC_FN void qk(const enum kind kind, const int m, uint32_t D, const void *q, const void *const *page,
                uint32_t n_pages, size_t v_at, float *s)
 {
@@ -126,16 +127,18 @@ VEC_FN void qk(const enum kind kind, const int m, uint32_t D, const void *q, con
 #endif
 }
 
-/* acc[i][col ..] = acc * keep + P V, rows r0 .. r0 + rows of m. v_at: bytes from a page's head part to its V. */
-VEC_FN void pv_cell(const enum kind kind, const int m, const int r0, const int rows, const int nv, uint32_t Dv,
-                    size_t v_at, const void *const *page, const void *const *next, uint32_t n_pages, uint32_t col,
-                    const struct cpu_scores *t, float *acc)
+/* acc[i][col ..] = acc * keep + P V, rows r0 .. r0 + rows of m. v_at: bytes from a page's head part to its
+ * V. */
+VEC_FN void pv_cell(const enum kind kind, const int m, const int r0, const int rows, const int nv,
+                    uint32_t Dv, size_t v_at, const void *const *page, const void *const *next,
+                    uint32_t n_pages, uint32_t col, const struct cpu_scores *t, float *acc)
 {
     const bool fetch = FETCHES(m) && r0 == 0;
     const int steps = kind == F32 ? 16 : 8;
     vf c[GROUP][2];
     acc += (size_t)r0 * Dv + col;
-    UNROLL for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
         const vf keep = vf_set1(t->keep[r0 + i]);
         c[i][0] = vf_load(acc + (size_t)i * Dv) * keep;
         c[i][1] = nv > 1 ? vf_load(acc + (size_t)i * Dv + CPU_VEC) * keep : c[i][0];
@@ -145,14 +148,16 @@ VEC_FN void pv_cell(const enum kind kind, const int m, const int r0, const int r
     for (uint32_t p = 0; p < n_pages; p++) {
         const float *b = (const float *)((const char *)page[p] + v_at) + col;
         const char *soon = (const char *)next[p] + (size_t)col * steps * 4;
-        _Pragma("GCC unroll 1") for (int j = 0; j < steps; j++, b += Dv, soon += nv * CPU_VEC * 4) {
+#pragma GCC unroll 1 /* else the fetches come in bursts */
+        for (int j = 0; j < steps; j++, b += Dv, soon += nv * CPU_VEC * 4) {
             if (fetch) FETCH(soon);
             if (fetch && CPU_VEC == 16) FETCH(soon + 64);
             step(kind, rows, nv, c, left, row, 1, b, b + CPU_VEC);
             left += kind == WIDEN ? 2 : 1;
         }
     }
-    UNROLL for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
         vf_store(acc + (size_t)i * Dv, c[i][0]);
         if (nv > 1) vf_store(acc + (size_t)i * Dv + CPU_VEC, c[i][1]);
     }
@@ -170,24 +175,28 @@ VEC_FN void pv(const enum kind kind, const int m, uint32_t Dv, size_t v_at, cons
 }
 
 /* One function per kind and number of rows, so that the accumulators stay in registers. */
-typedef void (*qk_fn)(uint32_t D, const void *q, const void *const *page, uint32_t n_pages, size_t v_at, float *s);
-typedef void (*pv_fn)(uint32_t Dv, size_t v_at, const void *const *page, const void *const *next, uint32_t n_pages,
-                      const struct cpu_scores *t, float *acc);
+typedef void (*qk_fn)(uint32_t D, const void *q, const void *const *page, uint32_t n_pages, size_t v_at,
+                      float *s);
+typedef void (*pv_fn)(uint32_t Dv, size_t v_at, const void *const *page, const void *const *next,
+                      uint32_t n_pages, const struct cpu_scores *t, float *acc);
 
-#define TILE_FNS(name, kind, m)                                                                            \
-    static NOINLINE void qk_##name##m(uint32_t D, const void *q, const void *const *page, uint32_t n_pages, size_t v_at, \
-                                      float *s)                                                            \
-    {                                                                                                      \
-        qk(kind, m, D, q, page, n_pages, v_at, s);                                                               \
-    }                                                                                                      \
-    static NOINLINE void pv_##name##m(uint32_t Dv, size_t v_at, const void *const *page, const void *const *next, uint32_t n_pages,  \
-                                      const struct cpu_scores *t, float *acc)                              \
-    {                                                                                                      \
-        pv(kind, m, Dv, v_at, page, next, n_pages, t, acc);                                                      \
+#define TILE_FNS(name, kind, m)                                                                              \
+    static NOINLINE void qk_##name##m(uint32_t D, const void *q, const void *const *page, uint32_t n_pages,  \
+                                      size_t v_at, float *s)                                                 \
+    {                                                                                                        \
+        qk(kind, m, D, q, page, n_pages, v_at, s);                                                           \
+    }                                                                                                        \
+    static NOINLINE void pv_##name##m(uint32_t Dv, size_t v_at, const void *const *page,                     \
+                                      const void *const *next, uint32_t n_pages, const struct cpu_scores *t, \
+                                      float *acc)                                                            \
+    {                                                                                                        \
+        pv(kind, m, Dv, v_at, page, next, n_pages, t, acc);                                                  \
     }
-#define ALL_ROWS(X, name, kind)                                                                            \
-    X(name, kind, 1) X(name, kind, 2) X(name, kind, 3) X(name, kind, 4) X(name, kind, 5) X(name, kind, 6)  \
-    X(name, kind, 7) X(name, kind, 8) X(name, kind, 9) X(name, kind, 10) X(name, kind, 11) X(name, kind, 12)
+/* clang-format off */
+#define ALL_ROWS(X, a, b)                                                                                    \
+    X(a, b, 1) X(a, b, 2) X(a, b, 3) X(a, b, 4) X(a, b, 5) X(a, b, 6)                                        \
+    X(a, b, 7) X(a, b, 8) X(a, b, 9) X(a, b, 10) X(a, b, 11) X(a, b, 12)
+/* clang-format on */
 #define QK_NAME(name, kind, m) qk_##name##m,
 #define PV_NAME(name, kind, m) pv_##name##m,
 
@@ -196,29 +205,25 @@ ALL_ROWS(TILE_FNS, h, KIND_BF16)
 static const qk_fn qk_of[2][CPU_TILE] = { { ALL_ROWS(QK_NAME, f, ) }, { ALL_ROWS(QK_NAME, h, ) } };
 static const pv_fn pv_of[2][CPU_TILE] = { { ALL_ROWS(PV_NAME, f, ) }, { ALL_ROWS(PV_NAME, h, ) } };
 
-/* ---- softmax ----------------------------------------------------------------------------------------------- */
+/* ---- softmax ------------------------------------------------------------------------------------------- */
 
-/* 2^x, x <= about 0, to 3e-6; 2^0 is exactly 1. */
-VEC_FN vf exp2_quick(vf x)
+/* e^x, or (two) 2^x to 3e-6, x <= about 0; of 0 exactly 1. Only packed probabilities count in powers of 2. */
+VEC_FN vf exp_of(const bool two, vf x)
 {
-#if CPU_VEC == 16
-    const vf n = (vf)_mm512_roundscale_ps((__m512)x, 8), f = x - n;
-#else
-    x = vf_max(vf_set1(-126.0f), x);
-    const vf magic = vf_set1(12582912.0f), shifted = x + magic, n = shifted - magic, f = x - n;
+#if defined(__AVX512BF16__)
+    if (two) {
+        const vf n = (vf)_mm512_roundscale_ps((__m512)x, 8), f = x - n;
+        vf p = vf_set1(9.58285294e-3f);
+        p = p * f + vf_set1(5.59064262e-2f);
+        p = p * f + vf_set1(2.40240991e-1f);
+        p = p * f + vf_set1(6.93124175e-1f);
+        p = p * f + vf_set1(1.0f);
+        return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+    }
 #endif
-    vf p = vf_set1(9.58285294e-3f);
-    p = p * f + vf_set1(5.59064262e-2f);
-    p = p * f + vf_set1(2.40240991e-1f);
-    p = p * f + vf_set1(6.93124175e-1f);
-    p = p * f + vf_set1(1.0f);
-#if CPU_VEC == 16
-    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-    return (vf)((vi)p + ((vi)shifted << 23));
-#endif
+    (void)two;
+    return vf_exp(x);
 }
-VEC_FN vf exp_of(const bool two, vf x) { return two ? exp2_quick(x) : vf_exp(x); }
 
 /* The largest of s[0 .. n), n >= 1. */
 VEC_FN float row_max(const float *s, uint32_t n)
@@ -246,8 +251,8 @@ VEC_FN void store_two(bf16 *p, vf low, vf high)
 #endif
 }
 
-/* Probabilities of s[0 .. n) against maximum m, zeros up to `cols`; to p where they are packed, else in place.
- * Returns their sum. Works on two vectors at a time, masked from n on. */
+/* Probabilities of s[0 .. n) against maximum m, zeros up to `cols`; to p where they are packed, else in
+ * place. Returns their sum. Works on two vectors at a time, masked from n on. */
 VEC_FN float row_exp(const bool packed, float *s, bf16 *p, uint32_t n, uint32_t cols, float scale, float m)
 {
     const vf k = vf_set1(scale), minus = vf_set1(-m);
@@ -270,17 +275,22 @@ VEC_FN float row_exp(const bool packed, float *s, bf16 *p, uint32_t n, uint32_t 
         if (j < n) {
             const vi seen = vi_iota() < vi_set1((int)(n - j));
             e = (vf)((vi)exp_of(packed, vf_load(s + j) * k + minus) & seen);
-            if (odd) sum1 += e;
-            else sum0 += e;
+            if (odd)
+                sum1 += e;
+            else
+                sum0 += e;
         }
-        if (packed) vf_store_bf16(p + j, e);
-        else vf_store(s + j, e);
+        if (packed)
+            vf_store_bf16(p + j, e);
+        else
+            vf_store(s + j, e);
     }
     return vf_sum(sum0 + sum1);
 }
 
 /* New maxima of all rows and how much of the old sums they keep. seen[i]: visible columns of this block. */
-VEC_FN void maxima(const bool two, const struct cpu_rows *r, const uint32_t *seen, float scale, struct cpu_scores *t)
+VEC_FN void maxima(const bool two, const struct cpu_rows *r, const uint32_t *seen, float scale,
+                   struct cpu_scores *t)
 {
     float delta[16] = { 0 };
     for (uint32_t i = 0; i < r->n; i++) {
@@ -303,8 +313,8 @@ VEC_FN uint32_t columns_seen(const struct cpu_rows *r, uint32_t k0, uint32_t *se
     return (seen[r->n - 1] + CPU_PAGE_TOKENS - 1) / CPU_PAGE_TOKENS;
 }
 
-VEC_FN void softmax(const bool packed, const struct cpu_heads *a, const struct cpu_rows *r, const uint32_t *seen,
-                    uint32_t cols, const void *const *next, struct cpu_scores *t)
+VEC_FN void softmax(const bool packed, const struct cpu_heads *a, const struct cpu_rows *r,
+                    const uint32_t *seen, uint32_t cols, const void *const *next, struct cpu_scores *t)
 {
     const float scale = packed ? a->scale * LOG2E : a->scale;
     maxima(packed, r, seen, scale, t);
@@ -321,8 +331,10 @@ static void attend(const struct cpu_heads *a, const struct cpu_rows *r, const vo
     uint32_t seen[CPU_TILE];
     const uint32_t n_pages = columns_seen(r, k0, seen), cols = n_pages * CPU_PAGE_TOKENS;
     qk_of[a->bf16][r->n - 1](a->D, r->q, page, n_pages, a->k_bytes, t->s[0]);
-    if (KIND_BF16 == PAIRS && a->packed) softmax(true, a, r, seen, cols, next, t);
-    else softmax(false, a, r, seen, cols, next, t);
+    if (KIND_BF16 == PAIRS && a->packed)
+        softmax(true, a, r, seen, cols, next, t);
+    else
+        softmax(false, a, r, seen, cols, next, t);
     pv_of[a->bf16][r->n - 1](a->Dv, a->k_bytes, page, next, n_pages, t, r->acc);
 }
 
@@ -351,8 +363,8 @@ static void columns(const struct cpu_heads *a, const struct cpu_rows *r, const v
     }
 }
 
-static float merge(const struct cpu_heads *a, const float *m, const float *l, const float *acc, uint32_t n_parts,
-                   size_t step, float *y)
+static float merge(const struct cpu_heads *a, const float *m, const float *l, const float *acc,
+                   uint32_t n_parts, size_t step, float *y)
 {
     float top = m[0], sum = 0.0f;
     for (uint32_t i = 1; i < n_parts; i++) top = m[i * step] > top ? m[i * step] : top;
@@ -367,7 +379,7 @@ static float merge(const struct cpu_heads *a, const float *m, const float *l, co
     return sum;
 }
 
-/* ---- moving rows ------------------------------------------------------------------------------------------- */
+/* ---- moving rows --------------------------------------------------------------------------------------- */
 
 /* n floats (n even) to bf16. */
 VEC_FN void row_to_bf16(const float *x, uint32_t n, bf16 *y)
@@ -419,8 +431,8 @@ static void store_bf16(const struct cpu_heads *a, const float *k, size_t ld_k, c
     }
 }
 
-static void store(const struct cpu_heads *a, const float *k, size_t ld_k, const float *v, size_t ld_v, uint32_t n,
-                  uint32_t slot, void *page)
+static void store(const struct cpu_heads *a, const float *k, size_t ld_k, const float *v, size_t ld_v,
+                  uint32_t n, uint32_t slot, void *page)
 {
     if (a->bf16) {
         store_bf16(a, k, ld_k, v, ld_v, n, slot, page);
@@ -435,8 +447,8 @@ static void store(const struct cpu_heads *a, const float *k, size_t ld_k, const 
     }
 }
 
-static void emit(const struct cpu_heads *a, const float *acc, float l, const struct operand_tile *out, uint32_t row,
-                 uint32_t k)
+static void emit(const struct cpu_heads *a, const float *acc, float l, const struct operand_tile *out,
+                 uint32_t row, uint32_t k)
 {
     float y[CPU_HEAD_MAX];
     for (uint32_t c = 0; c < a->Dv; c += CPU_VEC) vf_store(y + c, vf_load(acc + c) / vf_set1(l));

@@ -1,14 +1,15 @@
-/* kernels/cpu/rope.c - rotary positions, and K and V rows on their way into pages. Layout of pages: attention.h. */
+/* kernels/cpu/rope.c - rotary positions, and K and V rows on their way into pages. Layout of pages:
+ * attention.h. */
 #include "kernels/cpu/attention.h"
 
-#define FEW_FLOATS 8192             /* floats of one piece of work */
+#define FEW_FLOATS 8192 /* floats of one piece of work */
 
 size_t cpu_page_bytes(const struct stream *st, uint32_t G, uint32_t D, enum dtype dtype)
 {
     return G * cpu_heads_of(cpu_stream_of(st), D, dtype, 1.0f).head_bytes;
 }
 
-/* ---- rope -------------------------------------------------------------------------------------------------- */
+/* ---- rope ---------------------------------------------------------------------------------------------- */
 
 struct rope_job {
     const struct cpu_stream *st;
@@ -38,7 +39,7 @@ status cpu_rope(struct stream *stream, const struct rope_args *a, struct err *e)
     return OK;
 }
 
-/* ---- pages ------------------------------------------------------------------------------------------------- */
+/* ---- pages --------------------------------------------------------------------------------------------- */
 
 struct write_job {
     const struct cpu_stream *st;
@@ -59,7 +60,8 @@ static void write_page(const struct write_job *j, uint32_t i0, uint32_t n, uint3
         if (a->cos != NULL) {
             for (uint32_t i = 0; i < n; i++) {
                 const size_t at = (size_t)(a->row != NULL ? a->row[i0 + i] : i0 + i) * (D / 2);
-                j->st->isa->attention->rotate(k + i * a->ldkv, a->cos + at, a->sin + at, D, rotated + (size_t)i * D);
+                j->st->isa->attention->rotate(k + i * a->ldkv, a->cos + at, a->sin + at, D,
+                                              rotated + (size_t)i * D);
             }
             k = rotated;
             ld_k = D;
@@ -84,7 +86,8 @@ static void write_pages(void *arg, int thread, uint32_t begin, uint32_t end)
     const struct kv_write_args *a = j->a;
     for (uint32_t s = 0, at = 0; s < a->n_seqs && at < end; s++) {
         uint32_t first;
-        const uint32_t n_pages = touched(a, s, &first), kv0 = a->kv_start[s], kv1 = kv0 + a->seq_start[s + 1] - a->seq_start[s];
+        const uint32_t n_pages = touched(a, s, &first), kv0 = a->kv_start[s],
+                       kv1 = kv0 + a->seq_start[s + 1] - a->seq_start[s];
         for (uint32_t p = begin > at ? begin - at : 0; p < n_pages && at + p < end; p++) {
             const uint32_t page_row = (first + p) * CPU_PAGE_TOKENS, from = page_row > kv0 ? page_row : kv0;
             const uint32_t to = kv1 - page_row < CPU_PAGE_TOKENS ? kv1 : page_row + CPU_PAGE_TOKENS;

@@ -1,7 +1,7 @@
 /* kernels/cpu/scores.c - how much the query rows attend to each key, OmniDrop Eq. 5; see kernels/ops.h.
  *
- * The rows of KV head g are the query rows times the heads of its group (row-major, so that what they see ascends).
- * They are taken CHUNK rows of the query at a time, in four passes:
+ * The rows of KV head g are the query rows times the heads of its group (row-major, so that what they see
+ * ascends). They are taken CHUNK rows of the query at a time, in four passes:
  *     pack      their q, by subtiles of 12
  *     stats     maximum and sum of each row over SPLIT keys at a time          (K is read once per 96 rows)
  *     merge     the splits of a row, in order
@@ -12,24 +12,27 @@
 
 #include "kernels/cpu/attention.h"
 
-#define CHUNK 512                   /* query rows at a time                  */
-#define SPLIT 1024                  /* keys of one item of the stats         */
-#define TILE_SUBS 8                 /* subtiles of one item of the stats     */
+#define CHUNK     512  /* query rows at a time */
+#define SPLIT     1024 /* keys of one item of the stats */
+#define TILE_SUBS 8    /* subtiles of one item of the stats */
 
 struct scores {
     const struct cpu_stream *st;
     const struct query_scores_args *a;
     struct cpu_heads heads;
-    uint32_t group;                 /* query heads of a KV head                           */
-    uint32_t i0, n;                 /* query rows of this chunk                           */
-    uint32_t rows, subs;            /* rows of one KV head: n * group; in subtiles of 12  */
+    uint32_t group;      /* query heads of a KV head */
+    uint32_t i0, n;      /* query rows of this chunk */
+    uint32_t rows, subs; /* rows of one KV head: n * group; in subtiles of 12 */
     uint32_t n_splits;
-    char *q;                        /* [G][subs] packed subtiles, 12 * D * 4 bytes apart  */
-    uint32_t *visible;              /* [rows]                                             */
-    float *m, *l;                   /* [n_splits][G][rows]; split 0 then holds the merged */
+    char *q;           /* [G][subs] packed subtiles, 12 * D * 4 bytes apart */
+    uint32_t *visible; /* [rows] */
+    float *m, *l;      /* [n_splits][G][rows]; split 0 then holds the merged */
 };
 
-static uint32_t subtiles(uint32_t rows) { return (rows + CPU_TILE - 1) / CPU_TILE; }
+static uint32_t subtiles(uint32_t rows)
+{
+    return (rows + CPU_TILE - 1) / CPU_TILE;
+}
 
 size_t cpu_scores_shared(uint32_t H, uint32_t D, uint32_t n, uint32_t max_keys)
 {
@@ -46,7 +49,9 @@ static struct cpu_rows subtile(const struct scores *j, uint32_t g, uint32_t t, u
     const size_t at = ((size_t)split * j->a->shape.G + g) * j->rows + r0;
     return (struct cpu_rows){ .n = j->rows - r0 < CPU_TILE ? j->rows - r0 : CPU_TILE,
                               .q = j->q + ((size_t)g * j->subs + t) * CPU_TILE * j->heads.D * 4,
-                              .visible = j->visible + r0, .m = j->m + at, .l = j->l + at };
+                              .visible = j->visible + r0,
+                              .m = j->m + at,
+                              .l = j->l + at };
 }
 
 static void block_pages(const struct scores *j, uint32_t g, uint32_t k0, uint32_t end, const void **page)
@@ -79,8 +84,10 @@ static void stats_items(void *arg, int thread, uint32_t begin, uint32_t end)
     const struct cpu_room room = cpu_room_at(j->a->scratch, thread, j->heads.D);
     const uint32_t n_tiles = (j->subs + TILE_SUBS - 1) / TILE_SUBS;
     for (uint32_t x = begin; x < end; x++) {
-        const uint32_t split = x % j->n_splits, g = x / j->n_splits / n_tiles, t0 = x / j->n_splits % n_tiles * TILE_SUBS;
-        const uint32_t t1 = j->subs - t0 < TILE_SUBS ? j->subs : t0 + TILE_SUBS, most = j->visible[j->rows - 1];
+        const uint32_t split = x % j->n_splits, g = x / j->n_splits / n_tiles,
+                       t0 = x / j->n_splits % n_tiles * TILE_SUBS;
+        const uint32_t t1 = j->subs - t0 < TILE_SUBS ? j->subs : t0 + TILE_SUBS,
+                       most = j->visible[j->rows - 1];
         for (uint32_t t = t0; t < t1; t++) {
             const struct cpu_rows r = subtile(j, g, t, split);
             for (uint32_t i = 0; i < r.n; i++) r.m[i] = -CPU_BIG, r.l[i] = 0.0f;
@@ -136,11 +143,16 @@ status cpu_query_scores(struct stream *stream, const struct query_scores_args *a
     const struct cpu_stream *st = cpu_stream_of(stream);
     TRY(cpu_heads_check(a->shape.D, a->H, a->shape.G, a->shape.dtype, e));
     for (uint32_t i = 0; i < a->n_q; i++)
-        if (a->visible[i] == 0 || a->visible[i] > a->view.n_rows || (i > 0 && a->visible[i] < a->visible[i - 1]))
-            return err_set(e, E_ARG, "scores: query row %u sees %u keys of %u: at least 1, at most all, ascending", i,
+        if (a->visible[i] == 0 || a->visible[i] > a->view.n_rows ||
+            (i > 0 && a->visible[i] < a->visible[i - 1]))
+            return err_set(e, E_ARG,
+                           "scores: query row %u sees %u keys of %u: at least 1, at most all, ascending", i,
                            a->visible[i], a->view.n_rows);
-    struct scores j = { .st = st, .a = a, .heads = cpu_heads_of(st, a->shape.D, a->shape.dtype, a->scale),
-                        .group = a->H / a->shape.G, .q = cpu_room_shared(st, a->scratch, a->shape.D) };
+    struct scores j = { .st = st,
+                        .a = a,
+                        .heads = cpu_heads_of(st, a->shape.D, a->shape.dtype, a->scale),
+                        .group = a->H / a->shape.G,
+                        .q = cpu_room_shared(st, a->scratch, a->shape.D) };
     if (a->n_q == 0) memset(a->partial, 0, (size_t)a->shape.G * a->view.n_rows * sizeof(float));
     for (j.i0 = 0; j.i0 < a->n_q; j.i0 += CHUNK) {
         j.n = a->n_q - j.i0 < CHUNK ? a->n_q - j.i0 : CHUNK;

@@ -1,13 +1,16 @@
-/* kernels/cpu/segments.c - full attention inside segments (the towers), and the attention that keys receive.
+/* kernels/cpu/segments.c - full attention inside segments (the towers), and the attention that keys
+ * receive.
  *
- * An item is up to CPU_ROOM_ROWS query rows of one head of one segment. K and V of a block are brought into the
- * layout of pages in the thread's own room, then everything is as in attention.c. The operand's type decides: bf16
- * gives pages of bf16, f32 pages of f32.
- * received: an item is one head of one segment; pass 1 gives each row's maximum and sum, pass 2 the sums of columns;
- * the heads are added in order at the end. */
+ * An item is up to CPU_ROOM_ROWS query rows of one head of one segment. K and V of a block are brought
+ * into the layout of pages in the thread's own room, then everything is as in attention.c. The operand's
+ * type decides: bf16 gives pages of bf16, f32 pages of f32. received: an item is one head of one segment;
+ * pass 1 gives each row's maximum and sum, pass 2 the sums of columns; the heads are added in order at the
+ * end. */
 #include "kernels/cpu/attention.h"
 
-struct tile { uint32_t seg, row; };
+struct tile {
+    uint32_t seg, row;
+};
 
 struct segments {
     const struct cpu_stream *st;
@@ -15,8 +18,8 @@ struct segments {
     struct cpu_heads heads;
     bool pairs;
     uint32_t n, n_tiles;
-    struct tile *tile;                  /* [n_tiles]                        */
-    float *m, *l, *part;                /* [heads][n] each, with received   */
+    struct tile *tile;   /* [n_tiles] */
+    float *m, *l, *part; /* [heads][n] each, with received */
 };
 
 size_t cpu_segment_shared(uint32_t H, uint32_t n)
@@ -24,9 +27,10 @@ size_t cpu_segment_shared(uint32_t H, uint32_t n)
     return cpu_align((size_t)n * sizeof(struct tile)) + (size_t)H * n * 3 * sizeof(float);
 }
 
-/* K and V (or K alone) of keys k0 .. k0 + n of head h into the room's pages; the rest of the last page is 0. */
-static void bring_block(const struct segments *j, const struct cpu_room *room, uint32_t row0, uint32_t n, uint32_t h,
-                        bool with_v, const void **page)
+/* K and V (or K alone) of keys k0 .. k0 + n of head h into the room's pages; the rest of the last page is
+ * 0. */
+static void bring_block(const struct segments *j, const struct cpu_room *room, uint32_t row0, uint32_t n,
+                        uint32_t h, bool with_v, const void **page)
 {
     const struct segment_attention_args *a = j->a;
     for (uint32_t i = 0; i < n; i += CPU_PAGE_TOKENS) {
@@ -40,8 +44,8 @@ static void bring_block(const struct segments *j, const struct cpu_room *room, u
 }
 
 /* Query rows row .. row + n of head h as subtiles; their number. see: [CPU_TILE] filled with `keys`. */
-static uint32_t take_rows(const struct segments *j, const struct cpu_room *room, uint32_t row, uint32_t n, uint32_t h,
-                          const uint32_t *see, float *m, float *l, struct cpu_rows *sub)
+static uint32_t take_rows(const struct segments *j, const struct cpu_room *room, uint32_t row, uint32_t n,
+                          uint32_t h, const uint32_t *see, float *m, float *l, struct cpu_rows *sub)
 {
     const struct segment_attention_args *a = j->a;
     uint32_t n_subs = 0;
@@ -49,8 +53,12 @@ static uint32_t take_rows(const struct segments *j, const struct cpu_room *room,
         struct cpu_rows *r = &sub[n_subs];
         const float *q[CPU_TILE];
         char *packed = room->q + (size_t)i * a->D * 4;
-        *r = (struct cpu_rows){ .n = n - i < CPU_TILE ? n - i : CPU_TILE, .q = packed, .visible = see, .m = m + i,
-                                .l = l + i, .acc = room->acc + (size_t)i * j->heads.Dv };
+        *r = (struct cpu_rows){ .n = n - i < CPU_TILE ? n - i : CPU_TILE,
+                                .q = packed,
+                                .visible = see,
+                                .m = m + i,
+                                .l = l + i,
+                                .acc = room->acc + (size_t)i * j->heads.Dv };
         for (uint32_t k = 0; k < r->n; k++) q[k] = a->q + (row + i + k) * a->ld + (size_t)h * a->D;
         j->st->isa->attention->pack_rows(&j->heads, q, r->n, packed);
     }
@@ -63,7 +71,8 @@ static void rows_clear(const struct cpu_heads *h, const struct cpu_rows *r)
     memset(r->acc, 0, (size_t)r->n * h->Dv * sizeof(float));
 }
 
-static void attend_item(const struct segments *j, const struct tile *t, uint32_t h, const struct cpu_room *room)
+static void attend_item(const struct segments *j, const struct tile *t, uint32_t h,
+                        const struct cpu_room *room)
 {
     const struct segment_attention_args *a = j->a;
     const struct cpu_attention_kernels *kern = j->st->isa->attention;
@@ -91,14 +100,14 @@ static void attend_items(void *arg, int thread, uint32_t begin, uint32_t end)
 {
     const struct segments *j = arg;
     const struct cpu_room room = cpu_room_at(j->a->scratch, thread, j->a->D);
-    for (uint32_t i = begin; i < end; i++)
-        attend_item(j, &j->tile[i / j->a->heads], i % j->a->heads, &room);
+    for (uint32_t i = begin; i < end; i++) attend_item(j, &j->tile[i / j->a->heads], i % j->a->heads, &room);
 }
 
-/* ---- received ---------------------------------------------------------------------------------------------- */
+/* ---- received ------------------------------------------------------------------------------------------ */
 
 /* One pass over one head of one segment: stats of its rows, or (final) the sums of its columns. */
-static void received_pass(const struct segments *j, uint32_t seg, uint32_t h, bool final, const struct cpu_room *room)
+static void received_pass(const struct segments *j, uint32_t seg, uint32_t h, bool final,
+                          const struct cpu_room *room)
 {
     const struct segment_attention_args *a = j->a;
     const struct cpu_attention_kernels *kern = j->st->isa->attention;
@@ -109,8 +118,8 @@ static void received_pass(const struct segments *j, uint32_t seg, uint32_t h, bo
     for (uint32_t row = 0; row < keys; row += CPU_ROOM_ROWS) {
         const uint32_t n = keys - row < CPU_ROOM_ROWS ? keys - row : CPU_ROOM_ROWS;
         struct cpu_rows sub[CPU_ROOM_ROWS / CPU_TILE];
-        const uint32_t n_subs = take_rows(j, room, first + row, n, h, see, j->m + at + first + row,
-                                          j->l + at + first + row, sub);
+        const uint32_t n_subs =
+            take_rows(j, room, first + row, n, h, see, j->m + at + first + row, j->l + at + first + row, sub);
         for (uint32_t i = 0; i < n_subs && !final; i++) rows_clear(&j->heads, &sub[i]);
         for (uint32_t k0 = 0; k0 < keys; k0 += CPU_BLOCK) {
             const uint32_t m = keys - k0 < CPU_BLOCK ? keys - k0 : CPU_BLOCK;
@@ -118,8 +127,10 @@ static void received_pass(const struct segments *j, uint32_t seg, uint32_t h, bo
             float sum[CPU_BLOCK] = { 0 };
             bring_block(j, room, first + k0, m, h, false, page);
             for (uint32_t i = 0; i < n_subs; i++) {
-                if (final) kern->columns(&j->heads, &sub[i], page, k0, sum, room->t);
-                else kern->stats(&j->heads, &sub[i], page, k0, room->t);
+                if (final)
+                    kern->columns(&j->heads, &sub[i], page, k0, sum, room->t);
+                else
+                    kern->stats(&j->heads, &sub[i], page, k0, room->t);
             }
             for (uint32_t i = 0; i < m && final; i++) j->part[at + first + k0 + i] += sum[i];
         }
@@ -154,13 +165,15 @@ status cpu_segment_attention(struct stream *stream, const struct segment_attenti
 {
     const struct cpu_stream *st = cpu_stream_of(stream);
     TRY(cpu_heads_check(a->D, a->heads, a->heads, a->out->compute, e));
-    struct segments j = { .st = st, .a = a, .heads = cpu_heads_of(st, a->D, a->out->compute, a->scale),
+    struct segments j = { .st = st,
+                          .a = a,
+                          .heads = cpu_heads_of(st, a->D, a->out->compute, a->scale),
                           .pairs = operand_pairs(st->isa, a->out->compute),
                           .n = a->n_segs > 0 ? a->seg_start[a->n_segs] : 0,
                           .tile = cpu_room_shared(st, a->scratch, a->D) };
     if (a->out->rows != j.n || a->out->k != a->heads * a->D)
-        return err_set(e, E_ARG, "attention: the operand is %u x %u, the rows are %u x %u", a->out->rows, a->out->k,
-                       j.n, a->heads * a->D);
+        return err_set(e, E_ARG, "attention: the operand is %u x %u, the rows are %u x %u", a->out->rows,
+                       a->out->k, j.n, a->heads * a->D);
     for (uint32_t s = 0; s < a->n_segs; s++)
         for (uint32_t i = a->seg_start[s]; i < a->seg_start[s + 1]; i += CPU_ROOM_ROWS)
             j.tile[j.n_tiles++] = (struct tile){ s, i };

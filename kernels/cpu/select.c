@@ -1,8 +1,9 @@
 /* kernels/cpu/select.c - the tokens to drop; OmniDrop Algorithm 1 (arXiv 2605.14458), see kernels/ops.h.
  *
- * Scores become unsigned keys of the same order (NaN lowest, -0 with +0), and the k lowest are found by counting:
- * 11 bits at a time from the top, each round looking only at what shared the bits so far. O(n), no comparison sort.
- * Ties: the lower index is kept, so of the keys equal to the last one dropped those with the highest index go. */
+ * Scores become unsigned keys of the same order (NaN lowest, -0 with +0), and the k lowest are found by
+ * counting: 11 bits at a time from the top, each round looking only at what shared the bits so far. O(n),
+ * no comparison sort. Ties: the lower index is kept, so of the keys equal to the last one dropped those
+ * with the highest index go. */
 #include "kernels/cpu/attention.h"
 
 #define DIGIT 11
@@ -11,7 +12,7 @@
 static uint64_t key_of(double x)
 {
     if (x != x) return 0;
-    if (x == 0) x = 0;                                       /* -0 */
+    if (x == 0) x = 0; /* -0 */
     uint64_t u;
     memcpy(&u, &x, sizeof u);
     return u >> 63 ? ~u : u | (uint64_t)1 << 63;
@@ -48,15 +49,18 @@ static void mark_lowest(const uint64_t *key, uint32_t n, uint32_t k, uint64_t *w
     const uint64_t last = kth_lowest(work, n, k, &below);
     uint32_t equal = k - below;
     for (uint32_t i = n; i-- > 0;) {
-        if (key[i] < last) drop[i] = 1;
-        else if (key[i] == last && equal > 0) drop[i] = 1, equal--;
+        if (key[i] < last)
+            drop[i] = 1;
+        else if (key[i] == last && equal > 0)
+            drop[i] = 1, equal--;
     }
 }
 
 /* Steps 1 to 5 of Algorithm 1: mark in drop. key holds the scores' keys and is overwritten. */
-static void mark_diverse(const struct select_args *a, uint64_t *key, uint64_t *work, uint32_t *cand, uint8_t *drop)
+static void mark_diverse(const struct select_args *a, uint64_t *key, uint64_t *work, uint32_t *cand,
+                         uint8_t *drop)
 {
-    uint8_t *out = drop + a->n;                              /* [n_cand] */
+    uint8_t *out = drop + a->n; /* [n_cand] */
     uint32_t best = 0, n_cand = 0;
     for (uint32_t i = 1; i < a->n; i++)
         if (key[i] > key[best]) best = i;
@@ -82,8 +86,10 @@ status cpu_select(struct stream *st, const struct select_args *a, struct err *e)
     uint32_t *cand = (uint32_t *)(work + a->n);
     uint8_t *drop = (uint8_t *)(cand + a->n);
     for (uint32_t i = 0; i < a->n; i++) key[i] = key_of(a->score[i]);
-    if (a->tds && a->k > 0) mark_diverse(a, key, work, cand, drop);
-    else mark_lowest(key, a->n, a->k, work, drop);
+    if (a->tds && a->k > 0)
+        mark_diverse(a, key, work, cand, drop);
+    else
+        mark_lowest(key, a->n, a->k, work, drop);
     uint32_t n = 0;
     for (uint32_t i = 0; i < a->n; i++)
         if (!drop[i]) a->keep[n++] = i;

@@ -1,5 +1,5 @@
-/* tests/kernels/paged.h - sequences in pages for the tests of attention: a pool full of NaN, page lists in random
- * order, K and V written in random pieces, and attention in double to compare with. */
+/* tests/kernels/paged.h - sequences in pages for the tests of attention: a pool full of NaN, page lists in
+ * random order, K and V written in random pieces, and attention in double to compare with. */
 #ifndef TESTS_KERNELS_PAGED_H
 #define TESTS_KERNELS_PAGED_H
 
@@ -13,7 +13,7 @@ struct paged {
     struct kv_shape shape;
     struct kv_view view[PAGED_SEQS];
     uint32_t *page[PAGED_SEQS];
-    float *kv[PAGED_SEQS];              /* [n_keys, 2 G D] as given; pages of bf16 hold them rounded */
+    float *kv[PAGED_SEQS]; /* [n_keys, 2 G D] as given; pages of bf16 hold them rounded */
     uint32_t n_pages;
 };
 
@@ -26,15 +26,20 @@ TWIN void paged_write(struct stream *st, struct paged *p, const uint32_t *begin,
     float *kv = twin_floats((size_t)seq_start[p->n_seqs] * width);
     for (uint32_t s = 0; s < p->n_seqs; s++)
         memcpy(kv + seq_start[s] * width, p->kv[s] + begin[s] * width, n[s] * width * sizeof *kv);
-    const struct kv_write_args a = { .kv = kv, .ldkv = width, .shape = p->shape, .n_seqs = p->n_seqs,
-                                     .seq_start = seq_start, .kv_start = begin, .view = p->view };
+    const struct kv_write_args a = { .kv = kv,
+                                     .ldkv = width,
+                                     .shape = p->shape,
+                                     .n_seqs = p->n_seqs,
+                                     .seq_start = seq_start,
+                                     .kv_start = begin,
+                                     .view = p->view };
     TWIN_OK(st->ops->kv_write(st, &a, e));
     free(kv);
 }
 
 /* Random K and V for n_keys[s] rows each, written in random pieces. */
-TWIN struct paged paged_new(struct stream *st, uint32_t n_seqs, const uint32_t *n_keys, uint32_t G, uint32_t D,
-                            enum dtype dtype)
+TWIN struct paged paged_new(struct stream *st, uint32_t n_seqs, const uint32_t *n_keys, uint32_t G,
+                            uint32_t D, enum dtype dtype)
 {
     struct paged p = { .n_seqs = n_seqs };
     const uint32_t T = st->ops->page_tokens;
@@ -77,7 +82,8 @@ TWIN void paged_free(struct stream *st, struct paged *p)
     st->ops->release(st, p->shape.base);
 }
 
-/* The value that pages hold, and that a query takes part with: rounded only where the machine multiplies bf16. */
+/* The value that pages hold, and that a query takes part with: rounded only where the machine multiplies
+ * bf16. */
 TWIN double paged_k(const struct paged *p, uint32_t s, uint32_t j, uint32_t g, uint32_t c)
 {
     const float x = p->kv[s][((size_t)j * 2 * p->shape.G + g) * p->shape.D + c];
@@ -93,8 +99,8 @@ TWIN bool paged_rounds(const char *isa, enum dtype dtype)
 }
 
 /* Probabilities [visible] of query row q [D] over sequence s, in double. */
-TWIN void paged_softmax(const struct paged *p, uint32_t s, uint32_t g, const float *q, bool round_q, float scale,
-                        uint32_t visible, double *prob)
+TWIN void paged_softmax(const struct paged *p, uint32_t s, uint32_t g, const float *q, bool round_q,
+                        float scale, uint32_t visible, double *prob)
 {
     double top = -INFINITY, sum = 0.0;
     for (uint32_t j = 0; j < visible; j++) {

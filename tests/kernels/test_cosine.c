@@ -1,6 +1,6 @@
 /* tests/kernels/test_cosine.c - cosines of pairs of rows.
- * Method: random rows against double; equal rows must give exactly 1, (i, j) and (j, i) one number, whatever the
- * number of threads; tiny rows the floor of 1e-12. */
+ * Method: random rows against double; equal rows must give exactly 1, (i, j) and (j, i) one number,
+ * whatever the number of threads; tiny rows the floor of 1e-12. */
 #include "tests/kernels/twin.h"
 
 static void cosine_body(struct stream *st, const char *isa)
@@ -13,13 +13,15 @@ static void cosine_body(struct stream *st, const char *isa)
         uint32_t a[N], b[N];
         double want[N];
         for (uint32_t k = 0; k < d; k++) {
-            x[k] = 0.0f;                                                    /* row 0: zeros            */
-            x[d + k] *= 1e-8f;                                              /* row 1: under the floor  */
-            x[3 * (size_t)d + k] = x[2 * (size_t)d + k];                    /* rows 2, 3: equal        */
-            x[4 * (size_t)d + k] = -x[2 * (size_t)d + k];                   /* row 4: opposite         */
+            x[k] = 0.0f;                                  /* row 0: zeros */
+            x[d + k] *= 1e-8f;                            /* row 1: under the floor */
+            x[3 * (size_t)d + k] = x[2 * (size_t)d + k];  /* rows 2, 3: equal */
+            x[4 * (size_t)d + k] = -x[2 * (size_t)d + k]; /* row 4: opposite */
         }
         for (uint32_t i = 0; i < N; i++) {
-            a[i] = i < 10 ? i / 2 : twin_below(ROWS), b[i] = i < 10 ? i % 5 : i < 60 ? a[i] : twin_below(ROWS);
+            a[i] = i < 10 ? i / 2 : twin_below(ROWS), b[i] = i < 10   ? i % 5
+                                                             : i < 60 ? a[i]
+                                                                      : twin_below(ROWS);
             double xy = 0, xx = 0, yy = 0;
             for (uint32_t k = 0; k < d; k++) {
                 const double p = x[(size_t)a[i] * d + k], q = x[(size_t)b[i] * d + k];

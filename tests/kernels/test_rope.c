@@ -1,6 +1,6 @@
 /* tests/kernels/test_rope.c - rotary positions, and K and V on their way into pages.
- * Method: rotation against double; rows written with rotation must act as rows rotated first and written plainly,
- * whether at once, in pieces or on several threads. */
+ * Method: rotation against double; rows written with rotation must act as rows rotated first and written
+ * plainly, whether at once, in pieces or on several threads. */
 #include "tests/kernels/paged.h"
 
 static void angles(float *cs, float *sn, uint32_t rows, uint32_t half)
@@ -13,13 +13,16 @@ static void angles(float *cs, float *sn, uint32_t rows, uint32_t half)
 
 static void rope_body(struct stream *st, const char *isa)
 {
-    static const struct { uint32_t n, heads, D; } cases[] = {
+    static const struct {
+        uint32_t n, heads, D;
+    } cases[] = {
         { 0, 2, 16 }, { 1, 1, 2 }, { 7, 3, 20 }, { 33, 14, 64 }, { 100, 2, 128 }, { 65, 5, 24 }, { 3, 1, 80 },
     };
     for (uint32_t v = 0; v < 2 * sizeof cases / sizeof cases[0]; v++) {
         const uint32_t n = cases[v / 2].n, heads = cases[v / 2].heads, D = cases[v / 2].D, half = D / 2;
         const uint32_t ld = heads * D + 3, rows = v % 2 ? 50 : n;
-        float *x = twin_random_floats((size_t)n * ld), *cs = twin_floats((size_t)rows * half), *sn = twin_floats((size_t)rows * half);
+        float *x = twin_random_floats((size_t)n * ld), *cs = twin_floats((size_t)rows * half),
+              *sn = twin_floats((size_t)rows * half);
         uint32_t *row = calloc(n + 1, sizeof *row);
         double *want = calloc((size_t)n * ld + 1, sizeof *want);
         angles(cs, sn, rows, half);
@@ -28,13 +31,17 @@ static void rope_body(struct stream *st, const char *isa)
             for (uint32_t c = 0; c < ld; c++) {
                 const uint32_t j = c % D % half;
                 const double a = x[i * ld + c], C = cs[row[i] * half + j], S = sn[row[i] * half + j];
-                if (c >= heads * D) want[i * ld + c] = a;
-                else if (c % D < half) want[i * ld + c] = a * C - x[i * ld + c + half] * S;
-                else want[i * ld + c] = a * C + x[i * ld + c - half] * S;
+                if (c >= heads * D)
+                    want[i * ld + c] = a;
+                else if (c % D < half)
+                    want[i * ld + c] = a * C - x[i * ld + c + half] * S;
+                else
+                    want[i * ld + c] = a * C + x[i * ld + c - half] * S;
             }
         }
-        const struct rope_args a = { .x = x, .ldx = ld, .n = n, .heads = heads, .D = D, .cos = cs, .sin = sn,
-                                     .row = v % 2 ? row : NULL };
+        const struct rope_args a = {
+            .x = x, .ldx = ld, .n = n, .heads = heads, .D = D, .cos = cs, .sin = sn, .row = v % 2 ? row : NULL
+        };
         TWIN_OK(st->ops->rope(st, &a, e));
         twin_near(x, want, (size_t)n * ld, 3e-7, isa);
         free(x), free(cs), free(sn), free(row), free(want);
@@ -50,8 +57,8 @@ static void test_rope(void **state)
 }
 
 /* The bytes of the pages that hold n rows, page list in order. */
-static void write_rows(struct stream *st, struct kv_shape *shape, const float *kv, uint32_t n, const uint32_t *piece,
-                       const float *cs, const float *sn, const uint32_t *row)
+static void write_rows(struct stream *st, struct kv_shape *shape, const float *kv, uint32_t n,
+                       const uint32_t *piece, const float *cs, const float *sn, const uint32_t *row)
 {
     const size_t width = 2 * (size_t)shape->G * shape->D;
     uint32_t pages[64];
@@ -60,36 +67,50 @@ static void write_rows(struct stream *st, struct kv_shape *shape, const float *k
     memset(shape->base, 0xff, (size_t)(n + 15) / 16 * shape->page_bytes);
     for (uint32_t i = 0, p = 0, m; i < n; i += m, p++) {
         m = piece[p] < n - i ? piece[p] : n - i;
-        const struct kv_write_args a = { .kv = kv + i * width, .ldkv = width, .cos = cs, .sin = sn,
-                                         .row = row != NULL ? row + i : NULL, .shape = *shape, .n_seqs = 1,
-                                         .seq_start = (const uint32_t[]){ 0, m }, .kv_start = &i, .view = &view };
+        const struct kv_write_args a = { .kv = kv + i * width,
+                                         .ldkv = width,
+                                         .cos = cs,
+                                         .sin = sn,
+                                         .row = row != NULL ? row + i : NULL,
+                                         .shape = *shape,
+                                         .n_seqs = 1,
+                                         .seq_start = (const uint32_t[]){ 0, m },
+                                         .kv_start = &i,
+                                         .view = &view };
         TWIN_OK(st->ops->kv_write(st, &a, e));
     }
 }
 
 static void write_body(struct stream *st, const char *isa)
 {
-    static const struct { uint32_t G, D; } shapes[] = { { 2, 64 }, { 1, 20 }, { 3, 128 }, { 1, 2 } };
+    static const struct {
+        uint32_t G, D;
+    } shapes[] = { { 2, 64 }, { 1, 20 }, { 3, 128 }, { 1, 2 } };
     struct stream *single = twin_open(isa, 1);
     for (uint32_t v = 0; v < 8; v++) {
         const uint32_t G = shapes[v / 2].G, D = shapes[v / 2].D, n = 1 + twin_below(700), half = D / 2;
         const enum dtype dtype = v % 2 ? DT_BF16 : DT_F32;
-        struct kv_shape shape = { G, D, dtype, st->ops->page_tokens, st->ops->page_bytes(st, G, D, dtype), NULL };
+        struct kv_shape shape = { G,   D, dtype, st->ops->page_tokens, st->ops->page_bytes(st, G, D, dtype),
+                                  NULL };
         const size_t bytes = (size_t)(n + 15) / 16 * shape.page_bytes, width = 2 * (size_t)G * D;
         void *first = twin_alloc(bytes), *second = twin_alloc(bytes);
-        float *kv = twin_random_floats(n * width), *cs = twin_floats((size_t)n * half), *sn = twin_floats((size_t)n * half);
+        float *kv = twin_random_floats(n * width), *cs = twin_floats((size_t)n * half),
+              *sn = twin_floats((size_t)n * half);
         uint32_t *row = calloc(n, sizeof *row), all[1] = { n }, pieces[1024];
         angles(cs, sn, n, half);
         for (uint32_t i = 0; i < n; i++) row[i] = twin_below(n);
         for (uint32_t i = 0; i < 1024; i++) pieces[i] = 1 + twin_below(40);
         shape.base = first;
         write_rows(st, &shape, kv, n, all, cs, sn, row);
-        for (size_t i = 0; i < bytes / dtype_size(dtype); i++)          /* nothing of the old NaN is left */
-            assert_false(dtype == DT_F32 ? isnan(((float *)first)[i]) : isnan(bf16_to_f32(((bf16 *)first)[i])));
+        for (size_t i = 0; i < bytes / dtype_size(dtype); i++) /* nothing of the old NaN is left */
+            assert_false(dtype == DT_F32 ? isnan(((float *)first)[i])
+                                         : isnan(bf16_to_f32(((bf16 *)first)[i])));
         shape.base = second;
         write_rows(single, &shape, kv, n, pieces, cs, sn, row);
         assert_memory_equal(first, second, bytes);
-        const struct rope_args r = { .x = kv, .ldx = width, .n = n, .heads = G, .D = D, .cos = cs, .sin = sn, .row = row };
+        const struct rope_args r = {
+            .x = kv, .ldx = width, .n = n, .heads = G, .D = D, .cos = cs, .sin = sn, .row = row
+        };
         TWIN_OK(st->ops->rope(st, &r, e));
         write_rows(st, &shape, kv, n, pieces, NULL, NULL, NULL);
         assert_memory_equal(first, second, bytes);

@@ -1,6 +1,7 @@
-/* tests/kernels/test_segment_attention.c - full attention inside the segments of a tower, and what keys receive.
- * Method: random segments of every length against softmax in double; a segment alone, on another number of threads,
- * must have the same bits. */
+/* tests/kernels/test_segment_attention.c - full attention inside the segments of a tower, and what keys
+ * receive.
+ * Method: random segments of every length against softmax in double; a segment alone, on another number of
+ * threads, must have the same bits. */
 #include "tests/kernels/twin.h"
 
 struct tower {
@@ -10,26 +11,38 @@ struct tower {
 };
 
 /* Content of the operand [n, heads D], and received [n] or NULL. */
-static float *run(struct stream *st, const struct tower *t, uint32_t seg0, uint32_t n_segs, enum dtype compute,
-                  float *received)
+static float *run(struct stream *st, const struct tower *t, uint32_t seg0, uint32_t n_segs,
+                  enum dtype compute, float *received)
 {
     const uint32_t first = t->seg_start[seg0], n = t->seg_start[seg0 + n_segs] - first;
     uint32_t start[16], most = 0;
     for (uint32_t s = 0; s <= n_segs; s++) start[s] = t->seg_start[seg0 + s] - first;
-    for (uint32_t s = 0; s < n_segs; s++) most = start[s + 1] - start[s] > most ? start[s + 1] - start[s] : most;
+    for (uint32_t s = 0; s < n_segs; s++)
+        most = start[s + 1] - start[s] > most ? start[s + 1] - start[s] : most;
     struct operand out = twin_operand(st, n, t->heads * t->D, compute);
     void *scratch = twin_alloc(st->ops->attention_scratch(st, t->heads, t->D, n, most));
-    const struct segment_attention_args a = { .q = t->q + first * t->ld, .k = t->k + first * t->ld,
-                                              .v = t->v + first * t->ld, .ld = t->ld, .heads = t->heads, .D = t->D,
-                                              .scale = t->scale, .n_segs = n_segs, .seg_start = start, .out = &out,
-                                              .received = received, .scratch = scratch };
+    const struct segment_attention_args a = { .q = t->q + first * t->ld,
+                                              .k = t->k + first * t->ld,
+                                              .v = t->v + first * t->ld,
+                                              .ld = t->ld,
+                                              .heads = t->heads,
+                                              .D = t->D,
+                                              .scale = t->scale,
+                                              .n_segs = n_segs,
+                                              .seg_start = start,
+                                              .out = &out,
+                                              .received = received,
+                                              .scratch = scratch };
     TWIN_OK(st->ops->segment_attention(st, &a, e));
     float *y = twin_unpack(st, &out);
     free(out.data), free(scratch);
     return y;
 }
 
-static float rounded(bool round, float x) { return round ? twin_round_bf16(x) : x; }
+static float rounded(bool round, float x)
+{
+    return round ? twin_round_bf16(x) : x;
+}
 
 static void reference(const struct tower *t, bool round_q, bool round_kv, double *y, double *received)
 {
@@ -44,7 +57,8 @@ static void reference(const struct tower *t, bool round_q, bool round_kv, double
                 for (uint32_t j = 0; j < n; j++) {
                     const float *k = t->k + (first + j) * t->ld + (size_t)h * D;
                     double x = 0.0;
-                    for (uint32_t c = 0; c < D; c++) x += (double)rounded(round_q, q[c]) * rounded(round_kv, k[c]);
+                    for (uint32_t c = 0; c < D; c++)
+                        x += (double)rounded(round_q, q[c]) * rounded(round_kv, k[c]);
                     p[j] = x * t->scale;
                     top = fmax(top, p[j]);
                 }
@@ -63,12 +77,17 @@ static const uint32_t lengths[] = { 64, 1, 100, 15, 16, 17, 0, 31, 257, 33, 400 
 
 static void segments_body(struct stream *st, const char *isa)
 {
-    static const struct { uint32_t heads, D; } shapes[] = { { 2, 16 }, { 3, 20 }, { 1, 24 }, { 2, 64 }, { 2, 80 }, { 1, 2 } };
+    static const struct {
+        uint32_t heads, D;
+    } shapes[] = { { 2, 16 }, { 3, 20 }, { 1, 24 }, { 2, 64 }, { 2, 80 }, { 1, 2 } };
     for (uint32_t v = 0; v < 12; v++) {
         const enum dtype compute = v % 2 ? DT_BF16 : DT_F32;
         const bool pairs = compute == DT_BF16 && strcmp(isa, "avx512-bf16") == 0;
         uint32_t start[16] = { 0 };
-        struct tower t = { .heads = shapes[v / 2].heads, .D = shapes[v / 2].D, .n_segs = 1 + twin_below(6), .seg_start = start };
+        struct tower t = { .heads = shapes[v / 2].heads,
+                           .D = shapes[v / 2].D,
+                           .n_segs = 1 + twin_below(6),
+                           .seg_start = start };
         t.ld = 3 * (size_t)t.heads * t.D;
         t.scale = 1.0f / sqrtf((float)t.D);
         for (uint32_t s = 0; s < t.n_segs; s++) start[s + 1] = start[s] + lengths[(s + 5 * v) % 11];
@@ -83,7 +102,8 @@ static void segments_body(struct stream *st, const char *isa)
         for (uint32_t s = 0; s < t.n_segs; s++) {
             struct stream *other = twin_open(isa, 1 + (int)(s % 3));
             const uint32_t m = start[s + 1] - start[s];
-            float *alone = twin_floats(m), *z = run(other, &t, s, 1, compute, alone), *plain = run(st, &t, s, 1, compute, NULL);
+            float *alone = twin_floats(m), *z = run(other, &t, s, 1, compute, alone),
+                  *plain = run(st, &t, s, 1, compute, NULL);
             twin_same(z, y + (size_t)start[s] * k, (size_t)m * k, isa);
             twin_same(plain, z, (size_t)m * k, isa);
             twin_same(alone, received + start[s], m, isa);

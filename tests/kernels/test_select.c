@@ -1,6 +1,6 @@
 /* tests/kernels/test_select.c - which tokens go: OmniDrop Algorithm 1.
- * Method: the selections of tests/data/vectors/omnidrop.json, and random scores full of ties, NaN and -0 against a sort
- * by the rule's own words. */
+ * Method: the selections of tests/data/vectors/omnidrop.json, and random scores full of ties, NaN and -0
+ * against a sort by the rule's own words. */
 #include <jansson.h>
 
 #include "tests/kernels/twin.h"
@@ -27,7 +27,8 @@ static void test_vectors(void **state)
     for (size_t c = 0; c < json_array_size(cases); c++) {
         json_t *v = json_array_get(cases, c), *scores = json_object_get(v, "scores");
         json_t *chunks = json_object_get(v, "chunks"), *gone = json_object_get(v, "pruned");
-        const uint32_t n = (uint32_t)json_array_size(scores), k = (uint32_t)json_integer_value(json_object_get(v, "k"));
+        const uint32_t n = (uint32_t)json_array_size(scores),
+                       k = (uint32_t)json_integer_value(json_object_get(v, "k"));
         float *s = twin_floats(n);
         int32_t *chunk = calloc(n + 1, sizeof *chunk);
         uint32_t *keep = calloc(n + 1, sizeof *keep), at = 0;
@@ -36,10 +37,14 @@ static void test_vectors(void **state)
             s[i] = (float)json_number_value(json_array_get(scores, i));
             chunk[i] = (int32_t)json_integer_value(json_array_get(chunks, i));
         }
-        const struct select_args a = { .score = s, .chunk = chunk, .n = n, .k = k,
+        const struct select_args a = { .score = s,
+                                       .chunk = chunk,
+                                       .n = n,
+                                       .k = k,
                                        .tds = json_is_true(json_object_get(v, "tds")),
                                        .lambda_div = json_number_value(json_object_get(v, "lambda_div")),
-                                       .max_chunk = (int32_t)json_integer_value(json_object_get(v, "max_chunk")) };
+                                       .max_chunk =
+                                           (int32_t)json_integer_value(json_object_get(v, "max_chunk")) };
         run(st, &a, keep);
         assert_int_equal(json_array_size(gone), k);
         for (uint32_t i = 0; i < k; i++) pruned[json_integer_value(json_array_get(gone, i))] = true;
@@ -53,7 +58,10 @@ static void test_vectors(void **state)
 }
 
 /* The rule, by a sort: least important first; NaN least of all; of equals the higher index first. */
-struct item { double value; uint32_t index; };
+struct item {
+    double value;
+    uint32_t index;
+};
 
 static int by_rule(const void *x, const void *y)
 {
@@ -89,24 +97,33 @@ static void test_rule(void **state)
     (void)state;
     twin_seed("rule");
     struct stream *st = twin_open(NULL, 1);
-    static const float special[] = { 0.0f, -0.0f, NAN, -NAN, INFINITY, -INFINITY, 1e-42f, -1e-42f, 3e38f, 1.0f };
+    static const float special[] = {
+        0.0f, -0.0f, NAN, -NAN, INFINITY, -INFINITY, 1e-42f, -1e-42f, 3e38f, 1.0f
+    };
     for (uint32_t v = 0; v < 3000; v++) {
         const uint32_t n = v < 2900 ? twin_below(60) : twin_below(20000), style = twin_below(4);
         float *s = twin_floats(n);
         int32_t *chunk = calloc(n + 1, sizeof *chunk);
         uint32_t *keep = calloc(n + 1, sizeof *keep), *want = calloc(n + 1, sizeof *want);
         for (uint32_t i = 0; i < n; i++) {
-            s[i] = style == 0 ? twin_float() : style == 1 ? (float)twin_below(4) / 2000 : special[twin_below(10)];
+            s[i] = style == 0   ? twin_float()
+                   : style == 1 ? (float)twin_below(4) / 2000
+                                : special[twin_below(10)];
             if (style == 3 && twin_below(2)) s[i] = twin_float() * 1e-3f;
             chunk[i] = (int32_t)(i / (1 + twin_below(20)));
         }
-        const struct select_args a = { .score = s, .chunk = chunk, .n = n, .k = twin_below(3) ? twin_below(n + 1) : n / 9,
-                                       .tds = twin_below(2), .lambda_div = twin_below(2) ? 0.2 : 1e-4,
+        const struct select_args a = { .score = s,
+                                       .chunk = chunk,
+                                       .n = n,
+                                       .k = twin_below(3) ? twin_below(n + 1) : n / 9,
+                                       .tds = twin_below(2),
+                                       .lambda_div = twin_below(2) ? 0.2 : 1e-4,
                                        .max_chunk = (int32_t)twin_below(60) };
         run(st, &a, keep);
         reference(&a, want);
         for (uint32_t i = 0; i < n - a.k; i++)
-            if (keep[i] != want[i]) fail_msg("case %u, n %u, k %u, tds %d: place %u", v, n, a.k, (int)a.tds, i);
+            if (keep[i] != want[i])
+                fail_msg("case %u, n %u, k %u, tds %d: place %u", v, n, a.k, (int)a.tds, i);
         free(s), free(chunk), free(keep), free(want);
     }
     struct err e = { 0 };

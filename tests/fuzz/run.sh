@@ -1,8 +1,9 @@
 #!/bin/sh
 # Builds the fuzz targets with clang's libFuzzer, ASan and UBSan into build/fuzz and runs each for FUZZ_SECONDS (60).
 #   tests/fuzz/run.sh [NAME...]        all of tests/fuzz/fuzz_NAME.c, or those named
-# FUZZ_OUT names another folder than build/fuzz. Each prints one line: name, executed inputs, seconds. A finding stops the run with exit 1; the input that made it is
-# left in build/fuzz/found-NAME-*. The corpus grows in build/fuzz/corpus-NAME, starting from tests/fuzz/seeds/NAME.
+# FUZZ_OUT names another folder than build/fuzz. Each prints one line: name, executed inputs, seconds. A finding
+# stops the run with exit 1; the input that made it is left in build/fuzz/found-NAME-*. The corpus grows in
+# build/fuzz/corpus-NAME, starting from tests/fuzz/seeds/NAME.
 set -eu
 cd "$(dirname "$0")/../.."
 seconds=${FUZZ_SECONDS:-60}

@@ -7,8 +7,10 @@
 #include "base/mem.h"
 #include "media/libav.h"
 
-#define GAP_S 0.05                        /* keep_time: shifts under this are jitter of the container's clock */
-#define PIECE 16384                       /* samples of silence made at once                                  */
+#define GAP_S 0.05                        /* keep_time: shifts under this are jitter of the clock */
+#define RATE_MIN 1000                     /* Hz that are resampled; a damaged header may say anything */
+#define RATE_MAX 768000
+#define PIECE 16384                       /* samples of silence made at once */
 
 struct media_audio {
     struct media *m;
@@ -19,7 +21,7 @@ struct media_audio {
     SwrContext *swr;                      /* NULL: 16 kHz already, or nothing decoded yet        */
     int rate;                             /* of the last frame; 0: none yet                      */
     bool keep_time, packets_end, end;
-    bool pending;                         /* a->frame waits behind silence, its first `from` samples left out */
+    bool pending;                         /* a->frame waits behind silence, less its first `from` samples */
     int from;
     double file_start, clock_s;           /* keep_time: the clock's zero, and where we are       */
     uint64_t silence;                     /* samples (at rate) of silence still to make          */
@@ -33,7 +35,8 @@ struct media_audio {
     double start_s;
 };
 
-status media_audio_open(struct media *m, const struct media_audio_options *o, struct media_audio **out, struct err *e)
+status media_audio_open(struct media *m, const struct media_audio_options *o, struct media_audio **out,
+                        struct err *e)
 {
     const struct media_audio_options none = { .start_s = 0.0 };
     struct media_audio *a;
@@ -47,7 +50,8 @@ status media_audio_open(struct media *m, const struct media_audio_options *o, st
     a->keep_time = o->keep_time;
     a->start_s = o->start_s;
     a->skip = (uint64_t)llround(o->start_s * MEDIA_RATE);
-    a->left = o->end_s > 0.0 && o->end_s < 1e9 ? (uint64_t)llround(o->end_s * MEDIA_RATE) - a->skip : UINT64_MAX;
+    a->left =
+        o->end_s > 0.0 && o->end_s < 1e9 ? (uint64_t)llround(o->end_s * MEDIA_RATE) - a->skip : UINT64_MAX;
     TRY_GOTO(st, demux_open(m, m->audio_stream, &a->d, e), undo);
     TRY_GOTO(st, decoder_open(&a->d, m->audio_stream, 1, FF_IDCT_AUTO, &a->dec, e), undo);
     a->pkt = av_packet_alloc();
@@ -134,8 +138,8 @@ static status rate_change(struct media_audio *a, int rate, struct err *e)
     a->rate = rate;
     if (rate == MEDIA_RATE) return OK;
     AVChannelLayout mono = AV_CHANNEL_LAYOUT_MONO;
-    int rc = swr_alloc_set_opts2(&a->swr, &mono, AV_SAMPLE_FMT_FLT, MEDIA_RATE, &mono, AV_SAMPLE_FMT_FLT, rate, 0,
-                                 NULL);
+    int rc = swr_alloc_set_opts2(&a->swr, &mono, AV_SAMPLE_FMT_FLT, MEDIA_RATE, &mono, AV_SAMPLE_FMT_FLT,
+                                 rate, 0, NULL);
     if (rc >= 0) rc = swr_init(a->swr);
     if (rc < 0) return libav_fail(e, a->m, "its sample rate cannot be resampled", rc);
     return OK;
@@ -163,8 +167,9 @@ static int align(struct media_audio *a)
 static status frame_begin(struct media_audio *a, struct err *e)
 {
     const AVFrame *f = a->frame;
-    if (f->sample_rate <= 0 || f->ch_layout.nb_channels <= 0)
-        return err_set(e, E_INPUT, "%s: its sound has no sample rate or no channels", a->m->name);
+    if (f->sample_rate < RATE_MIN || f->sample_rate > RATE_MAX || f->ch_layout.nb_channels <= 0)
+        return err_set(e, E_INPUT, "%s: sound of %d Hz and %d channels cannot be used: %d to %d Hz, 1 or more",
+                       a->m->name, f->sample_rate, f->ch_layout.nb_channels, RATE_MIN, RATE_MAX);
     if (f->sample_rate != a->rate) TRY(rate_change(a, f->sample_rate, e));
     a->from = align(a);
     a->pending = true;
@@ -228,11 +233,11 @@ static status end_check(struct media_audio *a, struct err *e)
 {
     const double have = (double)a->n_made / MEDIA_RATE, want = a->m->info.audio.duration_s;
     if (a->n_decoded == 0)
-        return err_set(e, E_INPUT, "%s: its sound (%s) holds no samples%s", a->m->name, a->m->info.audio.codec,
-                       a->m->warning[0] ? " that can be decoded" : "");
+        return err_set(e, E_INPUT, "%s: its sound (%s) holds no samples%s", a->m->name,
+                       a->m->info.audio.codec, a->m->warning[0] ? " that can be decoded" : "");
     if (a->skip > 0)
-        return err_set(e, E_INPUT, "%s: its sound ends at %.3f s, before the start asked for, %.3f s", a->m->name, have,
-                       a->start_s);
+        return err_set(e, E_INPUT, "%s: its sound ends at %.3f s, before the start asked for, %.3f s",
+                       a->m->name, have, a->start_s);
     if (want > 0.0 && have < want - 1.0)
         media_warn(a->m, "%s: its sound ends after %.1f s; the file promises %.1f s", a->m->name, have, want);
     return OK;
@@ -264,8 +269,8 @@ status media_audio_read(struct media_audio *a, float *buf, size_t cap, size_t *n
     return OK;
 }
 
-status media_audio_load(struct media *m, const struct media_audio_options *o, size_t max_samples, float **samples,
-                        size_t *n, struct err *e)
+status media_audio_load(struct media *m, const struct media_audio_options *o, size_t max_samples,
+                        float **samples, size_t *n, struct err *e)
 {
     struct media_audio *a = NULL;
     float *x = NULL;
@@ -277,8 +282,9 @@ status media_audio_load(struct media *m, const struct media_audio_options *o, si
         TRY_GOTO(st, media_audio_read(a, x + have, cap - have, &got, e), undo);
         have += got;
         if (max_samples > 0 && have > max_samples) {
-            st = err_set(e, E_FULL, "%s: its sound is longer than %.1f s, the limit here: give a shorter part",
-                         m->name, (double)max_samples / MEDIA_RATE);
+            st =
+                err_set(e, E_FULL, "%s: its sound is longer than %.1f s, the limit here: give a shorter part",
+                        m->name, (double)max_samples / MEDIA_RATE);
             goto undo;
         }
     } while (got > 0);

@@ -8,7 +8,8 @@
 #include "base/mem.h"
 #include "media/picture.h"
 
-/* Is its transparency Pillow's mode RGBA? For PNG that is colour type 6, or 4 with 16 bits: bytes 24 and 25. */
+/* Is its transparency Pillow's mode RGBA? For PNG that is colour type 6, or 4 with 16 bits: bytes 24 and
+ * 25. */
 static bool alpha_counts(const struct media *m)
 {
     uint8_t head[26] = { 0 };
@@ -48,15 +49,19 @@ status media_image_rgb(struct media *m, uint8_t **rgb, uint32_t *h, uint32_t *w,
     }
     TRY_GOTO(st, demux_open(m, m->video_stream, &d, e), none);
     const enum AVCodecID id = d.fc->streams[m->video_stream]->codecpar->codec_id;
-    TRY_GOTO(st, decoder_open(&d, m->video_stream, 1, id == AV_CODEC_ID_MJPEG ? FF_IDCT_INT : FF_IDCT_AUTO, &dec, e),
-             done);
+    TRY_GOTO(
+        st,
+        decoder_open(&d, m->video_stream, 1, id == AV_CODEC_ID_MJPEG ? FF_IDCT_INT : FF_IDCT_AUTO, &dec, e),
+        done);
     if (pkt == NULL || f == NULL) {
         st = err_set(e, E_NOMEM, "%s: out of memory", m->name);
         goto done;
     }
     TRY_GOTO(st, first_frame(m, &d, dec, pkt, f, e), done);
     if (f->format == AV_PIX_FMT_GRAY16BE)
-        media_warn(m, "%s: 16-bit grey: values above 255 are white, as in the reference; convert it to 8 bits", m->name);
+        media_warn(m,
+                   "%s: 16-bit grey: values above 255 are white, as in the reference; convert it to 8 bits",
+                   m->name);
     TRY_GOTO(st, mem_alloc(&out, (size_t)f->height * (size_t)f->width, 3, e), done);
     TRY_GOTO(st, picture_rgb(m, f, id, alpha_counts(m), out, e), done);
     *rgb = out;
@@ -90,7 +95,8 @@ static status patches_of(const struct media_vision *v, const uint8_t *rgb, uint3
     float *strip = NULL;
     status st;
     if (v->temporal > 16) return err_set(e, E_ARG, "temporal_patch_size %u is above 16", v->temporal);
-    TRY_GOTO(st, mem_alloc_aligned(&p.patches, (size_t)p.grid_h * p.grid_w * p.row * sizeof *p.patches, e), done);
+    TRY_GOTO(st, mem_alloc_aligned(&p.patches, (size_t)p.grid_h * p.grid_w * p.row * sizeof *p.patches, e),
+             done);
     TRY_GOTO(st, mem_alloc(&strip, (size_t)side * w, 4 * sizeof *strip, e), done);
     for (uint32_t f = 0; f < v->temporal; f++) frame[f] = strip;
     for (uint32_t y = 0; y < h / side; y++) {
@@ -117,7 +123,8 @@ static status resize_load(uint8_t **rgb, uint32_t h, uint32_t w, uint32_t oh, ui
     return st;
 }
 
-/* The processor's resize, by torch on 8-bit pictures; only limits that the loader cannot meet bring it about. */
+/* The processor's resize, by torch on 8-bit pictures; only limits that the loader cannot meet bring it
+ * about. */
 static status resize_process(uint8_t **rgb, uint32_t h, uint32_t w, uint32_t oh, uint32_t ow, struct err *e)
 {
     const size_t n = (size_t)oh * ow;
@@ -160,7 +167,7 @@ status media_image_load(struct media *m, const struct media_image_options *o, st
     return st;
 }
 
-/* ---- counting ---------------------------------------------------------------------------------------------- */
+/* ---- counting ------------------------------------------------------------------------------------------ */
 
 static status count_sound(struct media *m, bool decode, struct media_counts *c, struct err *e)
 {
@@ -186,8 +193,9 @@ static status count_sound(struct media *m, bool decode, struct media_counts *c, 
     return OK;
 }
 
-status media_tokens(struct media *m, const struct media_image_options *io, const struct media_video_options *vo,
-                    bool decode, struct media_counts *out, struct err *e)
+status media_tokens(struct media *m, const struct media_image_options *io,
+                    const struct media_video_options *vo, bool decode, struct media_counts *out,
+                    struct err *e)
 {
     struct media_counts c = { 0 };
     if (m->info.has_audio) TRY(count_sound(m, decode, &c, e));

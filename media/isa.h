@@ -2,8 +2,9 @@
  * A file of inner loops (mel_isa.h, resize_isa.h) is included once per set by its .c, with
  *   ISA_SUFFIX   plain, avx2, avx512: the ending of its function names
  *   ISA_LANES    floats a vector
- * under the compiler's target pragma. Products and sums are never contracted (-ffp-contract=off), so all sets agree
- * bit for bit. media_isa() says which set this machine runs; OMNIDROP_ISA=avx2|plain in the environment lowers it. */
+ * under the compiler's target pragma. Products and sums are never contracted (-ffp-contract=off), so all sets
+ * agree bit for bit. media_isa() says which set this machine runs; OMNIDROP_ISA=avx2|plain in the environment
+ * lowers it. */
 #ifndef MEDIA_ISA_H
 #define MEDIA_ISA_H
 

@@ -1,5 +1,6 @@
-/* media/libav.h - inside header: what the files that use FFmpeg's libraries share; nobody outside media/ includes it.
- * A `struct media` holds the bytes and what is known of them; a `struct demux` is one reader's own view. */
+/* media/libav.h - inside header: what the files that use FFmpeg's libraries share; nobody outside media/
+ * includes it. A `struct media` holds the bytes and what is known of them; a `struct demux` is one reader's
+ * own view. */
 #ifndef MEDIA_LIBAV_H
 #define MEDIA_LIBAV_H
 
@@ -9,25 +10,26 @@
 #include "media/media.h"
 
 struct media {
-    int fd;                               /* -1: memory                                                           */
-    const uint8_t *bytes;                 /* borrowed; NULL: file                                                 */
+    int fd;                               /* -1: memory */
+    const uint8_t *bytes;                 /* borrowed; NULL: file */
     int64_t size;
-    char *name;                           /* owned; for messages                                                  */
+    char *name;                           /* owned; for messages */
     struct media_info info;
-    int audio_stream, video_stream;       /* index in the container; -1: none. The picture's too                  */
-    uint64_t n_frames_true;               /* decoded once: how many frames there really are; 0: not known         */
-    char warning[1024];                   /* empty: none                                                          */
+    int audio_stream, video_stream;       /* index in the container; -1: none. The picture's too */
+    uint64_t n_frames_true;               /* decoded once: how many frames there really are; 0: not known */
+    char warning[1024];                   /* empty: none */
 };
 
 /* One open container. */
 struct demux {
     struct media *m;
-    int64_t pos;                          /* of the byte reader                                                   */
+    int64_t pos;                          /* of the byte reader */
     AVIOContext *io;
     AVFormatContext *fc;
 };
 
-/* Open the container at its start, streams found, everything but `stream` discarded (-1: nothing). E_INPUT. */
+/* Open the container at its start, streams found, everything but `stream` discarded (-1: nothing).
+ * E_INPUT. */
 status demux_open(struct media *m, int stream, struct demux *d, struct err *e);
 void demux_close(struct demux *d);
 
@@ -36,7 +38,8 @@ void demux_close(struct demux *d);
 status demux_read(struct demux *d, int stream, AVPacket *pkt, bool *end, struct err *e);
 
 /* A decoder for `stream`, opened. idct: AVCodecContext.idct_algo. *out: avcodec_free_context(). */
-status decoder_open(const struct demux *d, int stream, int n_threads, int idct, AVCodecContext **out, struct err *e);
+status decoder_open(const struct demux *d, int stream, int n_threads, int idct, AVCodecContext **out,
+                    struct err *e);
 
 /* E_INPUT with FFmpeg's reason: its last log line if there is one, else the text of code `rc`. */
 status libav_fail(struct err *e, const struct media *m, const char *what, int rc);

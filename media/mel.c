@@ -9,10 +9,10 @@
 #include "media/isa.h"
 
 #define N_FFT 400
-#define MEL_T 20                          /* floats a row of the transposed samples: 16 + 2 lanes, rounded up */
+#define MEL_T 20                          /* floats a row of the transposed samples: 16 + 2, rounded up */
 #define MEL_TAPS 16
-#define REF_SAMPLES 4800000               /* the reference pads every clip to 300 s ...                       */
-#define REF_FRAMES 30000                  /* ... and keeps so many frames                                     */
+#define REF_SAMPLES 4800000               /* the reference pads every clip to 300 s ... */
+#define REF_FRAMES 30000                  /* ... and keeps so many frames */
 
 struct mel_filter {
     uint32_t first, n;
@@ -21,15 +21,18 @@ struct mel_filter {
 
 static struct {
     float window[N_FFT];
-    float twiddle[2 * 200];               /* exp(-2 pi i k / 200): cos, -sin                                   */
-    float untangle[2 * 201];              /* exp(-2 pi i k / 400)                                              */
+    float twiddle[2 * 200];               /* exp(-2 pi i k / 200): cos, -sin */
+    float untangle[2 * 201];              /* exp(-2 pi i k / 400) */
     struct mel_filter filter[MEDIA_MEL_BINS];
 } mel;
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 /* Slaney's scale: linear to 1000 Hz (mel 15), logarithmic above. */
-static double hz_of_mel(double m) { return m < 15.0 ? 200.0 * m / 3.0 : 1000.0 * exp((m - 15.0) * log(6.4) / 27.0); }
+static double hz_of_mel(double m)
+{
+    return m < 15.0 ? 200.0 * m / 3.0 : 1000.0 * exp((m - 15.0) * log(6.4) / 27.0);
+}
 
 static void tables_make(void)
 {
@@ -96,7 +99,8 @@ size_t media_mel_filter(uint32_t bin, uint32_t *first, float weight[16])
     return mel.filter[bin].n;
 }
 
-/* Sample i of the padded clip: mirrored at the left end, zeros on the right up to 300 s and mirrored there. */
+/* Sample i of the padded clip: mirrored at the left end, zeros on the right up to 300 s and mirrored
+ * there. */
 static float sample_at(const float *x, size_t n, int64_t i)
 {
     if (i < 0) i = -i;
@@ -128,7 +132,7 @@ status media_mel(const float *x, size_t n, float *out, struct err *e)
     if (media_isa() == MEDIA_AVX512) block = mel_block_avx512, lanes = 16;
 #endif
     const size_t n_frames = media_mel_frames(n);
-    size_t n_seen = (n + N_FFT / 2 + MEDIA_HOP - 1) / MEDIA_HOP;              /* frames that touch the signal */
+    size_t n_seen = (n + N_FFT / 2 + MEDIA_HOP - 1) / MEDIA_HOP;  /* frames that touch the signal */
     if (n <= REF_SAMPLES && n_seen > REF_FRAMES) n_seen = REF_FRAMES;
     if (n_seen < n_frames) n_seen = n_frames;
 

@@ -1,4 +1,4 @@
-/* media/mel_isa.h - inside header: power spectrum, filters and logarithm of ISA_LANES frames at once; see isa.h.
+/* media/mel_isa.h - inside header: power spectrum, filters and logarithm of ISA_LANES frames at once.
  * Lane l of every vector is frame f0 + l, so nothing is ever shuffled:
  *   t[r][q] = x[160 (f0 + q) - 200 + r]         the samples, transposed once
  *   tap n = 160 j + r of all frames             one load at t[r][j]
@@ -40,7 +40,8 @@ INLINE V ISA_NAME(maxv)(V a, V b)
         }                                                                                                 \
     }
 /* exp(-2 pi i p r / n) */
-#define POWER(r) mel.twiddle[2 * (p * (r) * (200 / n) % 200)], mel.twiddle[2 * (p * (r) * (200 / n) % 200) + 1]
+#define POWER(r)                                                                                             \
+    mel.twiddle[2 * (p * (r) * (200 / n) % 200)], mel.twiddle[2 * (p * (r) * (200 / n) % 200) + 1]
 
 INLINE void ISA_NAME(stage5)(int n, int s, const CV *x, CV *y)
 {
@@ -98,7 +99,8 @@ INLINE void ISA_NAME(stage2)(int s, const CV *x, CV *y)
 #undef STAGE_TAIL
 #undef POWER
 
-/* log10 of normal positive numbers, error under 1e-7 of the result or 4e-8: x = 2^e m, m in [sqrt(1/2), sqrt(2)). */
+/* log10 of normal positive numbers, error under 1e-7 of the result or 4e-8: x = 2^e m, m in [sqrt(1/2),
+ * sqrt(2)). */
 INLINE V ISA_NAME(log10v)(V x)
 {
     const VI bits = (VI)x;
@@ -121,8 +123,8 @@ INLINE V ISA_NAME(log10v)(V x)
     return (m * 0.43359375f + y * 0.43359375f) + (m + y) * 7.0073190e-4f + ef * 3.0102999566e-1f;
 }
 
-/* Frames f0 .. f0 + ISA_LANES - 1. t: see above, rows of MEL_T floats. out row b at out + b * ld: log10 of the mel
- * power, not yet clamped. Returns the largest of the first n_valid lanes. */
+/* Frames f0 .. f0 + ISA_LANES - 1. t: see above, rows of MEL_T floats. out row b at out + b * ld: log10 of
+ * the mel power, not yet clamped. Returns the largest of the first n_valid lanes. */
 static float ISA_NAME(mel_block)(const float *t, float *out, size_t ld, uint32_t n_valid)
 {
     CV a[200], b[200];
@@ -136,7 +138,8 @@ static float ISA_NAME(mel_block)(const float *t, float *out, size_t ld, uint32_t
     ISA_NAME(stage4)(8, 25, a, b);
     ISA_NAME(stage2)(100, b, a);
 
-    /* X[k] = E[k] + w^k O[k] with E, O the spectra of even and odd samples. Pairs k, 200 - k share their parts. */
+    /* X[k] = E[k] + w^k O[k] with E, O the spectra of even and odd samples. Pairs k, 200 - k share their
+     * parts. */
     V power[201];
     for (int k = 0; k <= 100; k++) {
         const CV z = a[k], c = a[(200 - k) % 200];

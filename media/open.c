@@ -1,6 +1,6 @@
 /* media/open.c - bytes to streams: the byte reader, the demuxer, decoders, and what is known of a file.
- * FFmpeg reads through our own byte reader and is never given a name, so a container can neither open another file
- * nor reach a network; formats that are lists of other files are refused by name as well. */
+ * FFmpeg reads through our own byte reader and is never given a name, so a container can neither open another
+ * file nor reach a network; formats that are lists of other files are refused by name as well. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -20,10 +20,10 @@
 
 #define IO_BYTES (64 << 10)
 
-/* ---- FFmpeg's log: silent, its last complaint kept for our own messages ------------------------------------ */
+/* ---- FFmpeg's log: silent, its last complaint kept for our own messages -------------------------------- */
 
 static __thread char complaint[256];
-static __thread unsigned too_wide, too_high;      /* of a picture that the decoder refused for its size; 0: none */
+static __thread unsigned too_wide, too_high;      /* of a picture that was refused for its size; 0: none */
 static pthread_once_t log_once = PTHREAD_ONCE_INIT;
 
 static void log_take(void *ctx, int level, const char *fmt, va_list ap)
@@ -60,7 +60,7 @@ void media_warn(struct media *m, const char *fmt, ...)
     va_end(ap);
 }
 
-/* ---- bytes ------------------------------------------------------------------------------------------------- */
+/* ---- bytes --------------------------------------------------------------------------------------------- */
 
 static int io_read(void *opaque, uint8_t *buf, int n)
 {
@@ -93,7 +93,8 @@ static int64_t io_seek(void *opaque, int64_t offset, int whence)
 }
 
 /* I1: whatever a container asks to open is not there. */
-static int io_refuse(AVFormatContext *fc, AVIOContext **pb, const char *url, int flags, AVDictionary **options)
+static int io_refuse(AVFormatContext *fc, AVIOContext **pb, const char *url, int flags,
+                     AVDictionary **options)
 {
     (void)fc, (void)pb, (void)url, (void)flags, (void)options;
     return AVERROR(EPERM);
@@ -112,14 +113,17 @@ static bool format_is_list(const char *names)
     return false;
 }
 
-/* ---- containers -------------------------------------------------------------------------------------------- */
+/* ---- containers ---------------------------------------------------------------------------------------- */
 
 /* I3. */
 static status size_check(const struct media *m, uint64_t w, uint64_t h, struct err *e)
 {
     if (w * h <= MEDIA_MAX_PIXELS) return OK;
-    return err_set(e, E_INPUT, "%s: %" PRIu64 " x %" PRIu64 " pixels are %" PRIu64 ", more than the limit of %u: scale it "
-                   "down first", m->name, w, h, w * h, MEDIA_MAX_PIXELS);
+    return err_set(e, E_INPUT,
+                   "%s: %" PRIu64 " x %" PRIu64 " pixels are %" PRIu64
+                   ", more than the limit of %u: scale it "
+                   "down first",
+                   m->name, w, h, w * h, MEDIA_MAX_PIXELS);
 }
 
 /* PNG says its size in bytes 16 to 23; its decoder refuses large ones without telling. */
@@ -140,12 +144,15 @@ static status container_open(struct demux *d, struct err *e)
     int rc = av_probe_input_buffer2(d->io, &format, NULL, NULL, 0, 0);
     if (rc < 0) {
         if (complaint[0] == 0 || rc == AVERROR_INVALIDDATA)
-            return err_set(e, E_INPUT, "%s: neither sound, nor a picture, nor a film: its first bytes are of no known "
-                           "format", m->name);
+            return err_set(e, E_INPUT,
+                           "%s: neither sound, nor a picture, nor a film: its first bytes are of no known "
+                           "format",
+                           m->name);
         return libav_fail(e, m, "cannot be read", rc);
     }
     if (format_is_list(format->name))
-        return err_set(e, E_INPUT, "%s: a list that names other files or places (%s): give the media file itself",
+        return err_set(e, E_INPUT,
+                       "%s: a list that names other files or places (%s): give the media file itself",
                        m->name, format->name);
     d->fc = avformat_alloc_context();
     if (d->fc == NULL) return err_set(e, E_NOMEM, "%s: out of memory", m->name);
@@ -214,7 +221,8 @@ status demux_read(struct demux *d, int stream, AVPacket *pkt, bool *end, struct 
         const int rc = av_read_frame(d->fc, pkt);
         if (rc == AVERROR(ENOMEM)) return err_set(e, E_NOMEM, "%s: out of memory", d->m->name);
         if (rc < 0) {
-            if (rc != AVERROR_EOF) media_warn(d->m, "%s: damaged: it could not be read to its end", d->m->name);
+            if (rc != AVERROR_EOF)
+                media_warn(d->m, "%s: damaged: it could not be read to its end", d->m->name);
             *end = true;
             return OK;
         }
@@ -236,15 +244,17 @@ static void codec_name(char *out, size_t cap, const AVCodecParameters *p)
     else snprintf(out, cap, "unknown %s", av_fourcc2str(p->codec_tag));
 }
 
-status decoder_open(const struct demux *d, int stream, int n_threads, int idct, AVCodecContext **out, struct err *e)
+status decoder_open(const struct demux *d, int stream, int n_threads, int idct, AVCodecContext **out,
+                    struct err *e)
 {
     const AVStream *s = d->fc->streams[stream];
     const AVCodec *codec = avcodec_find_decoder(s->codecpar->codec_id);
     if (codec == NULL) {
         char name[32];
         codec_name(name, sizeof name, s->codecpar);
-        return err_set(e, E_INPUT, "%s: no decoder for its %s (%s): convert it to a common format", d->m->name,
-                       s->codecpar->codec_type == AVMEDIA_TYPE_AUDIO ? "sound" : "pictures", name);
+        return err_set(e, E_INPUT, "%s: no decoder for its %s (%s): convert it to a common format",
+                       d->m->name, s->codecpar->codec_type == AVMEDIA_TYPE_AUDIO ? "sound" : "pictures",
+                       name);
     }
     AVCodecContext *c = avcodec_alloc_context3(codec);
     if (c == NULL) return err_set(e, E_NOMEM, "%s: out of memory", d->m->name);
@@ -262,7 +272,7 @@ status decoder_open(const struct demux *d, int stream, int n_threads, int idct, 
     return OK;
 }
 
-/* ---- what is inside ---------------------------------------------------------------------------------------- */
+/* ---- what is inside ------------------------------------------------------------------------------------ */
 
 /* The display matrix as a turn clockwise and a mirror before it. */
 static void rotation_of(const AVStream *s, int *turn, bool *mirrored)
@@ -309,7 +319,7 @@ static int stream_find(AVFormatContext *fc, enum AVMediaType type)
     const AVCodec *codec = NULL;
     int i = av_find_best_stream(fc, type, -1, -1, &codec, 0);
     if (i < 0) i = av_find_best_stream(fc, type, -1, -1, NULL, 0);
-    if (i >= 0 && (fc->streams[i]->disposition & AV_DISPOSITION_ATTACHED_PIC)) i = -1;    /* a cover, not a film */
+    if (i >= 0 && (fc->streams[i]->disposition & AV_DISPOSITION_ATTACHED_PIC)) i = -1;    /* a cover */
     return i;
 }
 

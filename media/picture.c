@@ -1,9 +1,9 @@
-/* media/picture.c - still pictures to RGB8 as the reference's loader has them: Pillow's modes and conversions.
+/* media/picture.c - still pictures to RGB8 as the reference's loader has them: Pillow's modes.
  *   RGBA (PNG of colour type 6, or 4 with 16 bits, WebP, ...)  composed on white
  *   other transparency (grey + alpha, tRNS, palettes)          dropped
  *   16 bits a channel                                          the high byte; grey alone is cut off at 255
- *   JPEG      libjpeg-turbo's triangle-filter chroma and YCbCr; FFmpeg's inverse DCT does rows first, libjpeg columns,
- *             so that some 5 % of the values differ by 1, a few by up to 3
+ *   JPEG      libjpeg-turbo's triangle-filter chroma and YCbCr; FFmpeg's inverse DCT does rows first, libjpeg
+ *             columns, so that some 5 % of the values differ by 1, a few by up to 3
  *   WebP      libwebp's chroma filter and YUV, bit-equal
  * What is left (subsampled TIFF, CMYK) goes through libswscale and may differ by some levels. */
 #include <libavutil/pixdesc.h>
@@ -23,9 +23,10 @@ static uint8_t on_white(unsigned c, unsigned alpha)
     return (uint8_t)(((t >> 8) + t) >> 8);
 }
 
-/* ---- WebP -------------------------------------------------------------------------------------------------- */
+/* ---- WebP ---------------------------------------------------------------------------------------------- */
 
-/* Chroma of pixel x of a line from its own chroma row and the one on its other side: libwebp's dsp/upsampling.c. */
+/* Chroma of pixel x of a line from its own chroma row and the one on its other side: libwebp's
+ * dsp/upsampling.c. */
 static int webp_chroma(const uint8_t *near, const uint8_t *far, int n, int x)
 {
     const int i = x / 2, j = x % 2 ? i + 1 : i - 1;
@@ -55,12 +56,13 @@ static void webp_rgb(const AVFrame *f, uint8_t *rgb)
     }
 }
 
-/* ---- JPEG -------------------------------------------------------------------------------------------------- */
+/* ---- JPEG ---------------------------------------------------------------------------------------------- */
 
-/* One chroma row at full width. near, far: the chroma row of this line and the one that its other half lies towards
- * (equal where rows are not subsampled); low: rounding of the upper (1) or lower line. libjpeg-turbo's jdsample.c. */
-static void chroma_row(const uint8_t *near, const uint8_t *far, int n, bool wide, bool high, bool upper, int width,
-                       uint8_t *out)
+/* One chroma row at full width. near, far: the chroma row of this line and the one that its other half lies
+ * towards (equal where rows are not subsampled); low: rounding of the upper (1) or lower line.
+ * libjpeg-turbo's jdsample.c. */
+static void chroma_row(const uint8_t *near, const uint8_t *far, int n, bool wide, bool high, bool upper,
+                       int width, uint8_t *out)
 {
     if (!wide && !high) {
         memcpy(out, near, (size_t)width);
@@ -110,10 +112,10 @@ static status jpeg_rgb(const AVFrame *f, bool wide, bool high, uint8_t *rgb, str
     return OK;
 }
 
-/* ---- everything else --------------------------------------------------------------------------------------- */
+/* ---- everything else ----------------------------------------------------------------------------------- */
 
-/* Pixel x of a line in one of the packed formats that PNG and its kin decode to; *alpha stays where there is none.
- * rgba: Pillow would read the file as RGBA (16-bit grey is cut off otherwise). */
+/* Pixel x of a line in one of the packed formats that PNG and its kin decode to; *alpha stays where there is
+ * none. rgba: Pillow would read the file as RGBA (16-bit grey is cut off otherwise). */
 static bool packed_pixel(enum AVPixelFormat format, const uint8_t *line, int x, bool rgba, uint8_t rgb[3],
                          uint8_t *alpha)
 {
@@ -121,12 +123,19 @@ static bool packed_pixel(enum AVPixelFormat format, const uint8_t *line, int x, 
     switch (format) {
     case AV_PIX_FMT_RGB24: memcpy(rgb, line + 3 * x, 3); return true;
     case AV_PIX_FMT_RGBA: memcpy(rgb, line + 4 * x, 3); *alpha = line[4 * x + 3]; return true;
-    case AV_PIX_FMT_BGRA: p = line + 4 * x; rgb[0] = p[2], rgb[1] = p[1], rgb[2] = p[0], *alpha = p[3]; return true;
+    case AV_PIX_FMT_BGRA:
+        p = line + 4 * x;
+        rgb[0] = p[2], rgb[1] = p[1], rgb[2] = p[0], *alpha = p[3];
+        return true;
     case AV_PIX_FMT_ARGB: memcpy(rgb, line + 4 * x + 1, 3); *alpha = line[4 * x]; return true;
     case AV_PIX_FMT_GRAY8: rgb[0] = rgb[1] = rgb[2] = line[x]; return true;
     case AV_PIX_FMT_YA8: rgb[0] = rgb[1] = rgb[2] = line[2 * x]; *alpha = line[2 * x + 1]; return true;
-    case AV_PIX_FMT_MONOBLACK: rgb[0] = rgb[1] = rgb[2] = line[x / 8] >> (7 - x % 8) & 1 ? 255 : 0; return true;
-    case AV_PIX_FMT_MONOWHITE: rgb[0] = rgb[1] = rgb[2] = line[x / 8] >> (7 - x % 8) & 1 ? 0 : 255; return true;
+    case AV_PIX_FMT_MONOBLACK:
+        rgb[0] = rgb[1] = rgb[2] = line[x / 8] >> (7 - x % 8) & 1 ? 255 : 0;
+        return true;
+    case AV_PIX_FMT_MONOWHITE:
+        rgb[0] = rgb[1] = rgb[2] = line[x / 8] >> (7 - x % 8) & 1 ? 0 : 255;
+        return true;
     case AV_PIX_FMT_GRAY16BE: rgb[0] = rgb[1] = rgb[2] = line[2 * x] ? 255 : line[2 * x + 1]; return true;
     case AV_PIX_FMT_YA16BE:
         rgb[0] = rgb[1] = rgb[2] = rgba || line[4 * x] == 0 ? line[4 * x + !rgba] : 255;
@@ -142,8 +151,8 @@ static bool packed_pixel(enum AVPixelFormat format, const uint8_t *line, int x, 
 }
 
 /* Planar YUV: by the rules of its codec, else by libswscale. */
-static status planar_rgb(const struct media *m, const AVFrame *f, const AVPixFmtDescriptor *d, enum AVCodecID codec,
-                         uint8_t *rgb, struct err *e)
+static status planar_rgb(const struct media *m, const AVFrame *f, const AVPixFmtDescriptor *d,
+                         enum AVCodecID codec, uint8_t *rgb, struct err *e)
 {
     struct to_rgb c = { 0 };
     const bool yuv8 = d->nb_components >= 3 && !(d->flags & AV_PIX_FMT_FLAG_RGB) && d->comp[0].depth == 8;

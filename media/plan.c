@@ -1,5 +1,5 @@
-/* media/plan.c - how large pictures become and which frames of a film are seen: qwen-omni-utils' smart_resize and
- * smart_nframes in f64, then the processor's smart_resize. */
+/* media/plan.c - how large pictures become and which frames of a film are seen: qwen-omni-utils' smart_resize
+ * and smart_nframes in f64, then the processor's smart_resize. */
 #include <inttypes.h>
 #include <math.h>
 
@@ -22,14 +22,15 @@ struct media_vision media_vision_default(void)
 static double larger(double a, double b) { return a > b ? a : b; }
 
 /* As media_smart_resize; the most pixels need not be whole (a share of a film's budget is not). */
-static status smart_resize(uint32_t h, uint32_t w, uint32_t factor, double min_pixels, double max_pixels, bool loader,
-                           uint32_t *out_h, uint32_t *out_w, struct err *e)
+static status smart_resize(uint32_t h, uint32_t w, uint32_t factor, double min_pixels, double max_pixels,
+                           bool loader, uint32_t *out_h, uint32_t *out_w, struct err *e)
 {
     if (h == 0 || w == 0) return err_set(e, E_INPUT, "a picture of %u x %u pixels shows nothing", w, h);
     const double ratio = h > w ? (double)h / w : (double)w / h, f = factor;
     if (ratio > RATIO_MAX)
-        return err_set(e, E_INPUT, "a picture of %u x %u pixels has an aspect ratio of %.1f, more than %d: crop it",
-                       w, h, ratio, RATIO_MAX);
+        return err_set(e, E_INPUT,
+                       "a picture of %u x %u pixels has an aspect ratio of %.1f, more than %d: crop it", w, h,
+                       ratio, RATIO_MAX);
     double hb = rint(h / f) * f, wb = rint(w / f) * f;
     if (loader) hb = larger(f, hb), wb = larger(f, wb);
     const double area = (double)h * w;
@@ -43,8 +44,9 @@ static status smart_resize(uint32_t h, uint32_t w, uint32_t factor, double min_p
         wb = ceil(w * beta / f) * f;
     }
     if (hb < f || wb < f || hb * wb > 1e9)
-        return err_set(e, E_INPUT, "a picture of %u x %u pixels cannot be brought to between %.0f and %.0f pixels",
-                       w, h, min_pixels, max_pixels);
+        return err_set(e, E_INPUT,
+                       "a picture of %u x %u pixels cannot be brought to between %.0f and %.0f pixels", w, h,
+                       min_pixels, max_pixels);
     *out_h = (uint32_t)hb;
     *out_w = (uint32_t)wb;
     return OK;
@@ -53,7 +55,8 @@ static status smart_resize(uint32_t h, uint32_t w, uint32_t factor, double min_p
 status media_smart_resize(uint32_t h, uint32_t w, uint32_t factor, struct media_limits lim, bool loader,
                           uint32_t *out_h, uint32_t *out_w, struct err *e)
 {
-    return smart_resize(h, w, factor, (double)lim.min_pixels, (double)lim.max_pixels, loader, out_h, out_w, e);
+    return smart_resize(h, w, factor, (double)lim.min_pixels, (double)lim.max_pixels, loader, out_h, out_w,
+                        e);
 }
 
 static struct media_limits limits_of(struct media_limits lim, uint64_t min_pixels, uint64_t max_pixels)
@@ -66,12 +69,13 @@ static struct media_limits limits_of(struct media_limits lim, uint64_t min_pixel
 static status limits_check(const struct media_limits *lim, struct err *e)
 {
     if (lim->min_pixels <= lim->max_pixels) return OK;
-    return err_set(e, E_ARG, "min_pixels %" PRIu64 " is above max_pixels %" PRIu64 ": give both, smaller first",
+    return err_set(e, E_ARG,
+                   "min_pixels %" PRIu64 " is above max_pixels %" PRIu64 ": give both, smaller first",
                    lim->min_pixels, lim->max_pixels);
 }
 
-status media_image_plan(uint32_t h, uint32_t w, const struct media_image_options *o, struct media_image_plan *out,
-                        struct err *e)
+status media_image_plan(uint32_t h, uint32_t w, const struct media_image_options *o,
+                        struct media_image_plan *out, struct err *e)
 {
     const struct media_image_options none = { .vision = { 0 } };
     if (o == NULL) o = &none;
@@ -89,8 +93,8 @@ status media_image_plan(uint32_t h, uint32_t w, const struct media_image_options
 }
 
 /* How many frames to sample: even, between 2 and total. */
-static status n_frames_of(uint64_t total, double rate, double fps, const struct media_video_options *o, uint32_t *out,
-                          struct err *e)
+static status n_frames_of(uint64_t total, double rate, double fps, const struct media_video_options *o,
+                          uint32_t *out, struct err *e)
 {
     double n;
     if (o->n_frames != 0) {
@@ -125,7 +129,8 @@ status media_video_plan(uint64_t total_frames, double frame_rate, uint32_t h, ui
     if (o->min_frames && o->max_frames && o->min_frames > o->max_frames)
         return err_set(e, E_ARG, "min_frames %u is above max_frames %u", o->min_frames, o->max_frames);
     if (total_frames < 2)
-        return err_set(e, E_INPUT, "a film of %" PRIu64 " frame%s: at least 2 are needed (a single picture is an image)",
+        return err_set(e, E_INPUT,
+                       "a film of %" PRIu64 " frame%s: at least 2 are needed (a single picture is an image)",
                        total_frames, total_frames == 1 ? "" : "s");
     if (!(frame_rate > 0.0))
         return err_set(e, E_INPUT, "the film does not tell its frame rate: convert it to a common container");
@@ -134,7 +139,8 @@ status media_video_plan(uint64_t total_frames, double frame_rate, uint32_t h, ui
     TRY(n_frames_of(total_frames, frame_rate, fps, o, &p.n_sampled, e));
     p.sample_fps = (double)p.n_sampled / (double)total_frames * frame_rate;
 
-    /* The loader: a frame's share of the budget, never under 1.05 times the least, and the caller's own limit. */
+    /* The loader: a frame's share of the budget, never under 1.05 times the least, and the caller's own
+     * limit. */
     double share = total_pixels / p.n_sampled * v.temporal;
     if (share > cap) share = cap;
     share = larger(share, floor((double)lim.min_pixels * 1.05));

@@ -1,9 +1,9 @@
 /* media/resize.c - the two bicubics of the reference, and pixels to patches.
- * Both: a = -0.5, antialiased. For output o: scale = in / out, fs = max(scale, 1), centre c = (o + 0.5) scale, taps
- * int(c - 2 fs + 0.5) .. int(c + 2 fs + 0.5) - 1 clipped to the picture, weight f((i - c + 0.5) / fs), sum 1; across
- * first, then down. Pictures: weights are whole numbers of 2^-22 and the picture between the passes is 8-bit
- * (Pillow, src/libImaging/Resample.c). Frames: f32 throughout, weights computed in f32 too (torch,
- * aten/native/cpu/UpSampleKernel.cpp). */
+ * Both: a = -0.5, antialiased. For output o: scale = in / out, fs = max(scale, 1), centre c = (o + 0.5)
+ * scale, taps int(c - 2 fs + 0.5) .. int(c + 2 fs + 0.5) - 1 clipped to the picture, weight f((i - c + 0.5) /
+ * fs), sum 1; across first, then down. Pictures: weights are whole numbers of 2^-22 and the picture between
+ * the passes is 8-bit (Pillow, src/libImaging/Resample.c). Frames: f32 throughout, weights computed in f32
+ * too (torch, aten/native/cpu/UpSampleKernel.cpp). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -155,7 +155,8 @@ static status taps_frame(struct taps *t, uint32_t n_in, uint32_t n_out, struct e
         if (hi > n_in) hi = n_in;
         if (hi - lo > t->n_max) hi = lo + t->n_max;
         float *w = t->weight + (size_t)o * t->n_max, sum = 0.0f;
-        for (int64_t i = lo; i < hi; i++) sum += w[i - lo] = cubic_f32(((float)(i - lo) + (float)lo - c + 0.5f) * inv);
+        for (int64_t i = lo; i < hi; i++)
+            sum += w[i - lo] = cubic_f32(((float)(i - lo) + (float)lo - c + 0.5f) * inv);
         for (int64_t i = lo; i < hi && sum != 0.0f; i++) w[i - lo] /= sum;
         t->first[o] = (uint32_t)lo;
         t->count[o] = (uint32_t)(hi - lo);
@@ -163,7 +164,7 @@ static status taps_frame(struct taps *t, uint32_t n_in, uint32_t n_out, struct e
     return OK;
 }
 
-/* ---- pictures --------------------------------------------------------------------------------------------- */
+/* ---- pictures ------------------------------------------------------------------------------------------ */
 
 static uint8_t clip8(int32_t v)
 {
@@ -192,7 +193,8 @@ static void picture_across(const struct taps *t, const uint8_t *src, uint32_t n_
     }
 }
 
-static status picture_down(const struct taps *t, const uint8_t *src, uint32_t width, uint8_t *dst, struct err *e)
+static status picture_down(const struct taps *t, const uint8_t *src, uint32_t width, uint8_t *dst,
+                           struct err *e)
 {
     const size_t n = (size_t)width * 3;
     int32_t *sum;
@@ -230,7 +232,7 @@ done:
     return st;
 }
 
-/* ---- frames ----------------------------------------------------------------------------------------------- */
+/* ---- frames -------------------------------------------------------------------------------------------- */
 
 struct media_resizer {
     uint32_t h, w, oh, ow;
@@ -297,7 +299,8 @@ static void resize(struct media_resizer *r, const uint8_t *rgb, const float *f32
         if (made < first) made = first;
         for (; made < first + count; made++) first_pass(r, rgb, f32, made, r->ring + made % r->n_ring * n);
         for (uint32_t k = 0; k < count; k++) r->row[k] = r->ring + (first + k) % r->n_ring * n;
-        l->down(r->row, r->oh != r->h ? r->down.weight + (size_t)y * r->down.n_max : &one, count, n, whole, dst);
+        l->down(r->row, r->oh != r->h ? r->down.weight + (size_t)y * r->down.n_max : &one, count, n, whole,
+                dst);
     }
 }
 
@@ -307,14 +310,17 @@ void media_resize_frame(struct media_resizer *r, const uint8_t *src, float *dst)
     else resize(r, src, NULL, true, dst);
 }
 
-void media_resize_again(struct media_resizer *r, const float *src, float *dst) { resize(r, NULL, src, false, dst); }
+void media_resize_again(struct media_resizer *r, const float *src, float *dst)
+{
+    resize(r, NULL, src, false, dst);
+}
 
 void media_widen(const uint8_t *rgb, size_t n, float *out) { loops()->widen(rgb, n, out); }
 
-/* ---- patches ---------------------------------------------------------------------------------------------- */
+/* ---- patches ------------------------------------------------------------------------------------------- */
 
-void media_patches_write(const struct media_vision *v, const float *const *frame, uint32_t height, uint32_t width,
-                         float *out)
+void media_patches_write(const struct media_vision *v, const float *const *frame, uint32_t height,
+                         uint32_t width, float *out)
 {
     const struct loops *l = loops();
     const uint32_t p = v->patch, m = v->merge, area = p * p;
@@ -330,7 +336,7 @@ void media_patches_write(const struct media_vision *v, const float *const *frame
                 for (uint32_t c = 0; c < 3; c++)
                     for (uint32_t f = 0; f < v->temporal; f++, out += area)
                         for (uint32_t y = 0; y < p; y++)
-                            l->patch_row(frame[f] + ((size_t)(y0 + y) * width + x0) * 4 + c, p, shift[c], scale[c],
-                                         out + y * p);
+                            l->patch_row(frame[f] + ((size_t)(y0 + y) * width + x0) * 4 + c, p, shift[c],
+                                         scale[c], out + y * p);
             }
 }

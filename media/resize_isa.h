@@ -16,7 +16,8 @@ static void ISA_NAME(across)(const struct taps *t, const float *src, float *dst)
     }
 }
 
-/* dst [n] = sum over k < count of weight[k] * row[k][n]; whole: to whole numbers 0..255, half to even. n % 4 == 0. */
+/* dst [n] = sum over k < count of weight[k] * row[k][n]; whole: to whole numbers 0..255, half to even. n % 4
+ * == 0. */
 static void ISA_NAME(down)(const float *const *row, const float *weight, uint32_t count, size_t n, bool whole,
                            float *dst)
 {

@@ -1,8 +1,9 @@
-/* media/rgb.c - decoded frames to RGB8 by libswscale with its default flags. The matrix (601, 709, ...) and the range
- * are the stream's; 601 and limited where it does not say. The reference is PyAV on FFmpeg 8: 8-bit 4:2:0 and 4:2:2 of
- * even height have a direct converter of the same values in all versions; the others interpolate chroma, which before
- * libswscale 9 places the rows of the bilinear filter half a row too low. There a Gaussian of exponent 3.4, whose taps
- * at 1/4 and 3/4 are within 0.03 of the right ones, takes its place (mean error 0.3 of 255 in place of 2.4). */
+/* media/rgb.c - decoded frames to RGB8 by libswscale with its default flags. The matrix (601, 709, ...) and
+ * the range are the stream's; 601 and limited where it does not say. The reference is PyAV on FFmpeg 8: 8-bit
+ * 4:2:0 and 4:2:2 of even height have a direct converter of the same values in all versions; the others
+ * interpolate chroma, which before libswscale 9 places the rows of the bilinear filter half a row too low.
+ * There a Gaussian of exponent 3.4, whose taps at 1/4 and 3/4 are within 0.03 of the right ones, takes its
+ * place (mean error 0.3 of 255 in place of 2.4). */
 #include <libavutil/opt.h>
 #include <libavutil/pixdesc.h>
 #include <libswscale/swscale.h>
@@ -49,8 +50,8 @@ static struct SwsContext *converter(const AVFrame *f)
     if (sws_getColorspaceDetails(s, &inverse, &from, &table, &to, &brightness, &contrast, &saturation) >= 0) {
         if (f->color_range == AVCOL_RANGE_JPEG) from = 1;
         if (f->color_range == AVCOL_RANGE_MPEG) from = 0;
-        sws_setColorspaceDetails(s, sws_getCoefficients((int)f->colorspace), from, table, to, brightness, contrast,
-                                 saturation);
+        sws_setColorspaceDetails(s, sws_getCoefficients((int)f->colorspace), from, table, to, brightness,
+                                 contrast, saturation);
     }
     return s;
 }
@@ -63,7 +64,8 @@ status to_rgb_run(struct to_rgb *c, const struct media *m, const AVFrame *f, uin
         c->sws = converter(f);
         if (c->sws == NULL) {
             const char *name = av_get_pix_fmt_name(f->format);
-            return err_set(e, E_INPUT, "%s: pixels of the kind %s cannot be converted", m->name, name ? name : "?");
+            return err_set(e, E_INPUT, "%s: pixels of the kind %s cannot be converted", m->name,
+                           name ? name : "?");
         }
         c->w = f->width, c->h = f->height, c->format = f->format;
         c->space = (int)f->colorspace, c->range = (int)f->color_range;
@@ -77,9 +79,11 @@ status to_rgb_run(struct to_rgb *c, const struct media *m, const AVFrame *f, uin
     }
     uint8_t *const dst[4] = { to };
     const int strides[4] = { (int)stride };
-    const int rc = sws_scale(c->sws, (const uint8_t *const *)f->data, f->linesize, 0, f->height, dst, strides);
+    const int rc =
+        sws_scale(c->sws, (const uint8_t *const *)f->data, f->linesize, 0, f->height, dst, strides);
     if (rc < 0) return libav_fail(e, m, "its pixels cannot be converted", rc);
-    for (int y = 0; to != rgb && y < f->height; y++) memcpy(rgb + (size_t)y * row, to + (size_t)y * stride, row);
+    for (int y = 0; to != rgb && y < f->height; y++)
+        memcpy(rgb + (size_t)y * row, to + (size_t)y * stride, row);
     return OK;
 }
 

@@ -1,11 +1,13 @@
 /* media/video.c - films: count the frames, pick some, hand them over as patches.
  *
- *   count    the packets are read once, undecoded. A packet is a frame with the codecs in one_to_one(); with others,
- *            and where the file looks damaged or begins in the middle, everything is decoded once to count
- *   pick     SELECT: H.264 and HEVC. The frames that are wanted are known by their timestamps before they are decoded
- *            (order.h), so the decoder may drop every other frame that nothing refers to
- *            ALL: every frame is decoded and numbered as it comes. Also the way out when SELECT meets a surprise
- *   convert  RGB8, turned as the file asks, the loader's resize, the processor's, patches */
+ *   count    The packets are read once, undecoded. A packet is a frame with the codecs in one_to_one(); with
+ *            others, and where the file looks damaged, is interlaced or begins in the middle, everything is
+ *            decoded once to count.
+ *   pick     SELECT, for H.264 and HEVC: the frames that are wanted are known by their timestamps before they
+ *            are decoded (order.h), so the decoder may drop every other frame that nothing refers to.
+ *            ALL: every frame is decoded and numbered as it comes. Also the way out when SELECT meets a
+ *            surprise.
+ *   convert  RGB8, turned as the file asks, the loader's resize, the processor's, patches. */
 #include <inttypes.h>
 #include <math.h>
 #include <sched.h>
@@ -16,8 +18,8 @@
 #include "media/libav.h"
 #include "media/order.h"
 
-#define QUEUE 128                         /* packets between the file and the decoder, a power of 2           */
-#define WANTED 256                        /* sampled frames whose timestamp is known, not yet decoded          */
+#define QUEUE 128                         /* packets between the file and the decoder, a power of 2 */
+#define WANTED 256                        /* sampled frames whose timestamp is known, not yet decoded */
 #define TEMPORAL_MAX 16
 
 struct media_video {
@@ -50,15 +52,16 @@ struct media_video {
     float *slice[TEMPORAL_MAX];           /* [height, width, 4] each                              */
 };
 
-/* ---- counting ---------------------------------------------------------------------------------------------- */
+/* ---- counting ------------------------------------------------------------------------------------------ */
 
 /* Codecs whose packets are frames, one to one. */
 static bool one_to_one(enum AVCodecID id)
 {
-    static const enum AVCodecID list[] = { AV_CODEC_ID_H264, AV_CODEC_ID_HEVC, AV_CODEC_ID_VP9, AV_CODEC_ID_AV1,
-                                           AV_CODEC_ID_MJPEG, AV_CODEC_ID_PNG, AV_CODEC_ID_PRORES, AV_CODEC_ID_DNXHD,
-                                           AV_CODEC_ID_FFV1, AV_CODEC_ID_RAWVIDEO, AV_CODEC_ID_HUFFYUV,
-                                           AV_CODEC_ID_QTRLE, AV_CODEC_ID_UTVIDEO };
+    static const enum AVCodecID list[] = { AV_CODEC_ID_H264,     AV_CODEC_ID_HEVC,    AV_CODEC_ID_VP9,
+                                           AV_CODEC_ID_AV1,      AV_CODEC_ID_MJPEG,   AV_CODEC_ID_PNG,
+                                           AV_CODEC_ID_PRORES,   AV_CODEC_ID_DNXHD,   AV_CODEC_ID_FFV1,
+                                           AV_CODEC_ID_RAWVIDEO, AV_CODEC_ID_HUFFYUV, AV_CODEC_ID_QTRLE,
+                                           AV_CODEC_ID_UTVIDEO };
     for (size_t i = 0; i < sizeof list / sizeof *list; i++)
         if (list[i] == id) return true;
     return false;
@@ -78,15 +81,16 @@ static status count_packets(struct media *m, uint64_t *n, bool *sure, bool *orde
     *n = 0;
     *ordered = true;
     TRY_GOTO(st, demux_open(m, m->video_stream, &d, e), none);
-    *sure = one_to_one(d.fc->streams[m->video_stream]->codecpar->codec_id);
+    const AVCodecParameters *par = d.fc->streams[m->video_stream]->codecpar;
+    *sure = one_to_one(par->codec_id) && par->field_order <= AV_FIELD_PROGRESSIVE;   /* else fields */
     for (bool begun = false;; begun = true) {
         TRY_GOTO(st, demux_read(&d, m->video_stream, pkt, &end, e), done);
         if (end) break;
         if (!begun) first = pkt->pts;
-        if (!begun && !(pkt->flags & AV_PKT_FLAG_KEY)) *sure = false;     /* begins in the middle         */
+        if (!begun && !(pkt->flags & AV_PKT_FLAG_KEY)) *sure = false;     /* begins in the middle */
         if (pkt->flags & AV_PKT_FLAG_CORRUPT) *sure = false;
         if (pkt->pts != AV_NOPTS_VALUE && pkt->pts < first && !(pkt->flags & AV_PKT_FLAG_DISCARD))
-            *sure = false;                                                /* leads a key frame: may not decode */
+            *sure = false;                /* leads a key frame: may not decode */
         n_packets++;
         if (!(pkt->flags & AV_PKT_FLAG_DISCARD)) {
             ++*n;
@@ -135,9 +139,10 @@ static void decoder_stop(struct media_video *v)
     v->n_wanted = 0;
 }
 
-/* ---- decoding ---------------------------------------------------------------------------------------------- */
+/* ---- decoding ------------------------------------------------------------------------------------------ */
 
-/* SELECT: read one packet into the queue and give out the numbers that this settles. *lost: the order cannot be told. */
+/* SELECT: read one packet into the queue and give out the numbers that this settles. *lost: the order cannot
+ * be told. */
 static status queue_read(struct media_video *v, bool *lost, struct err *e)
 {
     int64_t pts;
@@ -236,8 +241,8 @@ static status miscounted(struct media_video *v, struct err *e)
     uint64_t n;
     const uint64_t promised = v->plan.total_frames;
     TRY(count_decoded(v->m, v->n_threads, &n, e));
-    return err_set(e, E_INPUT, "%s: damaged: its packets promise %" PRIu64 " frames and %" PRIu64 " decode", v->m->name,
-                   promised, n);
+    return err_set(e, E_INPUT, "%s: damaged: its packets promise %" PRIu64 " frames and %" PRIu64 " decode",
+                   v->m->name, promised, n);
 }
 
 /* The frame of the next sample in v->frame. */
@@ -251,7 +256,7 @@ static status sample_find(struct media_video *v, struct err *e)
             const int64_t want = i < v->n_wanted ? v->wanted[i % WANTED] : INT64_MAX;
             if (!end && !lost && v->frame->pts == want) return OK;
             if (!end && !lost && v->frame->pts < want) continue;
-            decoder_stop(v);                                              /* a surprise: ALL, from the start */
+            decoder_stop(v);              /* a surprise: ALL, from the start */
             v->select = false;
             TRY(decoder_start(v, e));
             continue;
@@ -270,7 +275,7 @@ static status end_check(struct media_video *v, struct err *e)
     return end ? OK : miscounted(v, e);
 }
 
-/* ---- converting -------------------------------------------------------------------------------------------- */
+/* ---- converting ---------------------------------------------------------------------------------------- */
 
 /* src [h, w, 3] turned clockwise by `turn` degrees, then mirrored left to right. */
 static void turn_rgb(const uint8_t *src, uint32_t h, uint32_t w, int turn, bool mirror, uint8_t *dst)
@@ -320,7 +325,7 @@ static status sample_convert(struct media_video *v, float *out, struct err *e)
     return OK;
 }
 
-/* ---- the film ---------------------------------------------------------------------------------------------- */
+/* ---- the film ------------------------------------------------------------------------------------------ */
 
 static status plan_make(struct media_video *v, const struct media_video_options *o, struct err *e)
 {
@@ -345,27 +350,32 @@ static status plan_make(struct media_video *v, const struct media_video_options 
     return OK;
 }
 
-status media_video_open(struct media *m, const struct media_video_options *o, struct media_video **out, struct err *e)
+status media_video_open(struct media *m, const struct media_video_options *o, struct media_video **out,
+                        struct err *e)
 {
     struct media_video *v;
     status st;
     if (m->info.is_image)
-        return err_set(e, E_INPUT, "%s: a still picture (%s): give it as an image", m->name, m->info.container);
+        return err_set(e, E_INPUT, "%s: a still picture (%s): give it as an image", m->name,
+                       m->info.container);
     if (!m->info.has_video) return err_set(e, E_INPUT, "%s: has no film", m->name);
     TRY(mem_alloc(&v, 1, sizeof *v, e));
     v->m = m;
     v->vision = o != NULL && o->vision.patch ? o->vision : media_vision_default();
     const int n = o != NULL && o->n_threads > 0 ? o->n_threads : cpus();
-    v->n_threads = n == 1 ? 1 : n > 8 ? 16 : 2 * n;   /* twice: packets to decode while a frame is being resized */
+    v->n_threads = n == 1 ? 1 : n > 8 ? 16 : 2 * n;   /* twice: work for them while a frame is resized */
     if (v->vision.temporal == 0 || v->vision.temporal > TEMPORAL_MAX) {
-        st = err_set(e, E_ARG, "temporal_patch_size must be 1 to %d, not %u", TEMPORAL_MAX, v->vision.temporal);
+        st = err_set(e, E_ARG, "temporal_patch_size must be 1 to %d, not %u", TEMPORAL_MAX,
+                     v->vision.temporal);
         goto undo;
     }
     TRY_GOTO(st, plan_make(v, o, e), undo);
     TRY_GOTO(st, decoder_start(v, e), undo);
     for (uint32_t f = 0; f < v->vision.temporal; f++)
-        TRY_GOTO(st, mem_alloc_aligned(&v->slice[f], (size_t)v->plan.height * v->plan.width * 4 * sizeof(float), e),
-                 undo);
+        TRY_GOTO(
+            st,
+            mem_alloc_aligned(&v->slice[f], (size_t)v->plan.height * v->plan.width * 4 * sizeof(float), e),
+            undo);
     *out = v;
     return OK;
 undo:

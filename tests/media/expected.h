@@ -1,5 +1,5 @@
-/* tests/media/expected.h - reads tests/data/media/expected.txt, which tools/make_media.py made with the reference.
- * Tests run in the root of the tree. */
+/* tests/media/expected.h - reads tests/data/media/expected.txt, which tools/make_media.py made with the
+ * reference. Tests run in the root of the tree. */
 #ifndef TESTS_MEDIA_EXPECTED_H
 #define TESTS_MEDIA_EXPECTED_H
 
@@ -62,10 +62,13 @@ static inline double expected_number(const struct expected *x, size_t i)
     return strtod(x->word[i], NULL);
 }
 
-static inline size_t expected_count(const struct expected *x, size_t i) { return (size_t)expected_number(x, i); }
+static inline size_t expected_count(const struct expected *x, size_t i)
+{
+    return (size_t)expected_number(x, i);
+}
 
-/* 'count index value ...' from word i on, against y [n]: no value further off than `near`, and at most `n_far` further
- * than `exact`. Returns the word behind the list. */
+/* 'count index value ...' from word i on, against y [n]: no value further off than `near`, and at most
+ * `n_far` further than `exact`. Returns the word behind the list. */
 static inline size_t expected_some(const struct expected *x, size_t i, const float *y, size_t n, double near,
                                    double exact, size_t n_far)
 {

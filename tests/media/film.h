@@ -1,4 +1,5 @@
-/* tests/media/film.h - writes films for tests and measurements with FFmpeg's own encoders: a moving pattern and a tone. */
+/* tests/media/film.h - writes films for tests and measurements with FFmpeg's own encoders: a moving pattern
+ * and a tone. */
 #ifndef TESTS_MEDIA_FILM_H
 #define TESTS_MEDIA_FILM_H
 
@@ -6,6 +7,7 @@
 #include <libavformat/avformat.h>
 #include <libavutil/opt.h>
 #include <math.h>
+#include <stdbool.h>
 
 #include "base/err.h"
 
@@ -37,8 +39,8 @@ static inline void film_draw(AVFrame *f, int t)
         uint8_t *p = f->data[0] + y * (ptrdiff_t)f->linesize[0];
         for (int x = 0; x < w; x++) {
             const bool in = x >= sx && x < sx + side && y >= sy && y < sy + side;
-            p[x] = (uint8_t)(in ? ((x - sx) / 6 + (y - sy) / 6) % 2 * 200 + 20 : 16 + ((x * 3 / 4 + y / 2 + t * 2) & 127)
-                                                                               + ((x ^ (y + t)) & 15));
+            p[x] = (uint8_t)(in ? ((x - sx) / 6 + (y - sy) / 6) % 2 * 200 + 20
+                                : 16 + ((x * 3 / 4 + y / 2 + t * 2) & 127) + ((x ^ (y + t)) & 15));
         }
     }
     for (int c = 1; c <= 2; c++)
@@ -49,7 +51,8 @@ static inline void film_draw(AVFrame *f, int t)
 }
 
 /* Send one frame (NULL: the end) and write what comes out. */
-static inline status film_encode(struct film_writer *k, AVCodecContext *enc, const AVFrame *f, int stream, struct err *e)
+static inline status film_encode(struct film_writer *k, AVCodecContext *enc, const AVFrame *f, int stream,
+                                 struct err *e)
 {
     int rc = avcodec_send_frame(enc, f);
     while (rc >= 0) {
@@ -69,7 +72,8 @@ static inline status film_open(struct film_writer *k, const struct film *o, stru
     int rc = avformat_alloc_output_context2(&k->fc, NULL, NULL, o->path);
     if (rc < 0) return film_fail(e, o->path, rc);
     const int flags = k->fc->oformat->flags & AVFMT_GLOBALHEADER ? AV_CODEC_FLAG_GLOBAL_HEADER : 0;
-    const AVCodec *codec = avcodec_find_encoder_by_name(o->codec), *alaw = avcodec_find_encoder(AV_CODEC_ID_PCM_ALAW);
+    const AVCodec *codec = avcodec_find_encoder_by_name(o->codec),
+                  *alaw = avcodec_find_encoder(AV_CODEC_ID_PCM_ALAW);
     if (codec == NULL || alaw == NULL) return film_fail(e, o->codec, AVERROR_ENCODER_NOT_FOUND);
     k->video = avcodec_alloc_context3(codec);
     k->video->width = o->width;
@@ -117,7 +121,8 @@ static inline status film_seconds(struct film_writer *k, const struct film *o, s
         av_channel_layout_default(&k->samples->ch_layout, 1);
         av_frame_get_buffer(k->samples, 0);
         for (int i = 0; i < o->sound_rate; i++)
-            ((int16_t *)k->samples->data[0])[i] = (int16_t)(8000.0 * sin(2.0 * M_PI * 440.0 * i / o->sound_rate));
+            ((int16_t *)k->samples->data[0])[i] =
+                (int16_t)(8000.0 * sin(2.0 * M_PI * 440.0 * i / o->sound_rate));
     }
     for (int t = 0; t < o->seconds; t++) {
         for (int i = 0; i < o->fps; i++) {

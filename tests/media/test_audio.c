@@ -26,7 +26,7 @@ static void reference(void **state)
         size_t n;
         float *y = load(x.word[0], NULL, &n);
         assert_int_equal(n, expected_count(&x, 1));
-        expected_some(&x, 2, y, n, 2e-6, 2e-6, 0);        /* decoders of other versions differ in the last bits */
+        expected_some(&x, 2, y, n, 2e-6, 2e-6, 0);        /* other versions' decoders: the last bits */
         free(y);
     }
 }
@@ -50,7 +50,8 @@ static void parts(void **state)
             struct media_audio *a;
             const size_t from = (size_t)(ranges[r][0] * 16000 + 0.5);
             size_t at = from;
-            const size_t end = o.end_s > 0 && o.end_s * 16000 < (double)n ? (size_t)(o.end_s * 16000 + 0.5) : n;
+            const size_t end =
+                o.end_s > 0 && o.end_s * 16000 < (double)n ? (size_t)(o.end_s * 16000 + 0.5) : n;
             assert_ok(media_audio_open(m, &o, &a, &e), e);
             do {
                 assert_ok(media_audio_read(a, piece, 1 + (at * 7 + r) % 1777, &got, &e), e);
@@ -77,7 +78,8 @@ static void clock_kept(void **state)
     assert_true(n > 47000 && n <= 48100);
     for (size_t i = 0; i < n; i++) {
         const double t = (double)i / 16000;
-        const bool near_edge = (t > 0.93 && t < 1.07) || (t > 1.43 && t < 1.57) || (t > 2.43 && t < 2.57) || t > 2.93;
+        const bool near_edge =
+            (t > 0.93 && t < 1.07) || (t > 1.43 && t < 1.57) || (t > 2.43 && t < 2.57) || t > 2.93;
         const bool sounds = (t > 1.0 && t < 1.5) || t > 2.5;
         if (!near_edge) assert_true(sounds ? y[i] > 0.49f && y[i] < 0.51f : y[i] == 0.0f);
     }
@@ -102,7 +104,8 @@ static void limits(void **state)
     assert_ok(media_audio_load(m, &(struct media_audio_options){ .end_s = 1.0 }, 16000, &x, &n, &e), e);
     assert_int_equal(n, 16000);
     free(x);
-    assert_int_equal(media_audio_open(m, &(struct media_audio_options){ .start_s = 2, .end_s = 1 }, &a, &e), E_ARG);
+    assert_int_equal(media_audio_open(m, &(struct media_audio_options){ .start_s = 2, .end_s = 1 }, &a, &e),
+                     E_ARG);
     assert_int_equal(media_audio_open(m, &(struct media_audio_options){ .start_s = -1 }, &a, &e), E_ARG);
     assert_ok(media_audio_open(m, &(struct media_audio_options){ .start_s = 5.0 }, &a, &e), e);
     assert_int_equal(media_audio_read(a, buf, 16, &n, &e), E_INPUT);
@@ -117,7 +120,10 @@ static void limits(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reference), cmocka_unit_test(parts), cmocka_unit_test(clock_kept), cmocka_unit_test(limits),
+        cmocka_unit_test(reference),
+        cmocka_unit_test(parts),
+        cmocka_unit_test(clock_kept),
+        cmocka_unit_test(limits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

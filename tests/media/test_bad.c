@@ -1,5 +1,7 @@
-/* Bad input: the right code, a sentence that names the file and the trouble, no other file opened, nothing leaked.
- * Method: a table of files of every kind of trouble, then seeded damage to good ones (prints the seed). */
+/* Bad input: the right code, a sentence that names the file and the trouble, no other file opened, nothing
+ * leaked.
+ * Method: a table of files of every kind of trouble, then seeded damage to good ones (prints the
+ * seed). */
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -102,7 +104,8 @@ static void lists(void **state)
         "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:3,\nfile:" DATA "film.mp4\n#EXT-X-ENDLIST\n",
         "ffconcat version 1.0\nfile '" DATA "film.mp4'\n",
         "<?xml version=\"1.0\"?><MPD xmlns=\"urn:mpeg:dash:schema:mpd:2011\" type=\"static\" "
-        "profiles=\"urn:mpeg:dash:profile:isoff-main:2011\"><Period><BaseURL>film.mp4</BaseURL></Period></MPD>",
+        "profiles=\"urn:mpeg:dash:profile:isoff-main:2011\"><Period><BaseURL>film.mp4</BaseURL></Period></"
+        "MPD>",
         "[Reference]\nRef1=http://127.0.0.1/film.mp4?MSWMExt=.asf\n",
     };
     for (size_t i = 0; i < sizeof text / sizeof *text; i++) {
@@ -117,8 +120,9 @@ static void lists(void **state)
 static void damage(void **state)
 {
     (void)state;
-    static const char *const name[] = { "film.mp4", "late.mkv", "mpeg2.ts", "mpeg4.avi", "altref.webm", "moving.gif",
-                                        "sound.mp3", "sound.opus", "u8.wav", "mono16k.flac", "rgba.png", "alpha.webp",
+    static const char *const name[] = { "film.mp4",     "late.mkv",     "mpeg2.ts",  "mpeg4.avi",
+                                        "altref.webm",  "moving.gif",   "sound.mp3", "sound.opus",
+                                        "u8.wav",       "mono16k.flac", "rgba.png",  "alpha.webp",
                                         "photo420.jpg", "picture.bmp" };
     static uint8_t good[1 << 18], bad[1 << 18];
     const char *env = getenv("SEED");
@@ -138,7 +142,7 @@ static void damage(void **state)
             memcpy(bad, good, n);
             const size_t cut = round % 3 == 0 ? expected_noise(&s) % n : n;
             for (uint32_t k = expected_noise(&s) % 20 * (round % 3 != 0); k > 0; k--) {
-                const size_t at = expected_noise(&s) % (k % 2 && n > 400 ? 400 : n);   /* headers more often */
+                const size_t at = expected_noise(&s) % (k % 2 && n > 400 ? 400 : n);   /* more headers */
                 bad[at] = (uint8_t)expected_noise(&s);
             }
             if (media_open_memory(bad, cut, "damaged", &m, &e) != OK) continue;
@@ -151,7 +155,10 @@ static void damage(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(table), cmocka_unit_test(not_files), cmocka_unit_test(lists), cmocka_unit_test(damage),
+        cmocka_unit_test(table),
+        cmocka_unit_test(not_files),
+        cmocka_unit_test(lists),
+        cmocka_unit_test(damage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

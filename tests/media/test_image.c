@@ -1,5 +1,6 @@
 /* Still pictures: RGB as Pillow's and patches as the reference's, from a file or from memory.
- * Method: every mode of tests/data/media against expected.txt; bit-equal but for JPEG (see media/picture.c). */
+ * Method: every mode of tests/data/media against expected.txt; bit-equal but for JPEG (see
+ * media/picture.c). */
 #include "media/media.h"
 #include "tests/media/expected.h"
 

@@ -65,7 +65,8 @@ static void silence(void **state)
     float x[1000] = { 0 }, mel[MEDIA_MEL_BINS * 7];
     for (size_t n = 1; n <= 1000; n += 111) {
         assert_ok(media_mel(x, n, mel, &e), e);
-        for (size_t i = 0; i < MEDIA_MEL_BINS * media_mel_frames(n); i++) if (mel[i] != -1.5f) fail_msg("n %zu: value %zu is %.9g", n, i, mel[i]);
+        for (size_t i = 0; i < MEDIA_MEL_BINS * media_mel_frames(n); i++)
+            if (mel[i] != -1.5f) fail_msg("n %zu: value %zu is %.9g", n, i, mel[i]);
     }
     assert_int_equal(media_mel(x, 0, mel, &e), E_ARG);
 }
@@ -76,7 +77,7 @@ static void loud_end(void **state)
     (void)state;
     struct err e;
     float x[1760] = { 0 }, y[MEDIA_MEL_BINS * 11], least = 1e9f, top = -1e9f;
-    x[1759] = 1.0f;                           /* one sample before the centre of frame 11, the first not kept */
+    x[1759] = 1.0f;                           /* a sample before the centre of frame 11, the first not kept */
     assert_int_equal(media_mel_frames(1760), 11);
     assert_ok(media_mel(x, 1760, y, &e), e);
     for (int i = 0; i < MEDIA_MEL_BINS * 11; i++) {
@@ -116,9 +117,16 @@ static void filters(void **state)
 static void counts(void **state)
 {
     (void)state;
-    const size_t table[][3] = { { 16000, 100, 25 }, { 16480, 103, 26 }, { 32000, 200, 50 }, { 40000, 250, 62 },
-                                { 160000, 1000, 250 }, { 480000, 3000, 750 }, { 4800000, 30000, 7500 },
-                                { 320, 2, 0 }, { 321, 3, 1 }, { 0, 0, 0 } };
+    const size_t table[][3] = { { 16000, 100, 25 },
+                                { 16480, 103, 26 },
+                                { 32000, 200, 50 },
+                                { 40000, 250, 62 },
+                                { 160000, 1000, 250 },
+                                { 480000, 3000, 750 },
+                                { 4800000, 30000, 7500 },
+                                { 320, 2, 0 },
+                                { 321, 3, 1 },
+                                { 0, 0, 0 } };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         assert_int_equal(media_mel_frames(table[i][0]), table[i][1]);
         assert_int_equal(media_audio_tokens(table[i][1]), table[i][2]);

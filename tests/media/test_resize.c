@@ -1,5 +1,6 @@
 /* Sizes, plans, both bicubics and the order of patches: equal to the reference.
- * Method: expected.txt (Pillow's pictures by hash, torch's frames by value), the published tables, brute force. */
+ * Method: expected.txt (Pillow's pictures by hash, torch's frames by value), the published tables, brute
+ * force. */
 #include <inttypes.h>
 
 #include "media/features.h"
@@ -19,7 +20,8 @@ static void sizes(void **state)
         uint32_t oh = 0, ow = 0;
         const status st = media_smart_resize(h, w, 28, lim, expected_count(&x, 0) == 1, &oh, &ow, &e);
         assert_int_equal(st, want_h == 0 ? E_INPUT : OK);
-        if (oh != want_h || ow != want_w) fail_msg("%u x %u became %u x %u, not %zu x %zu", h, w, oh, ow, want_h, want_w);
+        if (oh != want_h || ow != want_w)
+            fail_msg("%u x %u became %u x %u, not %zu x %zu", h, w, oh, ow, want_h, want_w);
     }
 }
 
@@ -33,8 +35,10 @@ static void plans(void **state)
         const struct media_video_options o = { .fps = expected_number(&x, 4),
                                                .limits = { expected_count(&x, 5), expected_count(&x, 6) } };
         struct media_video_plan p;
-        assert_ok(media_video_plan(expected_count(&x, 0), expected_number(&x, 1), (uint32_t)expected_count(&x, 2),
-                                   (uint32_t)expected_count(&x, 3), &o, &p, &e), e);
+        assert_ok(media_video_plan(expected_count(&x, 0), expected_number(&x, 1),
+                                   (uint32_t)expected_count(&x, 2), (uint32_t)expected_count(&x, 3), &o, &p,
+                                   &e),
+                  e);
         uint64_t check = 0;
         for (uint32_t i = 0; i < p.n_sampled; i++) check += (i + 1) * media_frame_index(&p, i);
         assert_int_equal(p.n_sampled, expected_count(&x, 7));
@@ -72,8 +76,12 @@ static void tables(void **state)
         assert_int_equal(p.n_sampled, films[i].n);
         assert_int_equal(p.n_tokens / p.grid_t, films[i].tokens);
     }
-    const struct { uint64_t total; double rate; uint32_t n; } counts[] = { { 180, 30, 12 }, { 179, 29.97, 10 },
-        { 30, 30, 4 }, { 45, 30, 4 }, { 15, 30, 4 }, { 132, 25, 10 }, { 12000, 30, 768 }, { 3, 1, 2 } };
+    const struct {
+        uint64_t total;
+        double rate;
+        uint32_t n;
+    } counts[] = { { 180, 30, 12 }, { 179, 29.97, 10 }, { 30, 30, 4 },      { 45, 30, 4 },
+                   { 15, 30, 4 },   { 132, 25, 10 },    { 12000, 30, 768 }, { 3, 1, 2 } };
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
         struct media_video_plan p;
         assert_ok(media_video_plan(counts[i].total, counts[i].rate, 360, 640, NULL, &p, &e), e);
@@ -235,7 +243,8 @@ static void patch_order(void **state)
     (void)state;
     const struct media_vision v = media_vision_default();
     const uint32_t h = 56, w = 84;
-    float *f[2] = { test_malloc((size_t)h * w * 4 * sizeof(float)), test_malloc((size_t)h * w * 4 * sizeof(float)) };
+    float *f[2] = { test_malloc((size_t)h * w * 4 * sizeof(float)),
+                    test_malloc((size_t)h * w * 4 * sizeof(float)) };
     float *out = test_malloc((size_t)h * w * 6 * sizeof(float));
     for (uint32_t t = 0; t < 2; t++)
         for (uint32_t i = 0; i < h * w * 4; i++) f[t][i] = (float)((i * 7 + t * 100) % 256);
@@ -259,8 +268,9 @@ static void patch_order(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sizes),  cmocka_unit_test(plans), cmocka_unit_test(tables),     cmocka_unit_test(options),
-        cmocka_unit_test(pillow), cmocka_unit_test(torch), cmocka_unit_test(isas_agree), cmocka_unit_test(patch_order),
+        cmocka_unit_test(sizes),      cmocka_unit_test(plans),       cmocka_unit_test(tables),
+        cmocka_unit_test(options),    cmocka_unit_test(pillow),      cmocka_unit_test(torch),
+        cmocka_unit_test(isas_agree), cmocka_unit_test(patch_order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

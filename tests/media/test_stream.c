@@ -1,5 +1,6 @@
 /* Memory does not grow with the length of a file: one hour needs what one minute does.
- * Method: films with sound made here, each read to its end by a process of its own, whose largest memory counts. */
+ * Method: films with sound made here, each read to its end by a process of its own, whose largest memory
+ * counts. */
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,8 +16,8 @@
 #define MEASURES 1
 #define LONG_S 3600
 #endif
-/* An hour of samples is 230 MB, of these frames 33 MB. What may grow is the index that QuickTime files carry and
- * FFmpeg holds, some 2 MB an hour and reader; Matroska has none to speak of. */
+/* An hour of samples is 230 MB, of these frames 33 MB. What may grow is the index that QuickTime files carry
+ * and FFmpeg holds, some 2 MB an hour and reader; Matroska has none to speak of. */
 #define SLACK_MKV_KB 1024
 #define SLACK_MOV_KB 8192
 
@@ -97,8 +98,8 @@ static void one_hour(const char *ending, long slack_kb)
         assert_int_equal(out[i].n_samples, (uint64_t)seconds[i] * 16000);
         assert_int_equal(out[i].n_slices, (seconds[i] * 2 < 768 ? seconds[i] * 2 : 768) / 2);
     }
-    print_message("%s: %ld kB for %d s, %ld kB for %d s\n", ending, out[0].peak_kb, seconds[0], out[1].peak_kb,
-                  seconds[1]);
+    print_message("%s: %ld kB for %d s, %ld kB for %d s\n", ending, out[0].peak_kb, seconds[0],
+                  out[1].peak_kb, seconds[1]);
     if (MEASURES && out[1].peak_kb > out[0].peak_kb + slack_kb)
         fail_msg("%s: one minute %ld kB, one hour %ld kB", ending, out[0].peak_kb, out[1].peak_kb);
 }

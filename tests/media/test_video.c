@@ -1,11 +1,13 @@
-/* Films: the frames the reference picks, at its sizes, in its patches; whatever codec, container, rate or turn.
- * Method: expected.txt film by film; streams against whole loads; shuffled timestamps against sorting. */
+/* Films: the frames the reference picks, at its sizes, in its patches; whatever codec, container, rate or
+ * turn.
+ * Method: expected.txt film by film; streams against whole loads; shuffled timestamps against
+ * sorting. */
 #include "media/media.h"
 #include "media/order.h"
 #include "tests/media/expected.h"
 
-/* A step of one level of 255 is at most 0.0151. Resized values near a tie may go either way (a few in a hundred);
- * 10-bit chroma is interpolated otherwise by older libswscale (media/rgb.c). */
+/* A step of one level of 255 is at most 0.0151. Resized values near a tie may go either way (a few in a
+ * hundred); 10-bit chroma is interpolated otherwise by older libswscale (media/rgb.c). */
 static void reference(void **state)
 {
     (void)state;
@@ -17,7 +19,8 @@ static void reference(void **state)
         char path[256];
         struct media_patches p;
         struct media_video_plan plan;
-        const struct media_video_options o = { .fps = expected_number(&x, 1), .n_threads = 1 + (int)(x.n_lines % 3),
+        const struct media_video_options o = { .fps = expected_number(&x, 1),
+                                               .n_threads = 1 + (int)(x.n_lines % 3),
                                                .limits = { expected_count(&x, 2), expected_count(&x, 3) } };
         snprintf(path, sizeof path, DATA "%s", x.word[0]);
         assert_ok(media_open(path, &m, &e), e);
@@ -28,8 +31,8 @@ static void reference(void **state)
         assert_int_equal(p.grid_h, expected_count(&x, 6));
         assert_int_equal(p.grid_w, expected_count(&x, 7));
         const bool deep = strcmp(x.word[0], "ten_bit.mkv") == 0;
-        expected_some(&x, 8, p.patches, (size_t)p.grid_t * p.grid_h * p.grid_w * p.row, deep ? 0.2 : 0.0155, 1e-5,
-                      deep ? 60 : 3);
+        expected_some(&x, 8, p.patches, (size_t)p.grid_t * p.grid_h * p.grid_w * p.row, deep ? 0.2 : 0.0155,
+                      1e-5, deep ? 60 : 3);
         media_patches_free(&p);
         media_close(&m);
     }
@@ -77,8 +80,8 @@ static void streams(void **state)
     media_close(&m);
 }
 
-/* Frames that the decoder may drop and frames that it decodes: picked alike. film.mp4 at 24 fps decodes everything, at
- * 2 fps it drops; the last frame is in both. */
+/* Frames that the decoder may drop and frames that it decodes: picked alike. film.mp4 at 24 fps decodes
+ * everything, at 2 fps it drops; the last frame is in both. */
 static void dropping(void **state)
 {
     (void)state;

@@ -150,6 +150,7 @@ struct eng_result {
     size_t n_text;
     const int32_t *ids;            /* [n_ids] generated, the stop id included if one ended it */
     uint32_t n_ids;
+    const double *token_s;         /* [n_ids] seconds from the start of eng_run to each id */
     double logprob_sum;            /* over ids */
     uint32_t n_prompt;
     /* Pruning: alive[l][kind] AV tokens entering layer l; [L] also holds the count after the last. */

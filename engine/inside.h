@@ -69,6 +69,8 @@ struct eng_request {
     size_t n_text_bytes, text_cap, n_sent;
     int32_t *ids;
     size_t n_ids, ids_cap;
+    double started, *token_s;      /* clock at the start of eng_run; result.token_s */
+    size_t token_cap;
 
     /* Results. */
     struct eng_result result;

@@ -408,6 +408,7 @@ void eng_request_destroy(struct engine *en, struct eng_request **pr)
     free(r->vision_saliency);
     free(r->text);
     free(r->ids);
+    free(r->token_s);
     sampler_destroy(&r->sampler);
     prune_plan_free(&r->plan);
     prompt_free(&r->prompt);

@@ -97,6 +97,7 @@ static void finish(struct engine *en, struct eng_request *r, enum eng_finish how
     res->n_text = r->n_text_bytes;
     res->ids = r->ids;
     res->n_ids = (uint32_t)r->n_ids;
+    res->token_s = r->token_s;
     res->n_prompt = r->prompt.n;
     res->n_layers = decoder_shape(en->dec)->L;
     res->alive = (const uint32_t(*)[4])r->alive;
@@ -527,6 +528,8 @@ static status accept(struct engine *en, struct eng_request *r, const float *logi
     float logprob;
     const int32_t id = sampler_next(r->sampler, logits, &logprob);
     TRY(mem_grow(&r->ids, &r->ids_cap, r->n_ids + 1, sizeof *r->ids, e));
+    TRY(mem_grow(&r->token_s, &r->token_cap, r->n_ids + 1, sizeof *r->token_s, e));
+    r->token_s[r->n_ids] = clock_s() - r->started;
     r->ids[r->n_ids++] = id;
     r->result.logprob_sum += (double)logprob;
     r->next_id = id;
@@ -633,6 +636,7 @@ status eng_run(struct engine *en, struct eng_request **reqs, uint32_t n, struct 
     struct err why = { 0 };
     TRY(mem_alloc(&live, n, sizeof *live, e));
     memcpy(live, reqs, n * sizeof *live);
+    for (uint32_t i = 0; i < n; i++) reqs[i]->started = clock_s();
     const status st = run_all(en, live, n, &why);
     en->interrupted = 0;           /* consumed: one interrupt ends one run */
     free(live);

@@ -32,7 +32,8 @@ struct bench_row {
 };
 
 extern const struct bench_row bench_kernel_rows[];
-extern const struct bench_row bench_model_rows[], bench_load_rows[], bench_media_rows[];
+extern const struct bench_row bench_model_rows[], bench_load_rows[], bench_media_rows[],
+    bench_attention_rows[];
 void bench_model_close(void);      /* ends what the rows of the model share */
 
 /* ---- what rows measure with -------------------------------------------------------------------------------- */

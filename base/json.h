@@ -26,25 +26,25 @@
 #include "base/err.h"
 
 struct doc_limits {
-    size_t bytes_max;              /* larger texts are refused unread */
-    unsigned depth_max;            /* nesting of arrays and objects, at most 1024 */
-    bool allow_nul;                /* "\u0000" inside strings (chat text); names never */
-    status code;                   /* of every error below */
+    size_t bytes_max;   /* larger texts are refused unread */
+    unsigned depth_max; /* nesting of arrays and objects, at most 1024 */
+    bool allow_nul;     /* "\u0000" inside strings (chat text); names never */
+    status code;        /* of every error below */
 };
 
-extern const struct doc_limits doc_config_limits;   /* 16 MiB, depth 64, E_MODEL */
+extern const struct doc_limits doc_config_limits; /* 16 MiB, depth 64, E_MODEL */
 
 struct doc {
-    json_t *root;                  /* owned */
-    char *name;                    /* owned: file name or what the caller calls it, for messages */
+    json_t *root; /* owned */
+    char *name;   /* owned: file name or what the caller calls it, for messages */
     status code;
 };
 
 struct doc_at {
-    const json_t *v;               /* borrowed from the doc */
-    const struct doc_at *up;       /* NULL at the root */
-    const char *key;               /* how it was reached: a member, */
-    size_t index;                  /* or, where key is NULL, an element */
+    const json_t *v;         /* borrowed from the doc */
+    const struct doc_at *up; /* NULL at the root */
+    const char *key;         /* how it was reached: a member, */
+    size_t index;            /* or, where key is NULL, an element */
     const struct doc *doc;
 };
 
@@ -100,7 +100,7 @@ status doc_as_string(const struct doc_at *at, const char **out, size_t *n /* may
 
 /* Elements. */
 size_t doc_count(const struct doc_at *array);
-void doc_element(const struct doc_at *array, size_t i, struct doc_at *out);   /* i < doc_count */
+void doc_element(const struct doc_at *array, size_t i, struct doc_at *out); /* i < doc_count */
 
 /* An array of exactly n numbers. */
 status doc_ints(const struct doc_at *o, const char *key, size_t n, int64_t lo, int64_t hi, int64_t *out,

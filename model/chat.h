@@ -20,24 +20,24 @@ enum chat_part_kind { PART_TEXT, PART_IMAGE, PART_AUDIO, PART_VIDEO };
 
 /* A media part may carry wishes of its own; what was not given has the value named here. */
 struct chat_media_options {
-    double start_s, end_s;         /* -1: not given */
-    double fps;                    /* 0 */
-    uint32_t max_frames;           /* 0 */
-    uint64_t min_pixels, max_pixels;   /* 0 */
-    int use_audio;                 /* -1; else 0 or 1 (video) */
-    bool low_detail;               /* image_url.detail is "low" */
+    double start_s, end_s;           /* -1: not given */
+    double fps;                      /* 0 */
+    uint32_t max_frames;             /* 0 */
+    uint64_t min_pixels, max_pixels; /* 0 */
+    int use_audio;                   /* -1; else 0 or 1 (video) */
+    bool low_detail;                 /* image_url.detail is "low" */
 };
 
 struct chat_part {
     enum chat_part_kind kind;
-    char *text;                    /* PART_TEXT: n_text bytes and a NUL; else NULL */
+    char *text; /* PART_TEXT: n_text bytes and a NUL; else NULL */
     size_t n_text;
-    char *url;                     /* media by reference, as given; NULL where the bytes are here */
-    uint8_t *data;                 /* media inline (base64 or data: URL), decoded */
+    char *url;     /* media by reference, as given; NULL where the bytes are here */
+    uint8_t *data; /* media inline (base64 or data: URL), decoded */
     size_t n_data;
-    char *format;                  /* hint of the sender ("wav", "image/png"), may be NULL */
+    char *format; /* hint of the sender ("wav", "image/png"), may be NULL */
     struct chat_media_options options;
-    char path[48];                 /* where it stood: "messages[1].content[0]", for later messages about it */
+    char path[48]; /* where it stood: "messages[1].content[0]", for later messages about it */
 };
 
 struct chat_message {
@@ -52,11 +52,11 @@ struct chat {
 };
 
 struct chat_limits {
-    size_t messages_max, parts_max;    /* messages; parts of one message */
-    size_t text_max;               /* bytes of text of all messages */
-    size_t inline_max;             /* decoded bytes of inline media of all messages */
+    size_t messages_max, parts_max; /* messages; parts of one message */
+    size_t text_max;                /* bytes of text of all messages */
+    size_t inline_max;              /* decoded bytes of inline media of all messages */
 };
-extern const struct chat_limits chat_default_limits;    /* 2048, 1024, 16 MiB, 512 MiB */
+extern const struct chat_limits chat_default_limits; /* 2048, 1024, 16 MiB, 512 MiB */
 
 /* Parse the array at `messages` (a place in a request or case file). *out owns copies of everything:
  * chat_free. limits NULL: the default ones. Errors carry the doc's code. */
@@ -75,17 +75,17 @@ status chat_add_media(struct chat *c, enum chat_part_kind kind, const char *url,
 void chat_drop_last(struct chat *c);
 
 struct chat_render_options {
-    bool no_generation_prompt;     /* else ends with <|im_start|>assistant\n */
-    bool add_vision_id, add_audio_id;  /* "Picture 1: ", "Video 1: ", "Audio 1: " */
+    bool no_generation_prompt;        /* else ends with <|im_start|>assistant\n */
+    bool add_vision_id, add_audio_id; /* "Picture 1: ", "Video 1: ", "Audio 1: " */
 };
 
 /* The prompt: text for the tokenizer, and the media parts in the order of their placeholders. */
 struct chat_prompt {
-    struct text_segment *seg;      /* [n_seg] borrow from the chat and from `own` */
+    struct text_segment *seg; /* [n_seg] borrow from the chat and from `own` */
     size_t n_seg, seg_cap;
-    const struct chat_part **media;    /* [n_media] borrowed from the chat */
+    const struct chat_part **media; /* [n_media] borrowed from the chat */
     size_t n_media, media_cap;
-    char **own;                    /* numbered labels */
+    char **own; /* numbered labels */
     size_t n_own, own_cap;
 };
 

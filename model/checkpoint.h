@@ -13,17 +13,17 @@
 #include "model/safetensors.h"
 
 struct checkpoint {
-    char *dir;                     /* owned */
+    char *dir; /* owned */
     struct model_config config;
-    struct tensor_files *files;    /* owned */
-    bool has_prefix;               /* names carry `thinker.` */
-    bool tied;                     /* no lm_head of its own */
-    bool mixed;                    /* more than one dtype */
-    enum dtype dtype;              /* the dtype of most bytes */
-    uint32_t n_tensors;            /* of the thinker */
-    uint64_t n_params, bytes;      /* of these */
-    uint64_t text_bytes, audio_bytes, vision_bytes;   /* bytes = text + audio + vision (lm_head is text) */
-    uint32_t n_skipped;            /* tensors of talker and vocoder */
+    struct tensor_files *files;                     /* owned */
+    bool has_prefix;                                /* names carry `thinker.` */
+    bool tied;                                      /* no lm_head of its own */
+    bool mixed;                                     /* more than one dtype */
+    enum dtype dtype;                               /* the dtype of most bytes */
+    uint32_t n_tensors;                             /* of the thinker */
+    uint64_t n_params, bytes;                       /* of these */
+    uint64_t text_bytes, audio_bytes, vision_bytes; /* bytes = text + audio + vision (lm_head is text) */
+    uint32_t n_skipped;                             /* tensors of talker and vocoder */
 };
 
 /* *out owns all; close it after the last tensor was packed. E_MODEL names the file, tensor or key.  */

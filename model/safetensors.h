@@ -19,9 +19,21 @@
 /* The first three have the values of enum dtype: (enum dtype)t->dtype is right for what tensor_is_weight()
  * holds. */
 enum tensor_dtype {
-    TENSOR_F32 = DT_F32, TENSOR_BF16 = DT_BF16, TENSOR_F16 = DT_F16,
-    TENSOR_F64, TENSOR_I64, TENSOR_I32, TENSOR_I16, TENSOR_I8, TENSOR_U64, TENSOR_U32, TENSOR_U16, TENSOR_U8,
-    TENSOR_BOOL, TENSOR_F8_E4M3, TENSOR_F8_E5M2
+    TENSOR_F32 = DT_F32,
+    TENSOR_BF16 = DT_BF16,
+    TENSOR_F16 = DT_F16,
+    TENSOR_F64,
+    TENSOR_I64,
+    TENSOR_I32,
+    TENSOR_I16,
+    TENSOR_I8,
+    TENSOR_U64,
+    TENSOR_U32,
+    TENSOR_U16,
+    TENSOR_U8,
+    TENSOR_BOOL,
+    TENSOR_F8_E4M3,
+    TENSOR_F8_E5M2
 };
 
 struct tensor_info {
@@ -29,12 +41,12 @@ struct tensor_info {
     enum tensor_dtype dtype;
     uint32_t rank;
     uint64_t shape[TENSOR_RANK_MAX];
-    uint64_t n;                    /* product of the shape, 1 for a scalar */
-    const void *data;              /* aligned to the dtype, host, little-endian, row-major */
+    uint64_t n;       /* product of the shape, 1 for a scalar */
+    const void *data; /* aligned to the dtype, host, little-endian, row-major */
     uint64_t bytes;
-    uint64_t begin;                /* offset in the file's data */
-    uint32_t file;                 /* index for tensor_files_path */
-    bool is_copy;                  /* the file did not align it: data is on the heap, not in the mapping */
+    uint64_t begin; /* offset in the file's data */
+    uint32_t file;  /* index for tensor_files_path */
+    bool is_copy;   /* the file did not align it: data is on the heap, not in the mapping */
 };
 
 struct tensor_files;
@@ -55,10 +67,10 @@ void tensor_files_close(struct tensor_files **s);
 status tensor_files_check(const void *head, size_t n, uint64_t file_bytes, size_t *n_tensors, struct err *e);
 
 size_t tensor_files_count(const struct tensor_files *s);
-const struct tensor_info *tensor_files_at(const struct tensor_files *s, size_t i);      /* sorted by name */
+const struct tensor_info *tensor_files_at(const struct tensor_files *s, size_t i); /* sorted by name */
 const struct tensor_info *tensor_files_find(const struct tensor_files *s, const char *name); /* or NULL */
 const char *tensor_files_path(const struct tensor_files *s, uint32_t file);
-uint64_t tensor_files_bytes(const struct tensor_files *s);                              /* of all tensors */
+uint64_t tensor_files_bytes(const struct tensor_files *s); /* of all tensors */
 
 /* Advice to the kernel, for load: read ahead, or forget the resident pages of a tensor that was packed
  * elsewhere. */
@@ -66,8 +78,11 @@ void tensor_will_need(const struct tensor_info *t);
 void tensor_drop(const struct tensor_info *t);
 
 size_t tensor_dtype_size(enum tensor_dtype t);
-const char *tensor_dtype_name(enum tensor_dtype t);                                     /* "BF16" */
-static inline bool tensor_is_weight(const struct tensor_info *t) { return t->dtype <= TENSOR_F16; }
+const char *tensor_dtype_name(enum tensor_dtype t); /* "BF16" */
+static inline bool tensor_is_weight(const struct tensor_info *t)
+{
+    return t->dtype <= TENSOR_F16;
+}
 
 /* "[2, 3]" into out, cut to n bytes. Returns out. */
 char *tensor_shape_text(uint32_t rank, const uint64_t *shape, char *out, size_t n);

@@ -19,17 +19,17 @@ struct tokenizer;
  * merge with the user's own); bytes that are not UTF-8 become U+FFFD as Python's errors='replace' makes
  * them. */
 struct text_segment {
-    const char *text;              /* n bytes, borrowed */
+    const char *text; /* n bytes, borrowed */
     size_t n;
-    bool is_template;              /* added tokens are matched inside it (never across segments) */
-    bool is_user_text;             /* a text part of the last user message: golden-format.md, query rows */
+    bool is_template;  /* added tokens are matched inside it (never across segments) */
+    bool is_user_text; /* a text part of the last user message: golden-format.md, query rows */
 };
 
 /* Result of encode; grows as needed, may be reused; token_list_free. token[i].is_user_text: not an added
  * token, and at least one of its characters came from a segment with is_user_text. */
 struct token_list {
-    struct prompt_token *token;    /* [n] */
-    uint64_t *begin, *end;         /* [n] bytes [begin, end) of the segments put one after the other */
+    struct prompt_token *token; /* [n] */
+    uint64_t *begin, *end;      /* [n] bytes [begin, end) of the segments put one after the other */
     size_t n, cap;
 };
 
@@ -55,7 +55,7 @@ void token_list_free(struct token_list *l);
 uint32_t tokenizer_n_ids(const struct tokenizer *t);
 bool tokenizer_has(const struct tokenizer *t, int32_t id);
 bool tokenizer_is_added(const struct tokenizer *t, int32_t id);
-bool tokenizer_is_special(const struct tokenizer *t, int32_t id);      /* skipped on decode */
+bool tokenizer_is_special(const struct tokenizer *t, int32_t id); /* skipped on decode */
 /* Bytes of a token as decoding makes them (not terminated); NULL, 0 for an undefined id. */
 const char *tokenizer_bytes(const struct tokenizer *t, int32_t id, size_t *n);
 /* Id of an added token by its text ("<|im_end|>"), else of a regular token by its byte-level spelling; -1:
@@ -67,9 +67,9 @@ size_t tokenizer_bytes_max(const struct tokenizer *t);
 /* Streaming detokenisation: bytes come out as soon as they make whole characters; a sequence that can no
  * longer become a character comes out as U+FFFD, one for each maximal part, as decoding the whole does. */
 struct detokenizer {
-    const struct tokenizer *t;     /* borrowed */
-    bool keep_special;             /* default false: special tokens give no text */
-    unsigned char held[4];         /* an unfinished character */
+    const struct tokenizer *t; /* borrowed */
+    bool keep_special;         /* default false: special tokens give no text */
+    unsigned char held[4];     /* an unfinished character */
     uint8_t n_held;
 };
 void detok_init(struct detokenizer *d, const struct tokenizer *t);

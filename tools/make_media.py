@@ -142,6 +142,7 @@ def make_media():
     film("altref.webm", "-c:v", "libvpx", "-auto-alt-ref", "1", "-lag-in-frames", "16", "-b:v", "150k", rate="25",
          seconds=3)
     film("vp9.webm", "-c:v", "libvpx-vp9", "-b:v", "100k", rate="25", seconds=1.5)
+    film("vp9_full.webm", "-c:v", "libvpx-vp9", "-b:v", "100k", "-color_range", "pc", rate="25", seconds=0.6)
     film("moving.gif", "-vf", "scale=48:36", rate="10", seconds=1)
     film("three.mp4", *X264, rate="1", seconds=3)
     film("one.mp4", *X264, rate="1", seconds=1)
@@ -298,7 +299,7 @@ def expect_sizes(put):
             (12000, 30.0, 1080, 1920, 2.0, 100352, 602112), (3, 1.0, 72, 96, 2.0, 3136, 31360),
             (108000, 30.0, 720, 1280, 2.0, 100352, 602112), (480, 30.0, 360, 640, 60.0, 100352, 602112),
             (1800, 30.0, 720, 1280, 0.1, 100352, 602112), (2, 25.0, 30, 5000, 2.0, 100352, 602112),
-            (700000, 59.94, 1080, 1920, 1.0, 3136, 9408)]:
+            (700000, 59.94, 1080, 1920, 1.0, 3136, 9408), (20000, 25.0, 720, 1280, 2.0, 300000, 602112)]:
         n, index, *sizes = plan(total, rate, h, w, fps, low, high)
         check = sum((i + 1) * x for i, x in enumerate(index)) % (1 << 61)
         put("plan", total, repr(rate), h, w, repr(fps), low, high, n, check, *sizes)
@@ -362,7 +363,8 @@ def expect_film(put):
             ("bt709.mp4", 2.0, 3136, 9408), ("full_range.mp4", 2.0, 3136, 9408), ("ten_bit.mkv", 4.0, 3136, 9408),
             ("odd.mkv", 2.0, 3136, 9408), ("open_gop.mp4", 3.0, 3136, 9408), ("variable.mp4", 2.0, 3136, 9408),
             ("mpeg4.avi", 3.0, 3136, 9408), ("mpeg2.ts", 3.0, 3136, 9408), ("altref.webm", 3.0, 3136, 9408),
-            ("vp9.webm", 3.0, 3136, 9408), ("moving.gif", 2.0, 3136, 9408), ("three.mp4", 2.0, 3136, 9408),
+            ("vp9.webm", 3.0, 3136, 9408), ("vp9_full.webm", 3.0, 3136, 9408),
+            ("moving.gif", 2.0, 3136, 9408), ("three.mp4", 2.0, 3136, 9408),
             ("turned90.mp4", 2.0, 3136, 9408), ("turned180.mp4", 2.0, 3136, 9408), ("turned270.mp4", 2.0, 3136, 9408),
             ("mirrored.mp4", 2.0, 3136, 9408), ("mirrored90.mp4", 2.0, 3136, 9408)]:
         with av.open(path(name)) as c:

@@ -113,8 +113,8 @@ done:
 
 status doc_load(const char *path, const struct doc_limits *limits, struct doc *out, struct err *e)
 {
-    char *text;
-    size_t n;
+    char *text = NULL;
+    size_t n = 0;
     TRY(read_file(path, limits, &text, &n, e));
     const status st = doc_parse(text, n, path, limits, out, e);
     free(text);
@@ -264,7 +264,7 @@ status doc_as_string(const struct doc_at *at, const char **out, size_t *n, struc
 
 status doc_object(const struct doc_at *o, const char *key, struct doc_at *out, struct err *e)
 {
-    struct doc_at m;
+    struct doc_at m = { 0 };
     TRY(doc_any(o, key, &m, e));
     TRY(doc_as_object(&m, e));
     *out = m;
@@ -273,7 +273,7 @@ status doc_object(const struct doc_at *o, const char *key, struct doc_at *out, s
 
 status doc_array(const struct doc_at *o, const char *key, struct doc_at *out, struct err *e)
 {
-    struct doc_at m;
+    struct doc_at m = { 0 };
     TRY(doc_any(o, key, &m, e));
     TRY(doc_as_array(&m, e));
     *out = m;
@@ -282,7 +282,7 @@ status doc_array(const struct doc_at *o, const char *key, struct doc_at *out, st
 
 status doc_int(const struct doc_at *o, const char *key, int64_t lo, int64_t hi, int64_t *out, struct err *e)
 {
-    struct doc_at m;
+    struct doc_at m = { 0 };
     TRY(doc_any(o, key, &m, e));
     return doc_as_int(&m, lo, hi, out, e);
 }
@@ -290,7 +290,7 @@ status doc_int(const struct doc_at *o, const char *key, int64_t lo, int64_t hi, 
 status doc_u32(const struct doc_at *o, const char *key, uint32_t lo, uint32_t hi, uint32_t *out,
                struct err *e)
 {
-    int64_t v;
+    int64_t v = 0;
     TRY(doc_int(o, key, lo, hi, &v, e));
     *out = (uint32_t)v;
     return OK;
@@ -298,21 +298,21 @@ status doc_u32(const struct doc_at *o, const char *key, uint32_t lo, uint32_t hi
 
 status doc_double(const struct doc_at *o, const char *key, double lo, double hi, double *out, struct err *e)
 {
-    struct doc_at m;
+    struct doc_at m = { 0 };
     TRY(doc_any(o, key, &m, e));
     return doc_as_double(&m, lo, hi, out, e);
 }
 
 status doc_bool(const struct doc_at *o, const char *key, bool *out, struct err *e)
 {
-    struct doc_at m;
+    struct doc_at m = { 0 };
     TRY(doc_any(o, key, &m, e));
     return doc_as_bool(&m, out, e);
 }
 
 status doc_string(const struct doc_at *o, const char *key, const char **out, struct err *e)
 {
-    struct doc_at m;
+    struct doc_at m = { 0 };
     TRY(doc_any(o, key, &m, e));
     return doc_as_string(&m, out, NULL, e);
 }

@@ -48,8 +48,8 @@ struct doc_at {
     const struct doc *doc;
 };
 
-/* Parse a file or a buffer of n bytes; *out owns it. `name` is what errors call it (doc_load: the path's
- * last part). Errors (limits->code; E_INPUT never): no such file, not readable, too large, too deep, not
+/* Parse a file or a buffer of n bytes; *out owns it. `name` is what errors call it (doc_load: the path).
+ * Errors (limits->code; E_INPUT never): no such file, not readable, too large, too deep, not
  * UTF-8, a key twice, anything that is not JSON, with line and column. */
 status doc_load(const char *path, const struct doc_limits *limits, struct doc *out, struct err *e);
 status doc_parse(const char *text, size_t n, const char *name, const struct doc_limits *limits,

@@ -111,7 +111,11 @@ status chat_add_message(struct chat *c, enum chat_role role, struct err *e)
 /* A new part at the end of the last message. */
 static status add_part(struct chat *c, enum chat_part_kind kind, struct chat_part **out, struct err *e)
 {
-    if (c->n_messages == 0) return err_set(e, E_ARG, "a part was given before the first message");
+    *out = NULL;
+    if (c->n_messages == 0) {
+        err_set(e, E_ARG, "a part was given before the first message");
+        return E_ARG;
+    }
     struct chat_message *m = &c->message[c->n_messages - 1];
     TRY(mem_grow(&m->part, &m->cap, m->n_parts + 1, sizeof *m->part, e));
     struct chat_part *p = &m->part[m->n_parts];
@@ -328,7 +332,7 @@ static status name_of(const struct doc_at *o, const struct part_name **out, stru
 
 static status parse_part(struct parser *x, const struct doc_at *at, struct err *e)
 {
-    const struct part_name *name;
+    const struct part_name *name = NULL;
     struct doc_at v;
     struct chat_part *p;
     if (json_is_string(at->v)) return take_text(x, at, e);

@@ -42,7 +42,7 @@ status tokenizer_parse(const char *json, size_t n, struct tokenizer **out, struc
 void tokenizer_free(struct tokenizer **t);
 
 /* Append the tokens of the segments to out (out->n is set to 0 first). Work: n log n at worst,
- * JIT-compiled pattern. E_ARG: more than 1 GiB of text. E_NOMEM. */
+ * JIT-compiled pattern. E_ARG: more than 64 MiB of text. E_NOMEM. */
 status tokenizer_encode(const struct tokenizer *t, const struct text_segment *seg, size_t n_seg,
                         struct token_list *out, struct err *e);
 /* One piece of plain text, no added tokens. */
@@ -58,8 +58,7 @@ bool tokenizer_is_added(const struct tokenizer *t, int32_t id);
 bool tokenizer_is_special(const struct tokenizer *t, int32_t id); /* skipped on decode */
 /* Bytes of a token as decoding makes them (not terminated); NULL, 0 for an undefined id. */
 const char *tokenizer_bytes(const struct tokenizer *t, int32_t id, size_t *n);
-/* Id of an added token by its text ("<|im_end|>"), else of a regular token by its byte-level spelling; -1:
- * none. */
+/* Id of an added token by its text ("<|im_end|>"), else of a regular token by its bytes; -1: none. */
 int32_t tokenizer_id(const struct tokenizer *t, const char *text);
 /* Longest tokenizer_bytes of all. */
 size_t tokenizer_bytes_max(const struct tokenizer *t);

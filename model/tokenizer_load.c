@@ -416,7 +416,7 @@ static status read_root(struct tokenizer *t, const struct doc_at *root, struct e
 {
     struct doc_at model, vocab, merges, added, el;
     int64_t id;
-    uint32_t n_ids;
+    uint32_t n_ids = 0;
     TRY(doc_as_object(root, e));
     TRY(doc_object(root, "model", &model, e));
     TRY(read_model_flags(t, &model, e));
@@ -531,7 +531,7 @@ static status read_apart(struct tokenizer *t, const struct doc_at *vocab, const 
 {
     struct doc_at decoder;
     const char *class;
-    uint32_t n_ids;
+    uint32_t n_ids = 0;
     TRY(doc_as_object(vocab, e));
     TRY(doc_string(config, "tokenizer_class", &class, e));
     if (strcmp(class, "Qwen2Tokenizer") != 0 && strcmp(class, "Qwen2TokenizerFast") != 0)

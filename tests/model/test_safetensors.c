@@ -214,6 +214,29 @@ static void data_that_is_not_aligned_is_copied(void **state)
     unlink(in_dir("model.safetensors"));
 }
 
+/* Dropping gives pages back and loses nothing, in the file's mapping and in a copy. */
+static void dropped_tensors_are_still_there(void **state)
+{
+    (void)state;
+    for (int copied = 0; copied < 2; copied++) {
+        struct err e;
+        struct tensor_files *s;
+        char header[100];
+        size_t n = (size_t)sprintf(header,
+                                   "{\"f\":{\"dtype\":\"F32\",\"shape\":[8192],\"data_offsets\":[0,32768]}}");
+        while (n % 4 != (size_t)copied) header[n++] = ' '; /* where the data begins, mod 4 */
+        header[n] = '\0';
+        write_image("model.safetensors", header, 32768);
+        MUST_OK(tensor_files_open_dir(dir, &s, &e));
+        const struct tensor_info *t = tensor_files_find(s, "f");
+        assert_int_equal(t->is_copy, copied);
+        tensor_drop(t);
+        for (size_t i = 0; i < 32768; i++) assert_int_equal(((const uint8_t *)t->data)[i], i % 256);
+        tensor_files_close(&s);
+    }
+    unlink(in_dir("model.safetensors"));
+}
+
 #define HEAD(name) "{\"" name "\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}"
 
 static void index_and_shards_must_agree(void **state)
@@ -279,6 +302,7 @@ int main(void)
         cmocka_unit_test(length_of_the_header_is_checked_against_the_file),
         cmocka_unit_test(tensors_are_found_by_name),
         cmocka_unit_test(data_that_is_not_aligned_is_copied),
+        cmocka_unit_test(dropped_tensors_are_still_there),
         cmocka_unit_test(index_and_shards_must_agree),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);

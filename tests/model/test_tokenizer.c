@@ -526,6 +526,59 @@ static void other_kinds_are_refused_by_name(void **state)
     free(text);
 }
 
+/* The bundled tokenizer with the first `a` of its file replaced by `b`. */
+static struct tokenizer *changed_tiny(const char *a, const char *b)
+{
+    struct err e;
+    struct tokenizer *t = NULL;
+    size_t n;
+    char *text = slurp(MODEL "/tokenizer.json", &n), *changed = malloc(n + 200);
+    assert_non_null(changed);
+    const char *at = strstr(text, a);
+    assert_non_null(at);
+    const int len = sprintf(changed, "%.*s%s%s", (int)(at - text), text, b, at + strlen(a));
+    MUST_OK(tokenizer_parse(changed, (size_t)len, &t, &e));
+    free(changed);
+    free(text);
+    return t;
+}
+
+/* A token that no merges make is found only where the file says ignore_merges. */
+static void whole_pieces_where_merges_are_ignored(void **state)
+{
+    (void)state;
+    static const char *const change[] = {
+        "\"ignore_merges\": false,\n    \"vocab\": {\"zqz\": 900,",
+        "\"ignore_merges\": true,\n    \"vocab\": {\"zqz\": 900,",
+    };
+    for (int ignore = 0; ignore < 2; ignore++) {
+        struct err e;
+        struct token_list l = { 0 };
+        struct tokenizer *t = changed_tiny("\"ignore_merges\": false,\n    \"vocab\": {", change[ignore]);
+        MUST_OK(tokenizer_encode_text(t, "zqz zqz", 7, &l, &e));
+        assert_int_equal(l.n, ignore ? 5 : 7); /* " zqz" is another piece and has no token */
+        assert_int_equal(l.token[0].id == 900, ignore);
+        assert_int_equal(tokenizer_n_ids(t), 901);
+        assert_false(tokenizer_has(t, 899));
+        token_list_free(&l);
+        tokenizer_free(&t);
+    }
+}
+
+static void the_longest_added_token_wins(void **state)
+{
+    (void)state;
+    struct err e;
+    struct token_list l = { 0 };
+    struct tokenizer *t = changed_tiny("<tool_call>", "<|im_start|>us");
+    const struct text_segment seg[] = { SEG("<|im_start|>user", .is_template = true) };
+    MUST_OK(tokenizer_encode(t, seg, 1, &l, &e));
+    assert_int_equal(l.token[0].id, 760);
+    assert_int_equal(l.end[0], 14);
+    token_list_free(&l);
+    tokenizer_free(&t);
+}
+
 static void lookups(void **state)
 {
     (void)state;
@@ -560,6 +613,8 @@ int main(void)
         cmocka_unit_test(broken_streams_are_repaired_as_a_whole),
         cmocka_unit_test(long_strings_take_no_quadratic_time),
         cmocka_unit_test(other_kinds_are_refused_by_name),
+        cmocka_unit_test(whole_pieces_where_merges_are_ignored),
+        cmocka_unit_test(the_longest_added_token_wins),
         cmocka_unit_test(lookups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -51,6 +51,10 @@ static inline const struct cpu_stream *cpu_stream_of(const struct stream *st) { 
 typedef void (*cpu_body)(void *arg, int thread, uint32_t begin, uint32_t end);
 void cpu_for(const struct stream *st, uint32_t n, uint32_t grain, cpu_body body, void *arg);
 
+/* The same in pieces that shrink from `most` to 1 as the end comes near, so that long runs of neighbours stay
+ * together and the threads still end at the same time. */
+void cpu_for_shrinking(const struct stream *st, uint32_t n, uint32_t most, cpu_body body, void *arg);
+
 /* kernels/stream.c opens a CPU stream through this. */
 status cpu_stream_open(const struct stream_options *o, struct stream **out, struct err *e);
 

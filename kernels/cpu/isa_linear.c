@@ -15,21 +15,20 @@
 
 #define PANEL_VECS (CPU_PANEL / CPU_VEC)
 #if CPU_VEC == 16
-#define MAX_ROWS 12         /* of one block of accumulators                                          */
-#define PAIR_ROWS 3         /* up to so many rows take two panels at a time, to hide the latency     */
+#define MAX_ROWS 12         /* of one block of accumulators */
 #else
 #define MAX_ROWS 6
-#define PAIR_ROWS 0
 #endif
 /* Bytes of a panel that are asked for ahead of their use: from memory into L1, from L2 into L1. */
 #define NEAR_STREAMED 8192
 #define NEAR_REUSED 2048
-/* The same for rows that are packed side by side: too many streams for the hardware to follow. */
+/* The same for the rows of a checkpoint's tensor, which are packed side by side: more streams than the hardware
+ * follows; and for the tile that is written. */
 #define PACK_AHEAD 1024
+#define WRITE_AHEAD 4096
 
 /* Sums of one tile and one panel. */
 struct sums { float at[CPU_TILE][CPU_PANEL] __attribute__((aligned(64))); };
-#define SUMS (CPU_TILE * CPU_PANEL)
 
 /* ---- the inner loop ---------------------------------------------------------------------------------------- */
 
@@ -46,36 +45,32 @@ VEC_FN vf dot_pairs(vf sum, vu x, vu w)
 #endif
 }
 
-/* What one call multiplies: rows of a tile of m, and a panel (or two, `stride` dwords apart). */
+/* What one call multiplies: rows of a tile of m, and a panel. */
 struct strip {
     uint32_t n_steps, m;
     const uint32_t *x, *w;
-    size_t stride;
     size_t near;                  /* bytes to ask for ahead of w                                      */
     const char *far;              /* what comes after this panel: asked for into L2, far_step a step  */
     size_t far_step;
 };
 
-/* R rows, V vectors at w of each of P panels. R, P, V and the kind are constants where this is called. */
-VEC_FN void multiply(const enum kind kind, const int R, const int P, const int V, const struct strip *s, int column,
-                     float *out)
+/* R rows and V vectors of the panel from `column` on. R, V and the kind are constants where this is called. */
+VEC_FN void multiply(const enum kind kind, const int R, const int V, const struct strip *s, int column, float *out)
 {
     const uint32_t *x = s->x, *w = s->w + column, m = s->m;
     const char *far = s->far;
-    const size_t stride = s->stride, near = s->near, far_step = s->far_step;
-    out += column;
+    const size_t near = s->near, far_step = s->far_step;
     vf c[CPU_TILE][8];
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < P * V; v++) c[r][v] = vf_zero();
+        for (int v = 0; v < V; v++) c[r][v] = vf_zero();
     for (uint32_t n = s->n_steps; n > 0; n--) {
         vu b[8];
 #pragma GCC unroll 8
-        for (int v = 0; v < P * V; v++) {
-            const uint32_t *at = w + (size_t)(v / V) * stride + v % V * CPU_VEC;
-            b[v] = vu_load(at);
-            __builtin_prefetch((const char *)at + near);
+        for (int v = 0; v < V; v++) {
+            b[v] = vu_load(w + v * CPU_VEC);
+            __builtin_prefetch((const char *)(w + v * CPU_VEC) + near);
         }
         __builtin_prefetch(far, 0, 2);
         far += far_step;
@@ -83,7 +78,7 @@ VEC_FN void multiply(const enum kind kind, const int R, const int P, const int V
         for (int r = 0; r < R; r++) {
             const vu a = vu_set1(x[r]);
 #pragma GCC unroll 8
-            for (int v = 0; v < P * V; v++) {
+            for (int v = 0; v < V; v++) {
                 if (kind == KIND_PAIRS) c[r][v] = dot_pairs(c[r][v], a, b[v]);
                 else c[r][v] = (vf)a * (kind == KIND_F32 ? (vf)b[v] : vf_low_bf16(b[v])) + c[r][v];
             }
@@ -94,18 +89,18 @@ VEC_FN void multiply(const enum kind kind, const int R, const int P, const int V
             for (int r = 0; r < R; r++) {
                 const vf a = (vf)vu_set1(x[r]);
 #pragma GCC unroll 8
-                for (int v = 0; v < P * V; v++) c[r][v] = a * vf_high_bf16(b[v]) + c[r][v];
+                for (int v = 0; v < V; v++) c[r][v] = a * vf_high_bf16(b[v]) + c[r][v];
             }
             x += m;
         }
         w += CPU_PANEL;
     }
+    out += column;
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < P * V; v++) vf_store(out + v / V * SUMS + r * CPU_PANEL + v % V * CPU_VEC, c[r][v]);
+        for (int v = 0; v < V; v++) vf_store(out + r * CPU_PANEL + v * CPU_VEC, c[r][v]);
 }
-
 
 /* Vectors of a block of R rows: few rows take the whole width of a panel. */
 #if CPU_VEC == 16
@@ -116,29 +111,37 @@ VEC_FN void multiply(const enum kind kind, const int R, const int P, const int V
 
 typedef void (*multiply_fn)(const struct strip *s, float *out);
 
-#define DEFINE_ROWS(name, kind, R, P)                                                                          \
-    static __attribute__((noinline)) void name##_##R(const struct strip *s, float *out)                        \
-    {                                                                                                          \
-        for (int v = 0; v < PANEL_VECS; v += BLOCK_VECS(R))                                                    \
-            multiply(kind, R, P, BLOCK_VECS(R), s, v * CPU_VEC, out);                                          \
+/* name[R - 1] multiplies R rows with all columns of a panel. */
+#define DEFINE_ROWS(name, kind, R)                                                                        \
+    static __attribute__((noinline)) void name##_##R(const struct strip *s, float *out)                   \
+    {                                                                                                     \
+        for (int v = 0; v < PANEL_VECS; v += BLOCK_VECS(R))                                               \
+            multiply(kind, R, BLOCK_VECS(R), s, v * CPU_VEC, out);                                        \
     }
+#define DEFINE_SIX(name, kind)                                                                            \
+    DEFINE_ROWS(name, kind, 1)                                                                            \
+    DEFINE_ROWS(name, kind, 2)                                                                            \
+    DEFINE_ROWS(name, kind, 3)                                                                            \
+    DEFINE_ROWS(name, kind, 4)                                                                            \
+    DEFINE_ROWS(name, kind, 5)                                                                            \
+    DEFINE_ROWS(name, kind, 6)
 #if CPU_VEC == 16
-#define DEFINE_ALL(name, kind)                                                                                 \
-    DEFINE_ROWS(name, kind, 1, 1) DEFINE_ROWS(name, kind, 2, 1) DEFINE_ROWS(name, kind, 3, 1)                  \
-    DEFINE_ROWS(name, kind, 4, 1) DEFINE_ROWS(name, kind, 5, 1) DEFINE_ROWS(name, kind, 6, 1)                  \
-    DEFINE_ROWS(name, kind, 7, 1) DEFINE_ROWS(name, kind, 8, 1) DEFINE_ROWS(name, kind, 9, 1)                  \
-    DEFINE_ROWS(name, kind, 10, 1) DEFINE_ROWS(name, kind, 11, 1) DEFINE_ROWS(name, kind, 12, 1)               \
-    DEFINE_ROWS(name##_pair, kind, 1, 2) DEFINE_ROWS(name##_pair, kind, 2, 2)                                  \
-    DEFINE_ROWS(name##_pair, kind, 3, 2)                                                                       \
-    static const multiply_fn name[MAX_ROWS] = { name##_1, name##_2, name##_3, name##_4,  name##_5,  name##_6,  \
-                                                name##_7, name##_8, name##_9, name##_10, name##_11, name##_12 }; \
-    static const multiply_fn name##_pair[PAIR_ROWS] = { name##_pair_1, name##_pair_2, name##_pair_3 };
+#define DEFINE_ALL(name, kind)                                                                            \
+    DEFINE_SIX(name, kind)                                                                                \
+    DEFINE_ROWS(name, kind, 7)                                                                            \
+    DEFINE_ROWS(name, kind, 8)                                                                            \
+    DEFINE_ROWS(name, kind, 9)                                                                            \
+    DEFINE_ROWS(name, kind, 10)                                                                           \
+    DEFINE_ROWS(name, kind, 11)                                                                           \
+    DEFINE_ROWS(name, kind, 12)                                                                           \
+    static const multiply_fn name[MAX_ROWS] = {                                                           \
+        name##_1, name##_2, name##_3, name##_4,  name##_5,  name##_6,                                     \
+        name##_7, name##_8, name##_9, name##_10, name##_11, name##_12                                     \
+    };
 #else
-#define DEFINE_ALL(name, kind)                                                                                 \
-    DEFINE_ROWS(name, kind, 1, 1) DEFINE_ROWS(name, kind, 2, 1) DEFINE_ROWS(name, kind, 3, 1)                  \
-    DEFINE_ROWS(name, kind, 4, 1) DEFINE_ROWS(name, kind, 5, 1) DEFINE_ROWS(name, kind, 6, 1)                  \
-    static const multiply_fn name[MAX_ROWS] = { name##_1, name##_2, name##_3, name##_4, name##_5, name##_6 };  \
-    static const multiply_fn *const name##_pair = NULL;
+#define DEFINE_ALL(name, kind)                                                                            \
+    DEFINE_SIX(name, kind)                                                                                \
+    static const multiply_fn name[MAX_ROWS] = { name##_1, name##_2, name##_3, name##_4, name##_5, name##_6 };
 #endif
 
 DEFINE_ALL(multiply_f32, KIND_F32)
@@ -224,12 +227,12 @@ static void tile_write(const struct operand_tile *t, uint32_t k0, uint32_t n, co
                             n_dwords - j < CPU_VEC ? n_dwords - j : CPU_VEC, out + (size_t)j * t->m + r, t->m);
 }
 
-/* Ask for the part of the tile that is written four blocks of 32 columns later. */
+/* Ask for a later part of the tile, to be written: its lines may lie in other cores' caches. */
 VEC_FN void tile_ahead(const struct operand_tile *t, uint32_t k0)
 {
-    const size_t row = t->pairs ? 2 : 4;                     /* bytes of a value */
-    const char *at = (const char *)t->data + (k0 + 4 * CPU_PANEL) * row * t->m;
-    for (size_t i = 0; i < CPU_PANEL * row * t->m; i += 64) __builtin_prefetch(at + i, 1);
+    const size_t block = CPU_PANEL * (t->pairs ? 2 : 4) * t->m;      /* bytes of 32 columns */
+    const char *at = (const char *)t->data + k0 / CPU_PANEL * block;
+    for (size_t i = k0 == 0 ? 0 : WRITE_AHEAD; i < WRITE_AHEAD + block; i += 64) __builtin_prefetch(at + i, 1);
 }
 
 static void fill_tile(const struct operand_tile *t, uint32_t k0, uint32_t n, const float *x, size_t ldx)
@@ -298,36 +301,27 @@ static void product(const struct cpu_product *p, uint32_t panel0, uint32_t panel
     const size_t w_skip = (size_t)(pairs ? p->k0 / 2 : p->k0) * CPU_PANEL;
     const size_t kp = p->x_pairs ? operand_kp(p->x.k) / 2 : operand_kp(p->x.k);      /* dwords of a row */
     const size_t x_skip = p->x_pairs ? p->k0 / 2 : p->k0;
-    const multiply_fn *one = pairs ? multiply_bf16 : multiply_f32;
-    const multiply_fn *two = pairs ? multiply_bf16_pair : multiply_f32_pair;
-    struct strip s = { .n_steps = pairs ? (p->k1 - p->k0 + 1) / 2 : p->k1 - p->k0, .stride = w->panel_bytes / 4 };
-    struct sums sums[2];
-    for (uint32_t panel = panel0; panel < panel1;) {
-        const uint32_t *b = (const uint32_t *)w->data + panel * s.stride + w_skip;
-        const size_t bytes = (size_t)s.n_steps * CPU_PANEL * 4;
+    const multiply_fn *kernel = pairs ? multiply_bf16 : multiply_f32;
+    const size_t stride = w->panel_bytes / 4;
+    struct strip s = { .n_steps = pairs ? (p->k1 - p->k0 + 1) / 2 : p->k1 - p->k0 };
+    const size_t bytes = (size_t)s.n_steps * CPU_PANEL * 4;
+    struct sums sums;
+    for (uint32_t panel = panel0; panel < panel1; panel++) {
+        const uint32_t *b = (const uint32_t *)w->data + panel * stride + w_skip;
         const bool next = n_tiles > 1 && panel + 1 < panel1;        /* is there one to ask for? */
-        uint32_t n_panels = 1;
         for (uint32_t i = tile0; i < tile1; i++) {
             const uint32_t row0 = i * tile, m = p->x.rows - row0 < tile ? p->x.rows - row0 : tile;
             s.m = m;
             s.x = (const uint32_t *)p->x.data + row0 * kp + x_skip * m;
             s.w = b;
-            s.near = i == tile0 && (n_tiles == 1 || panel == panel0) ? NEAR_STREAMED : NEAR_REUSED;
-            s.far = (const char *)(next ? b + s.stride : b) + (next ? bytes / n_tiles * (i - tile0) : 0);
+            s.near = n_tiles == 1 || (i == tile0 && panel == panel0) ? NEAR_STREAMED : NEAR_REUSED;
+            s.far = (const char *)(next ? b + stride : b) + (next ? bytes / n_tiles * (i - tile0) : 0);
             s.far_step = next ? 128 / n_tiles : 0;
-            if (m <= PAIR_ROWS && n_tiles == 1 && panel + 1 < panel1) {
-                n_panels = 2;
-                two[m - 1](&s, sums[0].at[0]);
-                finish(p, &sums[0], panel, i, row0, m);
-                finish(p, &sums[1], panel + 1, i, row0, m);
-                continue;
-            }
             const uint32_t n_blocks = (m + MAX_ROWS - 1) / MAX_ROWS, block = (m + n_blocks - 1) / n_blocks;
             for (uint32_t r = 0; r < m; r += block, s.x += block)
-                one[(m - r < block ? m - r : block) - 1](&s, sums[0].at[r]);
-            finish(p, &sums[0], panel, i, row0, m);
+                kernel[(m - r < block ? m - r : block) - 1](&s, sums.at[r]);
+            finish(p, &sums, panel, i, row0, m);
         }
-        panel += n_panels;
     }
 }
 

@@ -10,11 +10,6 @@
 #define BLOCK_ROWS_MIN 96
 /* Products under this many multiplications are not worth waking a second thread for (about 1 us). */
 #define ALONE_MACS 131072u
-/* Weight bytes that make a piece of work when few rows meet them (a streaming read of about 5 us). */
-#define PIECE_BYTES ((size_t)192 << 10)
-/* Pieces that each thread should find at least, and the most panels of one with many rows. */
-#define PIECES_PER_THREAD 6
-#define GROUP_MAX 8
 
 size_t cpu_operand_bytes(const struct stream *st, uint32_t rows, uint32_t k, enum dtype compute)
 {
@@ -171,22 +166,23 @@ status cpu_embed(struct stream *st, const struct embed_args *a, struct err *e)
 
 /* ---- products ---------------------------------------------------------------------------------------------- */
 
-/* Pieces are numbered block by block of tiles, and inside a block group by group of panels. */
+/* A unit of work is one panel for one block of tiles; they are numbered block by block. */
 struct product_job {
     const struct cpu_linear_kernels *kernels;
     struct cpu_product p;
-    uint32_t n_tiles, block, group, n_groups;   /* tiles of a block, panels of a group */
+    uint32_t n_tiles, block;      /* tiles of the operand, of a block */
 };
 
 static void product_body(void *arg, int thread, uint32_t begin, uint32_t end)
 {
     (void)thread;
     const struct product_job *j = arg;
-    for (uint32_t i = begin; i < end; i++) {
-        const uint32_t tile = i / j->n_groups * j->block, panel = i % j->n_groups * j->group;
-        const uint32_t n_panels = j->p.w->n_panels;
-        j->kernels->product(&j->p, panel, n_panels - panel < j->group ? n_panels : panel + j->group, tile,
-                            j->n_tiles - tile < j->block ? j->n_tiles : tile + j->block);
+    const uint32_t n_panels = j->p.w->n_panels;
+    while (begin < end) {
+        const uint32_t tile = begin / n_panels * j->block, panel = begin % n_panels;
+        const uint32_t panel1 = end - begin < n_panels - panel ? panel + end - begin : n_panels;
+        j->kernels->product(&j->p, panel, panel1, tile, j->n_tiles - tile < j->block ? j->n_tiles : tile + j->block);
+        begin += panel1 - panel;
     }
 }
 
@@ -236,25 +232,14 @@ status cpu_linear(struct stream *st, const struct linear_args *a, struct err *e)
     }
     j.block = (n_tiles + n_blocks - 1) / n_blocks;
     n_blocks = (n_tiles + j.block - 1) / j.block;
-    /* A piece is several panels, so that the next one can be asked for while this one is multiplied. With one tile
-     * the weights just stream by; pieces are then even numbers of panels, as one row takes two at a time. */
-    const uint32_t per_thread = (uint32_t)((uint64_t)w->n_panels * n_blocks / (PIECES_PER_THREAD * n_threads));
-    if (n_tiles == 1) {
-        uint32_t group = (uint32_t)((PIECE_BYTES + w->panel_bytes - 1) / w->panel_bytes);
-        if (group > per_thread) group = per_thread;
-        j.group = group < 2 ? 2 : group / 2 * 2;
-    } else {
-        j.group = per_thread < 1 ? 1 : per_thread > GROUP_MAX ? GROUP_MAX : per_thread;
-    }
-    j.n_groups = (w->n_panels + j.group - 1) / j.group;
-    const uint32_t n_pieces = n_blocks * j.n_groups;
-    const bool alone = (uint64_t)rows * w->n * w->k < ALONE_MACS;
+    const bool alone = (uint64_t)rows * w->n * w->k < ALONE_MACS || n_threads == 1;
     for (uint32_t c = 0; c < n_chunks; c++) {
         j.p.k0 = (uint32_t)((uint64_t)w->k * c / n_chunks) / 4 * 4;
         j.p.k1 = c + 1 == n_chunks ? w->k : (uint32_t)((uint64_t)w->k * (c + 1) / n_chunks) / 4 * 4;
         j.p.first = c == 0;
         j.p.last = c + 1 == n_chunks;
-        cpu_for(st, n_pieces, alone ? n_pieces : 1, product_body, &j);
+        if (alone) product_body(&j, 0, 0, n_blocks * w->n_panels);
+        else cpu_for_shrinking(st, n_blocks * w->n_panels, w->n_panels, product_body, &j);
     }
     return OK;
 }

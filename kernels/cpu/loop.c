@@ -33,3 +33,23 @@ void cpu_for(const struct stream *st, uint32_t n, uint32_t grain, cpu_body body,
     struct loop l = { .body = body, .arg = arg, .n = n, .grain = grain };
     threads_run(t, loop_job, &l);
 }
+
+static void shrinking_job(void *p, int thread, int n_threads)
+{
+    struct loop *l = p;
+    uint32_t begin = __atomic_load_n(&l->next, __ATOMIC_RELAXED);
+    while (begin < l->n) {
+        uint32_t take = (l->n - begin) / (2 * (uint32_t)n_threads);
+        take = take < 1 ? 1 : take > l->grain ? l->grain : take;
+        if (!__atomic_compare_exchange_n(&l->next, &begin, begin + take, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            continue;                                        /* begin is now what another thread left */
+        l->body(l->arg, thread, begin, begin + take);
+        begin = __atomic_load_n(&l->next, __ATOMIC_RELAXED);
+    }
+}
+
+void cpu_for_shrinking(const struct stream *st, uint32_t n, uint32_t most, cpu_body body, void *arg)
+{
+    struct loop l = { .body = body, .arg = arg, .n = n, .grain = most };
+    threads_run(cpu_stream_of(st)->threads, shrinking_job, &l);
+}

@@ -105,7 +105,8 @@ struct eng_request_options eng_request_defaults(void);
 
 struct eng_request;
 
-/* Opens and measures the media, renders and tokenizes, plans the pruning, reserves the pages.
+/* Opens and measures the media, renders and tokenizes, plans the pruning, reserves the pages. The chat and what o points
+ * at are borrowed until eng_run returns.
  * E_INPUT: media. E_ARG: options, or the prompt is longer than max_model_len (the text has the count and the largest fps
  * or duration that fits). E_FULL: the pool cannot hold it ever (pages needed and there). *out is owned. */
 status eng_request_create(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
@@ -135,7 +136,8 @@ status eng_request_features(struct engine *en, struct eng_request *r, uint32_t p
                             struct err *e);
 
 /* Run all to their ends. Returns OK when every request has its result (also a failed one); another status only where
- * the device itself failed. */
+ * the device itself failed, and then too every request has its result. What fails in the media or in the policy of one
+ * request ends that one; memory that is lacking ends the requests that march together. */
 status eng_run(struct engine *en, struct eng_request **reqs, uint32_t n, struct err *e);
 
 /* Ask a running eng_run to end after the current step; safe from a signal handler. All its requests: cancelled. */

@@ -85,6 +85,9 @@ struct eng_request {
 status engine_open_source(const struct engine_options *o, const struct decoder_shape *shape,
                           const struct decoder_source *src, enum dtype compute, struct engine **out, struct err *e);
 
+/* Readers and features of all parts, which the towers have eaten or nobody wants any more. */
+void request_free_media(struct eng_request *r);
+
 /* run.c */
 void run_buffers_free(struct engine *en);
 /* Every page and promise back; buffers of the run freed. Called once for each request, whatever its end. */

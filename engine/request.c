@@ -195,8 +195,8 @@ static status decide_sound(struct eng_request *r, struct err *e)
 
 static status load_media(struct engine *en, struct eng_request *r, const struct eng_given *given, struct err *e)
 {
+    TRY(mem_alloc(&r->part, r->rendered.n_media, sizeof *r->part, e));
     r->n_parts = (uint32_t)r->rendered.n_media;
-    TRY(mem_alloc(&r->part, r->n_parts, sizeof *r->part, e));
     for (uint32_t i = 0; i < r->n_parts; i++) r->part[i].chat = r->rendered.media[i];
     if (given && given->features) {
         if (given->n_features != r->n_parts)
@@ -205,6 +205,9 @@ static status load_media(struct engine *en, struct eng_request *r, const struct 
             static const enum token_kind kind_of[] = { [PART_IMAGE] = TOKEN_IMAGE, [PART_AUDIO] = TOKEN_AUDIO,
                                                        [PART_VIDEO] = TOKEN_VIDEO };
             const struct eng_features *f = &given->features[i];
+            const bool pictures = r->part[i].chat->kind != PART_AUDIO;
+            if (pictures ? f->patches == NULL : f->mel == NULL)
+                return err_set(e, E_ARG, "media part %u: its features lack the %s", i, pictures ? "patches" : "mel");
             struct req_part *p = &r->part[i];
             p->given = true;
             p->mel = (float *)f->mel;             /* borrowed: `given` keeps them from being freed or written */
@@ -281,6 +284,9 @@ static status make_plan(struct engine *en, struct eng_request *r, struct err *e)
     const uint32_t L = decoder_shape(en->dec)->L;
     r->policy = r->o.policy ? *r->o.policy : prune_params_none();
     TRY(prune_plan(&r->policy, &r->prompt, L, &r->plan, e));
+    if (r->plan.needs & PRUNE_NEEDS_ROW_SCORES && r->prompt.n_av && r->prompt.n_query == 0)
+        return err_set(e, E_ARG, "policy %s asks the text which media tokens matter, and no text comes after the media: "
+                                 "put the question behind them", prune_params_name(&r->policy));
     r->n_text = r->prompt.n - r->prompt.n_av;
     uint64_t pages = 0;
     for (uint32_t l = 0; l < L; l++) pages += kv_pages_of(en->pool, r->plan.alive[l] + r->n_text + r->n_new_max);
@@ -357,8 +363,14 @@ status eng_request_features(struct engine *en, struct eng_request *r, uint32_t p
     if (p->patches == NULL && p->video != NULL) {
         const size_t rows = (size_t)p->media.t * p->media.h * p->media.w, row = patch_width(en);
         TRY(mem_alloc(&p->patches, rows * row, sizeof(float), e));
-        for (uint32_t t = 0; t < p->media.t; t++)
-            TRY(media_video_next(p->video, p->patches + (size_t)t * p->media.h * p->media.w * row, e));
+        status st = OK;
+        for (uint32_t t = 0; t < p->media.t && st == OK; t++)
+            st = media_video_next(p->video, p->patches + (size_t)t * p->media.h * p->media.w * row, e);
+        if (st != OK) {                /* a film half read is none */
+            free(p->patches);
+            p->patches = NULL;
+            return st;
+        }
         media_video_close(&p->video);
     }
     *out = (struct eng_features){ .mel = p->mel, .n_frames = p->n_frames, .patches = p->patches, .t = p->media.t,
@@ -370,16 +382,8 @@ const struct prompt *eng_request_prompt(const struct eng_request *r) { return &r
 const struct policy_plan *eng_request_plan(const struct eng_request *r) { return &r->plan; }
 const struct eng_result *eng_request_result(const struct eng_request *r) { return &r->result; }
 
-void request_give_back(struct engine *en, struct eng_request *r)
+void request_free_media(struct eng_request *r)
 {
-    const uint32_t L = decoder_shape(en->dec)->L;
-    for (uint32_t l = 0; r->table && l < L; l++) block_table_fini(&r->table[l], en->pool);
-    free(r->table);
-    r->table = NULL;
-    kv_forfeit_all(en->pool, &r->reservation);
-    en->ops->release(en->st, r->audio_embeds);
-    en->ops->release(en->st, r->vision_embeds);
-    r->audio_embeds = r->vision_embeds = NULL;
     for (uint32_t i = 0; i < r->n_parts; i++) {
         struct req_part *p = &r->part[i];
         media_video_close(&p->video);
@@ -390,6 +394,19 @@ void request_give_back(struct engine *en, struct eng_request *r)
         }
         p->mel = p->patches = NULL;
     }
+}
+
+void request_give_back(struct engine *en, struct eng_request *r)
+{
+    const uint32_t L = decoder_shape(en->dec)->L;
+    for (uint32_t l = 0; r->table && l < L; l++) block_table_fini(&r->table[l], en->pool);
+    free(r->table);
+    r->table = NULL;
+    kv_forfeit_all(en->pool, &r->reservation);
+    en->ops->release(en->st, r->audio_embeds);
+    en->ops->release(en->st, r->vision_embeds);
+    r->audio_embeds = r->vision_embeds = NULL;
+    request_free_media(r);
 }
 
 void eng_request_destroy(struct engine *en, struct eng_request **pr)
@@ -404,7 +421,6 @@ void eng_request_destroy(struct engine *en, struct eng_request **pr)
     free(r->pages);
     free(r->part);
     free(r->audio_saliency);
-    free(r->vision_saliency);
     free(r->vision_saliency);
     free(r->text);
     free(r->ids);

@@ -17,6 +17,7 @@
 
 #define GROUP_ROWS 16384           /* rows that march together; a longer prompt is a group of its own */
 #define TOWER_ROWS 4096            /* patches handed to the vision tower at once */
+#define LOGIT_ROWS 96              /* requests whose logits are held at once: 8 tiles of 12 */
 
 struct run_buffers {
     uint32_t rows;                 /* capacity of the four below */
@@ -32,7 +33,7 @@ struct run_buffers {
     size_t pos_cap[3];
     float *score;                  /* [rows] */
     size_t score_cap;
-    float *logits;                 /* [reqs, V] */
+    float *logits;                 /* [min(reqs, LOGIT_ROWS), V] */
     size_t logits_cap;
 };
 
@@ -73,7 +74,8 @@ static status buffers_grow(struct engine *en, uint32_t rows, uint32_t reqs, stru
     TRY(mem_grow(&b->id, &b->id_cap, rows, sizeof(int32_t), e));
     for (int k = 0; k < 3; k++) TRY(mem_grow(&b->pos[k], &b->pos_cap[k], rows, sizeof(int32_t), e));
     TRY(mem_grow(&b->score, &b->score_cap, rows, sizeof(float), e));
-    TRY(mem_grow(&b->logits, &b->logits_cap, (size_t)reqs * s->V, sizeof(float), e));
+    const size_t at_once = reqs < LOGIT_ROWS ? reqs : LOGIT_ROWS;
+    TRY(mem_grow(&b->logits, &b->logits_cap, at_once * s->V, sizeof(float), e));
     if (rows <= b->rows) return OK;
     buffers_release(en, b);
     TRY(en->ops->alloc(en->st, (size_t)rows * s->d * sizeof(float), (void **)&b->x, e));
@@ -106,6 +108,20 @@ static void finish(struct engine *en, struct eng_request *r, enum eng_finish how
     request_give_back(en, r);
 }
 
+/* What came of a piece of work for n requests: a device that failed and an interrupt end the whole run; any other
+ * failure ends those of them that still run, and the run goes on. */
+static status settle(struct engine *en, struct eng_request **reqs, uint32_t n, status st, const struct err *why,
+                     struct err *e)
+{
+    if (st == E_DEVICE || st == E_CANCELLED) {
+        *e = *why;
+        return st;
+    }
+    for (uint32_t i = 0; st != OK && i < n; i++)
+        if (running(reqs[i])) finish(en, reqs[i], ENG_FAILED, why);
+    return OK;
+}
+
 /* ---- towers ----------------------------------------------------------------------------------------------- */
 
 /* saliency: of every merged token, or NULL. */
@@ -117,10 +133,11 @@ static status encode_vision(struct engine *en, struct req_part *p, float *out, f
     uint32_t steps = TOWER_ROWS / rows ? TOWER_ROWS / rows : 1;
     float *stream = NULL;
     status st = OK;
-    if (p->patches == NULL) TRY(mem_alloc(&stream, steps * rows * width, sizeof(float), e));
+    if (p->patches == NULL) TRY(mem_alloc(&stream, (size_t)steps * rows * width, sizeof(float), e));
     for (uint32_t t = 0; t < p->media.t && st == OK; t += steps) {
         const uint32_t n = p->media.t - t < steps ? p->media.t - t : steps;
         const float *patches = p->patches ? p->patches + (size_t)t * rows * width : stream;
+        if (en->interrupted) st = err_set(e, E_CANCELLED, "interrupted");
         for (uint32_t i = 0; stream && i < n && st == OK; i++)
             st = media_video_next(p->video, stream + (size_t)i * rows * width, e);
         if (st == OK)
@@ -136,14 +153,14 @@ static status trace_towers(struct engine *en, struct eng_request *r, struct err 
     const struct eng_trace *t = r->o.trace;
     if (t == NULL || t->towers == NULL) return OK;
     const uint32_t d = decoder_shape(en->dec)->d;
-    float *a, *v;
+    float *a, *v = NULL;
     TRY(mem_alloc(&a, (size_t)r->prompt.n_audio * d, sizeof(float), e));
     status st = mem_alloc(&v, (size_t)r->prompt.n_vision * d, sizeof(float), e);
     if (st == OK) st = en->ops->download(en->st, a, r->audio_embeds, (size_t)r->prompt.n_audio * d * sizeof(float), e);
     if (st == OK) st = en->ops->download(en->st, v, r->vision_embeds, (size_t)r->prompt.n_vision * d * sizeof(float), e);
     if (st == OK) t->towers(t->self, a, r->prompt.n_audio, v, r->prompt.n_vision, d, r->audio_saliency);
     free(a);
-    if (st == OK) free(v);
+    free(v);
     return st;
 }
 
@@ -178,6 +195,7 @@ static status encode(struct engine *en, struct eng_request *r, struct err *e)
             TRY(audio_tower_run(en->audio, part->mel, part->n_frames, r->audio_embeds + (size_t)it->audio_row * d,
                                 r->audio_saliency ? r->audio_saliency + it->audio_row : NULL, e));
     }
+    request_free_media(r);
     r->result.tower_s = clock_s() - start;
     return trace_towers(en, r, e);
 }
@@ -197,7 +215,7 @@ struct member {
 static bool is_av(const struct member *m, uint32_t index) { return m->r->prompt.kind[index] != TOKEN_TEXT; }
 
 /* Note who is alive entering layer l. */
-static status note_alive(struct engine *en, struct member *m, uint32_t l, struct err *e)
+static status note_alive(struct member *m, uint32_t l, struct err *e)
 {
     struct eng_request *r = m->r;
     uint32_t *count = r->alive[l];
@@ -205,7 +223,6 @@ static status note_alive(struct engine *en, struct member *m, uint32_t l, struct
     for (uint32_t i = 0; i < m->n_av; i++) count[r->prompt.kind[m->av[i]]]++;
     TRY(mem_alloc(&r->survivors[l], m->n_av, sizeof(uint32_t), e));
     memcpy(r->survivors[l], m->av, m->n_av * sizeof(uint32_t));
-    (void)en;
     return OK;
 }
 
@@ -388,7 +405,7 @@ static status prefill_layer(struct engine *en, struct member *m, uint32_t n_memb
     for (uint32_t s = 0; s < n_members; s++) {
         struct eng_request *r = m[s].r;
         const uint32_t rows = b->seq_start[s + 1] - b->seq_start[s];
-        TRY(note_alive(en, &m[s], l, e));
+        TRY(note_alive(&m[s], l, e));
         TRY(trace_rows(en, &m[s], l, b->seq_start[s], rows, b->x, b->index + b->seq_start[s], e));
         block_table_append(&r->table[l], en->pool, &r->reservation, rows);
         r->pages[l] = r->table[l].n_pages;
@@ -427,34 +444,44 @@ static status prefill_layer(struct engine *en, struct member *m, uint32_t n_memb
     return OK;
 }
 
-static status accept(struct engine *en, struct eng_request *r, const float *logits, struct err *e);
+static status next_tokens(struct engine *en, struct eng_request **reqs, uint32_t n, struct err *e);
 
-static status prefill_members(struct engine *en, struct member *m, uint32_t n_members, struct err *e)
+/* The layers, and the first token of each member; reqs[i] is that of m[i]. */
+static status prefill_members(struct engine *en, struct member *m, struct eng_request **reqs, uint32_t n_members,
+                              struct err *e)
 {
-    struct run_buffers *b = en->run;
-    const uint32_t L = decoder_shape(en->dec)->L, V = decoder_shape(en->dec)->V;
+    const uint32_t L = decoder_shape(en->dec)->L;
     uint32_t rows;
     TRY(fill_rows(en, m, n_members, &rows, e));
     for (uint32_t l = 0; l < L; l++) {
         if (en->interrupted) return err_set(e, E_CANCELLED, "interrupted");
         TRY(prefill_layer(en, m, n_members, l, &rows, e));
     }
-    TRY(decoder_logits(en->dec, b->x, NULL, n_members, b->logits, e));
     for (uint32_t s = 0; s < n_members; s++) {
         struct eng_request *r = m[s].r;
-        TRY(note_alive(en, &m[s], L, e));
-        const struct eng_trace *t = r->o.trace;
-        if (t && t->logits) t->logits(t->self, b->logits + (size_t)s * V, V);
+        TRY(note_alive(&m[s], L, e));
         const uint32_t n_orig = r->prompt.n_av;
         double sum = 0;
         for (uint32_t l = 0; l < L; l++)
             sum += (double)(r->alive[l][TOKEN_AUDIO] + r->alive[l][TOKEN_VIDEO] + r->alive[l][TOKEN_IMAGE]);
         r->result.mean_retention = n_orig ? sum / L / n_orig : 1;
-        TRY(accept(en, r, b->logits + (size_t)s * V, e));
     }
-    return OK;
+    return next_tokens(en, reqs, n_members, e);
 }
 
+/* The member's request has its rows now, or has failed: free what was needed to get there. */
+static void end_member(struct engine *en, struct member *m)
+{
+    en->ops->release(en->st, m->r->audio_embeds);
+    en->ops->release(en->st, m->r->vision_embeds);
+    m->r->audio_embeds = m->r->vision_embeds = NULL;
+    prune_end(&m->policy);
+    prune_selection_free(&m->sel);
+    free(m->av);
+    *m = (struct member){ 0 };
+}
+
+/* reqs is put in another order where a member fails before layer 0: the others march on at its front. */
 static status prefill_group(struct engine *en, struct eng_request **reqs, uint32_t n, uint32_t rows, struct err *e)
 {
     struct member *m;
@@ -462,21 +489,24 @@ static status prefill_group(struct engine *en, struct eng_request **reqs, uint32
     TRY(buffers_grow(en, rows, n, e));
     TRY(mem_alloc(&m, n, sizeof *m, e));
     status st = OK;
+    uint32_t k = 0;
     for (uint32_t s = 0; s < n && st == OK; s++) {
-        m[s].r = reqs[s];
-        st = begin(en, &m[s], e);
-    }
-    if (st == OK) st = prefill_members(en, m, n, e);
-    for (uint32_t s = 0; s < n; s++) {
-        if (m[s].r) {
-            m[s].r->result.prefill_s = clock_s() - start;
-            en->ops->release(en->st, m[s].r->audio_embeds);
-            en->ops->release(en->st, m[s].r->vision_embeds);
-            m[s].r->audio_embeds = m[s].r->vision_embeds = NULL;
+        struct err why;
+        struct eng_request *r = reqs[s];
+        m[k].r = r;
+        const status began = begin(en, &m[k], &why);
+        if (began == OK) {
+            reqs[s] = reqs[k];
+            reqs[k++] = r;
+            continue;
         }
-        prune_end(&m[s].policy);
-        prune_selection_free(&m[s].sel);
-        free(m[s].av);
+        end_member(en, &m[k]);
+        st = settle(en, &r, 1, began, &why, e);
+    }
+    if (st == OK && k > 0) st = prefill_members(en, m, reqs, k, e);
+    for (uint32_t s = 0; s < k; s++) {
+        m[s].r->result.prefill_s = clock_s() - start;
+        end_member(en, &m[s]);
     }
     free(m);
     return st;
@@ -552,6 +582,26 @@ static status accept(struct engine *en, struct eng_request *r, const float *logi
     return OK;
 }
 
+/* Logits of row i of x and the next token of reqs[i], for the n requests that run. */
+static status next_tokens(struct engine *en, struct eng_request **reqs, uint32_t n, struct err *e)
+{
+    struct run_buffers *b = en->run;
+    const struct decoder_shape *s = decoder_shape(en->dec);
+    for (uint32_t i0 = 0; i0 < n; i0 += LOGIT_ROWS) {
+        const uint32_t k = n - i0 < LOGIT_ROWS ? n - i0 : LOGIT_ROWS;
+        TRY(decoder_logits(en->dec, b->x + (size_t)i0 * s->d, NULL, k, b->logits, e));
+        for (uint32_t i = 0; i < k; i++) {
+            struct eng_request *r = reqs[i0 + i];
+            const float *logits = b->logits + (size_t)i * s->V;
+            const struct eng_trace *t = r->o.trace;
+            struct err why;
+            if (r->n_ids == 0 && t && t->logits) t->logits(t->self, logits, s->V);
+            TRY(settle(en, &r, 1, accept(en, r, logits, &why), &why, e));
+        }
+    }
+    return OK;
+}
+
 /* One token of each of the n running requests. */
 static status decode_step(struct engine *en, struct eng_request **reqs, uint32_t n, struct err *e)
 {
@@ -580,9 +630,7 @@ static status decode_step(struct engine *en, struct eng_request **reqs, uint32_t
         TRY(decoder_kv(en->dec, l, &batch, b->x, b->kv_start, e));
         TRY(decoder_mix(en->dec, l, &batch, b->x, NULL, n, b->out_start, b->visible, b->x, e));
     }
-    TRY(decoder_logits(en->dec, b->x, NULL, n, b->logits, e));
-    for (uint32_t i = 0; i < n; i++) TRY(accept(en, reqs[i], b->logits + (size_t)i * s->V, e));
-    return OK;
+    return next_tokens(en, reqs, n, e);
 }
 
 /* ---- the whole -------------------------------------------------------------------------------------------- */
@@ -592,13 +640,8 @@ static status encode_all(struct engine *en, struct eng_request **reqs, uint32_t 
     for (uint32_t i = 0; i < n; i++) {
         if (!running(reqs[i])) continue;
         if (en->interrupted) return err_set(e, E_CANCELLED, "interrupted");
-        struct err why = { 0 };
-        const status st = encode(en, reqs[i], &why);
-        if (st == E_DEVICE) {
-            *e = why;
-            return st;
-        }
-        if (st != OK) finish(en, reqs[i], ENG_FAILED, &why);
+        struct err why;
+        TRY(settle(en, &reqs[i], 1, encode(en, reqs[i], &why), &why, e));
     }
     return OK;
 }
@@ -613,7 +656,8 @@ static status run_all(struct engine *en, struct eng_request **live, uint32_t n, 
             if (!running(live[i + k])) break;
             rows += live[i + k]->prompt.n;
         }
-        if (k > 0) TRY(prefill_group(en, group, k, rows, e));
+        struct err why;
+        if (k > 0) TRY(settle(en, group, k, prefill_group(en, group, k, rows, &why), &why, e));
         i += k ? k : 1;
     }
     for (;;) {
@@ -632,13 +676,16 @@ static status run_all(struct engine *en, struct eng_request **live, uint32_t n, 
 
 status eng_run(struct engine *en, struct eng_request **reqs, uint32_t n, struct err *e)
 {
-    struct eng_request **live;
+    struct eng_request **live = NULL;
     struct err why = { 0 };
-    TRY(mem_alloc(&live, n, sizeof *live, e));
-    memcpy(live, reqs, n * sizeof *live);
-    for (uint32_t i = 0; i < n; i++) reqs[i]->started = clock_s();
-    const status st = run_all(en, live, n, &why);
+    status st = mem_alloc(&live, n, sizeof *live, &why);
+    for (uint32_t i = 0; i < n; i++) {
+        reqs[i]->started = clock_s();
+        if (live) live[i] = reqs[i];
+    }
+    if (st == OK) st = run_all(en, live, n, &why);
     en->interrupted = 0;           /* consumed: one interrupt ends one run */
+    if (en->run && en->run->rows > GROUP_ROWS) buffers_release(en, en->run);   /* a long prompt's rows are not kept */
     free(live);
     for (uint32_t i = 0; i < n; i++)
         if (running(reqs[i])) finish(en, reqs[i], st == E_CANCELLED ? ENG_CANCELLED : ENG_FAILED, &why);

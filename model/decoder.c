@@ -277,7 +277,9 @@ status decoder_scores(struct decoder *dc, uint32_t layer, const struct decoder_b
     const struct layer *y = &dc->layer[layer];
     const uint32_t n = b->view[s].n_rows, G = dc->s.G;
     uint32_t *angle = dc->index, *visible = dc->index + n_q;
-    assert(n_q <= dc->max_rows && n <= dc->max_keys);
+    if (n_q > dc->max_rows || n > dc->max_keys)
+        return err_set(e, E_ARG, "%u query rows over %u keys: this decoder has room for %u and %u", n_q, n, dc->max_rows,
+                       dc->max_keys);
     for (uint32_t i = 0; i < n_q; i++) {
         angle[i] = b->angle[row[i]];
         visible[i] = row[i] - b->seq_start[s] + 1;
@@ -340,14 +342,13 @@ status decoder_mix(struct decoder *dc, uint32_t layer, const struct decoder_batc
 status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, uint32_t n, float *logits,
                       struct err *e)
 {
-    const uint32_t V = dc->s.V;
-    if (n > dc->logits_rows) {
+    const uint32_t V = dc->s.V, at_once = n < dc->max_rows ? n : dc->max_rows;
+    if (at_once > dc->logits_rows) {
         dc->ops->release(dc->st, dc->logits);
         dc->logits = NULL;
         dc->logits_rows = 0;
-        TRY(dc->ops->alloc(dc->st, (size_t)(n < dc->max_rows ? n : dc->max_rows) * V * sizeof(float),
-                           (void **)&dc->logits, e));
-        dc->logits_rows = n < dc->max_rows ? n : dc->max_rows;
+        TRY(dc->ops->alloc(dc->st, (size_t)at_once * V * sizeof(float), (void **)&dc->logits, e));
+        dc->logits_rows = at_once;
     }
     for (uint32_t r0 = 0; r0 < n; r0 += dc->max_rows) {
         const uint32_t rows = n - r0 < dc->max_rows ? n - r0 : dc->max_rows;

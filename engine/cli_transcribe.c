@@ -338,8 +338,8 @@ static status read_options(struct task *t, struct err *e)
     TRY(read_context(t, e));
     TRY(progress_mode_of(cli_flag(c, "quiet") && !cli_given(c, "progress") ? "none" : cli_text(c, "progress"), stderr,
                          &t->progress_mode, e));
-    TRY(read_inputs(t, e));
     TRY(read_formats(t, e));
+    TRY(read_inputs(t, e));
     TRY(plan_outputs(t, e));
     return check_outputs(t, e);
 }

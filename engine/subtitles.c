@@ -81,7 +81,7 @@ static int break_at(const char *text, size_t n, size_t at)
     static const char *const commas[] = { ",", ";", ":", "،", "؛", "–", "—", NULL };
     static const char *const wide_commas[] = { "，", "、", "；", "：", "､", NULL };
     static const char *const closing[] = { "\"", "'", ")", "]", "”", "’", "»", "」", "』", "）", NULL };
-    if (at == 0 || at >= n) return NO_BREAK;
+    if (at == 0 || at >= n || text[at] == ' ') return NO_BREAK;
     const bool space = text[at - 1] == ' ';
     size_t end = space ? at - 1 : at;
     for (int tries = 0; end > 0; tries++) {
@@ -244,6 +244,20 @@ static status cut_until_fits(const char *text, size_t n, struct piece p, const s
     return OK;
 }
 
+/* No more pieces than the span has room for at 200 ms each: the shortest neighbours go together. */
+static void merge_until_room(struct pieces *p, double span_s)
+{
+    const size_t room = span_s * 1000 < 2 * SHORTEST_MS ? 1 : (size_t)(span_s * 1000 / SHORTEST_MS);
+    while (p->n > room) {
+        size_t best = 0;
+        for (size_t i = 1; i + 1 < p->n; i++)
+            if (p->p[i + 1].end - p->p[i].begin < p->p[best + 1].end - p->p[best].begin) best = i;
+        p->p[best].end = p->p[best + 1].end;
+        memmove(&p->p[best + 1], &p->p[best + 2], (p->n - best - 2) * sizeof *p->p);
+        p->n--;
+    }
+}
+
 /* Append with the list's invariants kept. */
 static status append(struct subtitles *l, struct subtitle s, const char *text, size_t n, struct err *e)
 {
@@ -299,6 +313,7 @@ status subtitles_add(struct subtitles *l, const struct subtitle_source *src, con
     const size_t before = l->n;
     TRY(clean(src->text, src->n, &text, &n, e));
     status st = n == 0 ? OK : cut_until_fits(text, n, (struct piece){ 0, n }, &w, limits, &p, e);
+    merge_until_room(&p, src->to_s - src->from_s);
     if (st == OK) st = add_pieces(l, text, n, &w, &p, e);
     while (st != OK && l->n > before) free(l->s[--l->n].text);
     free(p.p);
@@ -317,7 +332,7 @@ status subtitles_add_gap(struct subtitles *l, double from_s, double to_s, uint32
 {
     char from[32], to[32], text[96];
     clock_text(from, ms_of(from_s), 0);
-    clock_text(to, ms_of(to_s), 0);
+    clock_text(to, ms_of(ceil(to_s - 0.001)), 0);
     const int n = snprintf(text, sizeof text, "[untranscribed %s-%s]", from, to);
     const struct subtitle s = { .start_ms = ms_of(from_s), .end_ms = ms_of(to_s), .window = window, .gap = true };
     return append(l, s, text, (size_t)n, e);

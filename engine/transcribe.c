@@ -22,6 +22,8 @@
 #define PREVIOUS_BYTES 200
 #define QUEUE_MAX 256
 #define MIN_HALF_S 1.0
+#define EDGE_FRAMES 10             /* 200 ms of the silence at either end of a window are heard, not more: models
+                                      invent words on silence */
 
 /* ---- how to ask ------------------------------------------------------------------------------------------- */
 
@@ -253,6 +255,21 @@ static status ask_all(struct run *r, struct ask **a, size_t n, const char *instr
     return st;
 }
 
+/* The part of a window that is handed to the model. */
+static struct ask ask_of(const struct run *r, const struct window *w)
+{
+    uint32_t first = 0, last = w->n_frames;
+    while (first < w->n_frames && !w->voiced[first]) first++;
+    while (last > first && !w->voiced[last - 1]) last--;
+    struct ask a = { .x = w->samples, .n = w->n_samples, .voiced_s = w->voiced_s };
+    if (r->o->windows.keep_silence || first == last) return a;
+    const size_t from = (size_t)(first > EDGE_FRAMES ? first - EDGE_FRAMES : 0) * WINDOWS_FRAME;
+    const size_t to = (size_t)(last + EDGE_FRAMES) * WINDOWS_FRAME;
+    a.x += from;
+    a.n = (to < w->n_samples ? to : w->n_samples) - from;
+    return a;
+}
+
 /* ---- language --------------------------------------------------------------------------------------------- */
 
 static void set_language(struct run *r, const char *name)
@@ -272,9 +289,10 @@ static status ask_language(struct run *r, const struct window *w, struct err *e)
         set_language(r, language_name(journal_language(r->o->journal)));
         return OK;
     }
-    struct ask a = { .x = w->samples, .n = w->n_samples, .voiced_s = w->voiced_s, .max_tokens = 8 }, *one = &a;
+    struct ask a = ask_of(r, w);
+    a.max_tokens = 8;
     chat_init(&a.chat);
-    status st = create(r, one, question, 0, r->o->seed, e);
+    status st = create(r, &a, question, 0, r->o->seed, e);
     if (st == OK) st = eng_run(r->en, &a.req, 1, e);
     if (st == OK) {
         const struct eng_result *res = eng_request_result(a.req);
@@ -331,10 +349,9 @@ static status take_answer(struct run *r, struct slot *s, struct ask *a, uint32_t
 /* The last way: both halves on their own. */
 static status ask_halves(struct run *r, struct slot *s, struct ask *whole, uint32_t attempts, struct err *e)
 {
-    const size_t n = s->w.n_samples, cut = windows_middle(s->w.samples, n);
-    const double voiced = s->w.voiced_s;
-    struct ask half[2] = { { .x = s->w.samples, .n = cut, .voiced_s = voiced },
-                           { .x = s->w.samples + cut, .n = n - cut, .voiced_s = voiced } };
+    const size_t n = whole->n, cut = windows_middle(whole->x, n);
+    struct ask half[2] = { { .x = whole->x, .n = cut, .voiced_s = whole->voiced_s },
+                           { .x = whole->x + cut, .n = n - cut, .voiced_s = whole->voiced_s } };
     struct ask *both[2] = { &half[0], &half[1] };
     chat_init(&half[0].chat);
     chat_init(&half[1].chat);
@@ -401,7 +418,7 @@ static status transcribe_slots(struct run *r, struct slot **s, struct ask *a, si
     }
     for (size_t i = 0; i < n; i++) {
         if (s[i]->done) continue;
-        if (a[i].again && s[i]->w.n_samples >= 2 * MIN_HALF_S * MEDIA_RATE)
+        if (a[i].again && a[i].n >= 2 * MIN_HALF_S * MEDIA_RATE)
             TRY(ask_halves(r, s[i], &a[i], attempts, e));
         if (!s[i]->done) TRY(give_up(r, s[i], &a[i], attempts, e));
     }
@@ -419,8 +436,7 @@ static status transcribe_waiting(struct run *r, struct err *e)
     if (!r->asked) TRY(ask_language(r, &waiting[0]->w, e));
     TRY(mem_alloc(&a, n, sizeof *a, e));
     for (size_t i = 0; i < n; i++) {
-        const struct window *w = &waiting[i]->w;
-        a[i] = (struct ask){ .x = w->samples, .n = w->n_samples, .voiced_s = w->voiced_s };
+        a[i] = ask_of(r, &waiting[i]->w);
         chat_init(&a[i].chat);
     }
     const status st = transcribe_slots(r, waiting, a, n, e);

@@ -1,5 +1,6 @@
-/* model/decoder.c - see decoder.h. Rows are worked through in blocks of at most max_rows, so that the wide
- * intermediates (MLP, Q) stay in cache and scratch does not grow with the prompt. */
+/* model/decoder.c - see decoder.h. Rows are worked through in equal blocks of at most max_rows, so that the wide
+ * intermediates (MLP, Q) stay in cache and scratch does not grow with the prompt. Nothing is allocated inside a layer
+ * but by the first that needs it. */
 #include "model/decoder.h"
 
 #include <assert.h>
@@ -9,6 +10,8 @@
 #include <string.h>
 
 #include "base/mem.h"
+
+#define ANGLE_ROWS 256             /* rows of angles worked out on the host at a time */
 
 struct layer {
     struct weight *q, *kv, *o, *gate_up, *down;
@@ -25,6 +28,7 @@ struct decoder {
     struct weight *embed, *head;   /* head == embed where tied */
     float *norm;
     float *inv_freq;               /* [D/2] host */
+    float *angle;                  /* [2, ANGLE_ROWS, D/2] host */
     /* Scratch of one block. */
     float *q, *kv, *logits, *partial;
     size_t logits_rows;
@@ -74,6 +78,7 @@ static status scratch_create(struct decoder *dc, struct err *e)
     TRY(ops->alloc(dc->st, ops->operand_bytes(dc->st, n, s->ff, dc->compute), &dc->op_ff, e));
     TRY(ops->alloc(dc->st, ops->attention_scratch(dc->st, s->H, s->D, n, dc->max_keys), &dc->attn_scratch, e));
     TRY(ops->alloc(dc->st, (size_t)s->G * dc->max_keys * 4, (void **)&dc->partial, e));
+    TRY(mem_alloc(&dc->angle, (size_t)2 * ANGLE_ROWS * (s->D / 2), sizeof(float), e));
     TRY(mem_alloc(&dc->index, (size_t)2 * n, sizeof *dc->index, e));
     return mem_alloc(&dc->partial_host, (size_t)s->G * dc->max_keys, 4, e);
 }
@@ -133,6 +138,7 @@ void decoder_destroy(struct decoder **pdc)
     for (size_t i = 0; i < sizeof device / sizeof *device; i++) ops->release(dc->st, device[i]);
     free(dc->layer);
     free(dc->inv_freq);
+    free(dc->angle);
     free(dc->partial_host);
     free(dc->index);
     free(dc->piece_start);
@@ -173,14 +179,10 @@ struct kv_shape decoder_kv_shape(const struct decoder *dc)
 status decoder_angles(struct decoder *dc, const int32_t *const pos[3], uint32_t n, float *cos_out, float *sin_out,
                       struct err *e)
 {
-    enum { ROWS = 256 };           /* rows worked out on the host at a time */
     const uint32_t half = dc->s.D / 2, s0 = dc->s.mrope_section[0], s1 = s0 + dc->s.mrope_section[1];
-    float *host;
-    TRY(mem_alloc(&host, (size_t)2 * ROWS * half, sizeof(float), e));
-    float *c = host, *s = host + (size_t)ROWS * half;
-    status st = OK;
-    for (uint32_t i0 = 0; i0 < n && st == OK; i0 += ROWS) {
-        const uint32_t m = n - i0 < ROWS ? n - i0 : ROWS;
+    float *c = dc->angle, *s = dc->angle + (size_t)ANGLE_ROWS * half;
+    for (uint32_t i0 = 0; i0 < n; i0 += ANGLE_ROWS) {
+        const uint32_t m = n - i0 < ANGLE_ROWS ? n - i0 : ANGLE_ROWS;
         for (uint32_t i = 0; i < m; i++)
             for (uint32_t j = 0; j < half; j++) {
                 const int32_t p = pos[j < s0 ? 0 : j < s1 ? 1 : 2][i0 + i];
@@ -189,11 +191,10 @@ status decoder_angles(struct decoder *dc, const int32_t *const pos[3], uint32_t 
                 s[(size_t)i * half + j] = sinf(angle);
             }
         const size_t bytes = (size_t)m * half * sizeof(float), at = (size_t)i0 * half;
-        st = dc->ops->upload(dc->st, cos_out + at, c, bytes, e);
-        if (st == OK) st = dc->ops->upload(dc->st, sin_out + at, s, bytes, e);
+        TRY(dc->ops->upload(dc->st, cos_out + at, c, bytes, e));
+        TRY(dc->ops->upload(dc->st, sin_out + at, s, bytes, e));
     }
-    free(host);
-    return st;
+    return OK;
 }
 
 status decoder_embed(struct decoder *dc, const int32_t *id, uint32_t n, float *x, struct err *e)
@@ -205,6 +206,17 @@ status decoder_embed(struct decoder *dc, const int32_t *id, uint32_t n, float *x
 }
 
 /* ---- one layer -------------------------------------------------------------------------------------------- */
+
+/* Rows of a block of n rows: as few blocks as max_rows allows, equal but for their last tile of ROW_TILE rows, as a
+ * short last block would meet every weight for a few rows. */
+static uint32_t block_rows(const struct decoder *dc, uint32_t n)
+{
+    enum { ROW_TILE = 12 };
+    const uint32_t n_blocks = (n + dc->max_rows - 1) / dc->max_rows;
+    if (n_blocks <= 1) return n > 0 ? n : 1;
+    const uint32_t rows = ((n + n_blocks - 1) / n_blocks + ROW_TILE - 1) / ROW_TILE * ROW_TILE;
+    return rows < dc->max_rows ? rows : dc->max_rows;
+}
 
 /* The sequences that rows [r0, r1) of a batch touch, with starts counted from r0. */
 struct pieces { uint32_t n; const uint32_t *start; uint32_t first_seq; };
@@ -238,8 +250,9 @@ status decoder_kv(struct decoder *dc, uint32_t layer, const struct decoder_batch
 {
     const struct layer *y = &dc->layer[layer];
     const uint32_t n = b->seq_start[b->n_seqs], width = 2 * dc->s.G * dc->s.D;
-    for (uint32_t r0 = 0; r0 < n; r0 += dc->max_rows) {
-        const uint32_t rows = n - r0 < dc->max_rows ? n - r0 : dc->max_rows;
+    const uint32_t block = block_rows(dc, n);
+    for (uint32_t r0 = 0; r0 < n; r0 += block) {
+        const uint32_t rows = n - r0 < block ? n - r0 : block;
         struct operand in;
         struct pieces p;
         TRY(norm_rows(dc, x + (size_t)r0 * dc->s.d, NULL, rows, y->norm1, &in, e));
@@ -307,8 +320,9 @@ status decoder_mix(struct decoder *dc, uint32_t layer, const struct decoder_batc
     const struct ops *ops = dc->ops;
     const uint32_t d = dc->s.d, qw = dc->s.H * dc->s.D;
     assert(keep != NULL || x == y);
-    for (uint32_t r0 = 0; r0 < n_keep; r0 += dc->max_rows) {
-        const uint32_t rows = n_keep - r0 < dc->max_rows ? n_keep - r0 : dc->max_rows;
+    const uint32_t block = block_rows(dc, n_keep);
+    for (uint32_t r0 = 0; r0 < n_keep; r0 += block) {
+        const uint32_t rows = n_keep - r0 < block ? n_keep - r0 : block;
         float *yb = y + (size_t)r0 * d;
         struct pieces p;
         struct operand in, ff = { .data = dc->op_ff, .rows = rows, .k = dc->s.ff, .compute = dc->compute };
@@ -350,8 +364,9 @@ status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, u
         TRY(dc->ops->alloc(dc->st, (size_t)at_once * V * sizeof(float), (void **)&dc->logits, e));
         dc->logits_rows = at_once;
     }
-    for (uint32_t r0 = 0; r0 < n; r0 += dc->max_rows) {
-        const uint32_t rows = n - r0 < dc->max_rows ? n - r0 : dc->max_rows;
+    const uint32_t block = block_rows(dc, n);
+    for (uint32_t r0 = 0; r0 < n; r0 += block) {
+        const uint32_t rows = n - r0 < block ? n - r0 : block;
         struct operand in;
         if (row) TRY(norm_rows(dc, x, row + r0, rows, dc->norm, &in, e));
         else TRY(norm_rows(dc, x + (size_t)r0 * dc->s.d, NULL, rows, dc->norm, &in, e));

@@ -128,6 +128,7 @@ struct task {
     bool to_stdout;
     enum subtitle_format stdout_format;
     bool resume, overwrite;
+    int stdout_errno;              /* why standard output takes no more */
     enum progress_mode progress_mode;
     struct progress progress;
     char instruction[1024], context[8192];
@@ -257,6 +258,16 @@ static status plan_outputs(struct task *t, struct err *e)
     return OK;
 }
 
+static status check_folder(const char *output, struct err *e)
+{
+    char *copy = mem_must_strdup(output);
+    const char *dir = dirname(copy);
+    const bool writable = access(dir, W_OK) == 0;
+    const status st = writable ? OK : err_set(e, E_ARG, "%s: the folder %s cannot be written: %s", output, dir, strerror(errno));
+    free(copy);
+    return st;
+}
+
 static status check_outputs(const struct task *t, struct err *e)
 {
     if (t->resume && t->to_stdout)
@@ -264,6 +275,7 @@ static status check_outputs(const struct task *t, struct err *e)
     for (size_t i = 0; i < t->n_jobs; i++) {
         const struct job *j = &t->job[i];
         struct stat in, out;
+        if (j->journal) TRY(check_folder(j->journal, e));
         for (int f = 0; f < SUB_N_FORMATS; f++) {
             if (j->out[f] == NULL || stat(j->out[f], &out) != 0) continue;
             if (stat(j->input, &in) == 0 && in.st_dev == out.st_dev && in.st_ino == out.st_ino)
@@ -498,7 +510,8 @@ static bool on_segments(void *self, const struct subtitles *list, size_t from)
     if (!t->to_stdout || t->stdout_format == SUB_JSON) return true;
     progress_clear(&t->progress);
     for (size_t i = from; i < list->n; i++) subtitles_write_one(stdout, t->stdout_format, &t->style, list, i);
-    return fflush(stdout) == 0;
+    if (fflush(stdout) != 0) t->stdout_errno = errno;
+    return t->stdout_errno == 0;
 }
 
 static void on_progress(void *self, double done_s, uint32_t n_failed)
@@ -590,7 +603,8 @@ static status write_outputs(struct task *t, const struct job *j, const struct tr
     if (!t->to_stdout) return OK;
     if (t->stdout_format == SUB_JSON) write_all(t, stdout, SUB_JSON, tr);
     else subtitles_write_tail(stdout, t->stdout_format, &t->style, &tr->list);
-    return fflush(stdout) == 0 ? OK : err_set(e, E_CANCELLED, "nobody reads the output");
+    if (fflush(stdout) != 0) t->stdout_errno = errno;
+    return t->stdout_errno == 0 ? OK : err_set(e, E_CANCELLED, "nobody reads the output");
 }
 
 /* Transcribe an open input; *code is the exit code where all is said. */
@@ -629,6 +643,10 @@ static status transcribe_open(struct task *t, struct job *j, struct media *m, st
         st = OK;
     }
     transcript_free(&tr);
+    if (st == E_CANCELLED && t->stdout_errno != EPIPE) {
+        errno = t->stdout_errno;
+        st = write_err("standard output", e);
+    }
     return st;
 }
 

@@ -228,7 +228,11 @@ static status create(struct run *r, struct ask *a, const char *instruction, doub
     o.max_tokens = a->max_tokens ? a->max_tokens : by_voice > TOKENS_MIN ? (uint32_t)by_voice : TOKENS_MIN;
     o.sample.temperature = (float)temperature;
     o.sample.seed = seed;
-    return eng_request_create(r->en, &a->chat, &o, &a->req, e);
+    const status st = eng_request_create(r->en, &a->chat, &o, &a->req, e);
+    if (st == E_ARG)
+        err_prefix(e, "a window of %.1f s does not fit; give a shorter --window or a larger --max-model-len",
+                   (double)a->n / MEDIA_RATE);
+    return st;
 }
 
 /* Ask about all of a[n], together as far as the page pool holds them, and judge the answers. */

@@ -155,6 +155,10 @@ exits "an output that exists" 2 'exists: -y' "$bin" transcribe -F srt -o "$dir/w
 exits "-y replaces it" 0 'sound in' "$bin" transcribe -y -F srt -o "$dir/whole.srt" $demo/phrase000.wav
 exits "the input is no output" 2 'is the input' "$bin" transcribe -y -o "$dir/b/long.wav" "$dir/b/long.wav"
 exits "equal names" 2 'would both write' "$bin" transcribe -o "$dir/out/" "$dir/long.wav" "$dir/b/long.wav"
+exits "a folder that is not there" 2 'cannot be written' "$bin" transcribe -o "$dir/none/x.txt" $demo/phrase000.wav
+exits "a window over the context" 2 'shorter --window' "$bin" transcribe --max-model-len 100 $demo/speech000.wav
+"$bin" transcribe $demo/phrase000.wav >/dev/full 2>"$dir/err"
+is "a full disk is no closed reader" "$? $(grep -c 'standard output cannot be written' "$dir/err")" "7 1"
 exits "two formats on standard output" 2 'one format' "$bin" transcribe -F srt,vtt -o - $demo/phrase000.wav
 exits "--use-video says what is there" 2 'not offered' "$bin" transcribe --use-video $demo/av000.mp4
 exits "--server too" 2 'no client' "$bin" transcribe --server http://localhost:8000 $demo/av000.mp4

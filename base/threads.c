@@ -1,4 +1,5 @@
-/* base/threads.c - see threads.h. A generation counter starts a job, a second counter ends it. */
+/* base/threads.c - see threads.h. A generation counter starts a job; workers enter it through a gate, which knows the
+ * job's generation, how many are inside, and whether it is closed. Nobody is inside while a job is exchanged. */
 #include "base/threads.h"
 
 #include <errno.h>
@@ -6,6 +7,7 @@
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -15,15 +17,18 @@
 #include "base/mem.h"
 
 #define SPIN_US 200
+#define GATE_CLOSED 0x80000000u
 
 struct threads {
     int n;
     threads_job job;
     void *arg;
     int quit;
-    /* Each counter on its own cache line: workers poll `seq`, the caller polls `done`. */
+    /* Each counter on its own cache line: workers poll `seq`, the caller polls `left`. */
     uint32_t seq __attribute__((aligned(64)));
-    uint32_t done __attribute__((aligned(64)));
+    uint64_t gate __attribute__((aligned(64)));   /* generation << 32 | GATE_CLOSED | workers inside */
+    uint32_t left __attribute__((aligned(64)));   /* grows when a worker leaves                      */
+    uint32_t done;                                /* workers that have left this generation          */
     uint32_t sleepers __attribute__((aligned(64)));
     uint32_t caller_sleeps;
     pthread_t *handle;
@@ -70,6 +75,24 @@ static void pin_to(int cpu)
     pthread_setaffinity_np(pthread_self(), sizeof set, &set);   /* a refusal costs speed only */
 }
 
+/* Into the job of generation `seq`, unless it is over. */
+static bool enter(struct threads *t, uint32_t seq)
+{
+    uint64_t gate = __atomic_load_n(&t->gate, __ATOMIC_ACQUIRE);
+    do {
+        if ((uint32_t)(gate >> 32) != seq || (gate & GATE_CLOSED) != 0) return false;
+    } while (!__atomic_compare_exchange_n(&t->gate, &gate, gate + 1, true, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+    return true;
+}
+
+static void leave(struct threads *t)
+{
+    __atomic_add_fetch(&t->done, 1, __ATOMIC_RELAXED);
+    __atomic_sub_fetch(&t->gate, 1, __ATOMIC_ACQ_REL);
+    __atomic_add_fetch(&t->left, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&t->caller_sleeps, __ATOMIC_SEQ_CST)) futex_wake(&t->left);
+}
+
 static void *worker_main(void *p)
 {
     const struct worker *w = p;
@@ -78,11 +101,11 @@ static void *worker_main(void *p)
     pin_to(w->cpu);
     for (;;) {
         wait_change(&t->seq, seen, &t->sleepers);
-        seen++;
+        seen = __atomic_load_n(&t->seq, __ATOMIC_ACQUIRE);
         if (__atomic_load_n(&t->quit, __ATOMIC_ACQUIRE)) return NULL;
+        if (!enter(t, seen)) continue;
         t->job(t->arg, w->index, t->n);
-        const uint32_t done = __atomic_add_fetch(&t->done, 1, __ATOMIC_SEQ_CST);
-        if (done == (uint32_t)t->n - 1 && __atomic_load_n(&t->caller_sleeps, __ATOMIC_SEQ_CST)) futex_wake(&t->done);
+        leave(t);
     }
 }
 
@@ -148,19 +171,52 @@ void threads_destroy(struct threads **pt)
 
 int threads_count(const struct threads *t) { return t->n; }
 
+/* Publish the job; workers come as they see it. */
+static void start(struct threads *t, threads_job job, void *arg)
+{
+    t->job = job;
+    t->arg = arg;
+    __atomic_store_n(&t->done, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&t->gate, (uint64_t)(t->seq + 1) << 32, __ATOMIC_RELEASE);
+    __atomic_add_fetch(&t->seq, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&t->sleepers, __ATOMIC_SEQ_CST)) futex_wake(&t->seq);
+}
+
+/* Close the gate and wait until nobody is inside. */
+static void finish(struct threads *t)
+{
+    uint32_t left = __atomic_load_n(&t->left, __ATOMIC_ACQUIRE);
+    uint64_t gate = __atomic_or_fetch(&t->gate, GATE_CLOSED, __ATOMIC_ACQ_REL);
+    while ((gate & ~(uint64_t)GATE_CLOSED & UINT32_MAX) != 0) {
+        wait_change(&t->left, left, &t->caller_sleeps);
+        left = __atomic_load_n(&t->left, __ATOMIC_ACQUIRE);
+        gate = __atomic_load_n(&t->gate, __ATOMIC_ACQUIRE);
+    }
+}
+
 void threads_run(struct threads *t, threads_job job, void *arg)
 {
     if (t->n == 1) {
         job(arg, 0, 1);
         return;
     }
-    t->job = job;
-    t->arg = arg;
-    __atomic_store_n(&t->done, 0, __ATOMIC_RELAXED);
-    __atomic_add_fetch(&t->seq, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&t->sleepers, __ATOMIC_SEQ_CST)) futex_wake(&t->seq);
+    start(t, job, arg);
     job(arg, 0, t->n);
-    uint32_t done;
-    while ((done = __atomic_load_n(&t->done, __ATOMIC_ACQUIRE)) != (uint32_t)t->n - 1)
-        wait_change(&t->done, done, &t->caller_sleeps);
+    for (;;) {
+        const uint32_t left = __atomic_load_n(&t->left, __ATOMIC_ACQUIRE);
+        if (__atomic_load_n(&t->done, __ATOMIC_ACQUIRE) == (uint32_t)t->n - 1) break;
+        wait_change(&t->left, left, &t->caller_sleeps);
+    }
+    finish(t);
+}
+
+void threads_share(struct threads *t, threads_job job, void *arg)
+{
+    if (t->n == 1) {
+        job(arg, 0, 1);
+        return;
+    }
+    start(t, job, arg);
+    job(arg, 0, t->n);
+    finish(t);
 }

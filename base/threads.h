@@ -24,4 +24,9 @@ int threads_count(const struct threads *t);
 /* Run job(arg, i, n) on every thread, return when all are done. From one calling thread at a time. */
 void threads_run(struct threads *t, threads_job job, void *arg);
 
+/* Run job on the caller and on every worker that comes before the caller's own call ends; returns when all that came
+ * are done. For jobs that take their pieces from a shared counter: a worker whose CPU is busy with another program is
+ * not waited for. */
+void threads_share(struct threads *t, threads_job job, void *arg);
+
 #endif

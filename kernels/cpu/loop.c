@@ -1,5 +1,5 @@
 /* kernels/cpu/loop.c - one loop shared by the threads: an atomic counter hands out pieces, so that a thread whose
- * CPU is busy with something else takes fewer. */
+ * CPU is busy with something else takes fewer, or none: it is not waited for. */
 #include "kernels/cpu/cpu.h"
 
 struct loop {
@@ -31,7 +31,7 @@ void cpu_for(const struct stream *st, uint32_t n, uint32_t grain, cpu_body body,
         return;
     }
     struct loop l = { .body = body, .arg = arg, .n = n, .grain = grain };
-    threads_run(t, loop_job, &l);
+    threads_share(t, loop_job, &l);
 }
 
 static void shrinking_job(void *p, int thread, int n_threads)
@@ -51,5 +51,5 @@ static void shrinking_job(void *p, int thread, int n_threads)
 void cpu_for_shrinking(const struct stream *st, uint32_t n, uint32_t most, cpu_body body, void *arg)
 {
     struct loop l = { .body = body, .arg = arg, .n = n, .grain = most };
-    threads_run(cpu_stream_of(st)->threads, shrinking_job, &l);
+    threads_share(cpu_stream_of(st)->threads, shrinking_job, &l);
 }

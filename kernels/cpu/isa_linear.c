@@ -153,11 +153,12 @@ DEFINE_ALL(multiply_bf16, KIND_WIDEN)
 
 /* ---- tiles of operands ------------------------------------------------------------------------------------- */
 
-/* r[i][j] becomes r[j][i]: blocks of half the size change places, then of a quarter, ... */
-VEC_FN void transpose(vu r[CPU_VEC])
+/* n registers of CPU_VEC / n squares side by side: in each square r[i][j] becomes r[j][i]. Blocks of half its size
+ * change places, then of a quarter, ... */
+VEC_FN void transpose(vu *r, const int n)
 {
 #pragma GCC unroll 4
-    for (int h = CPU_VEC / 2; h > 0; h /= 2) {
+    for (int h = n / 2; h > 0; h /= 2) {
         vi low, high;                                       /* from a, else (from CPU_VEC on) from b */
 #pragma GCC unroll 16
         for (int l = 0; l < CPU_VEC; l++) {
@@ -165,7 +166,7 @@ VEC_FN void transpose(vu r[CPU_VEC])
             high[l] = l & h ? CPU_VEC + l : l + h;
         }
 #pragma GCC unroll 16
-        for (int i = 0; i < CPU_VEC; i++) {
+        for (int i = 0; i < n; i++) {
             if (i & h) continue;
             const vu a = r[i], b = r[i + h];
             r[i] = __builtin_shuffle(a, b, low);
@@ -174,57 +175,82 @@ VEC_FN void transpose(vu r[CPU_VEC])
     }
 }
 
+/* The first m lanes of v. */
+VEC_FN void store_lanes(uint32_t *out, vu v, uint32_t m)
+{
+#if CPU_VEC == 16
+    _mm512_mask_storeu_epi32(out, (__mmask16)((1u << m) - 1), (__m512i)v);
+#else
+    if (m == CPU_VEC) vu_store(out, v);
+    else memcpy(out, &v, m * 4);
+#endif
+}
+
 /* n <= CPU_VEC dwords of each of m <= CPU_VEC rows, `ld` dwords apart, to out[dword * step + row]. Whole vectors
  * are read. */
-VEC_FN void transpose_store(const uint32_t *rows, size_t ld, uint32_t m, uint32_t n, uint32_t *out, size_t step)
+VEC_FN void write_dwords(const uint32_t *rows, size_t ld, uint32_t m, uint32_t n, uint32_t *out, size_t step)
 {
     vu r[CPU_VEC];
 #pragma GCC unroll 16
     for (uint32_t i = 0; i < CPU_VEC; i++) r[i] = vu_load(rows + (i < m ? i : m - 1) * ld);
-    transpose(r);
+    transpose(r, CPU_VEC);
 #pragma GCC unroll 16
     for (uint32_t i = 0; i < CPU_VEC; i++) {
         if (i == n) return;
-#if CPU_VEC == 16
-        _mm512_mask_storeu_epi32(out + i * step, (__mmask16)((1u << m) - 1), (__m512i)r[i]);
-#else
-        if (m == CPU_VEC) vu_store(out + i * step, r[i]);
-        else memcpy(out + i * step, &r[i], m * 4);
-#endif
+        store_lanes(out + i * step, r[i], m);
     }
 }
 
-/* Columns [k0, k0 + n) of the tile's rows at x, ldx apart, n <= 32, in the form of operand.h. */
+#if defined(__AVX512BF16__)
+/* The same for 16 floats of each row, as n <= 8 bf16 pairs: a register takes a row and the one 8 below it. */
+VEC_FN void write_pairs(const float *rows, size_t ld, uint32_t m, uint32_t n, uint32_t *out, size_t step)
+{
+    vu r[8];
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < 8; i++) {
+        const vf upper = vf_load(rows + (i < m ? i : m - 1) * ld), lower = vf_load(rows + (i + 8 < m ? i + 8 : m - 1) * ld);
+        r[i] = (vu)_mm512_cvtne2ps_pbh((__m512)lower, (__m512)upper);
+    }
+    transpose(r, 8);
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < 8; i++) {
+        if (i == n) return;
+        store_lanes(out + i * step, r[i], m);
+    }
+}
+#else
+VEC_FN void write_pairs(const float *rows, size_t ld, uint32_t m, uint32_t n, uint32_t *out, size_t step)
+{
+    (void)rows, (void)ld, (void)m, (void)n, (void)out, (void)step;   /* no such operands here */
+}
+#endif
+
+/* Columns [k0, k0 + n) of the tile's rows at x, ldx apart, in the form of operand.h; k0 even. */
 static void tile_write(const struct operand_tile *t, uint32_t k0, uint32_t n, const float *x, size_t ldx)
 {
-    uint32_t copy[CPU_TILE][CPU_PANEL] __attribute__((aligned(64)));
-    const uint32_t *rows = (const uint32_t *)x;
     uint32_t *out = (uint32_t *)t->data + (size_t)(t->pairs ? k0 / 2 : k0) * t->m;
-    const uint32_t n_dwords = t->pairs ? (n + 1) / 2 : n + n % 2;
-    if (n < CPU_PANEL) {                                     /* zeros behind it, and room to read them */
-        for (uint32_t r = 0; r < t->m; r++) {
-            memcpy(copy[r], x + r * ldx, n * 4);
-            memset(copy[r] + n, 0, (CPU_PANEL - n) * 4);
+    for (uint32_t j = 0; j < n; j += CPU_VEC, x += CPU_VEC) {
+        const float *rows = x;
+        size_t ld = ldx;
+        float copy[CPU_TILE][CPU_VEC];
+        uint32_t width = CPU_VEC;
+        if (n - j < CPU_VEC) {                               /* room to read whole vectors, a zero for odd n */
+            width = n - j + n % 2;
+            memset(copy, 0, sizeof copy);
+            for (uint32_t r = 0; r < t->m; r++) memcpy(copy[r], x + r * ldx, (n - j) * 4);
+            rows = copy[0], ld = CPU_VEC;
         }
-        rows = copy[0], ldx = CPU_PANEL;
-    }
-#if defined(__AVX512BF16__)
-    if (t->pairs) {
-        for (uint32_t r = 0; r < t->m; r++) {
-            const __m512 low = (__m512)vu_load(rows + r * ldx), high = (__m512)vu_load(rows + r * ldx + CPU_VEC);
-            vu_store(copy[r], (vu)_mm512_cvtne2ps_pbh(high, low));
+        if (t->pairs) {
+            if (t->m > 1) write_pairs(rows, ld, t->m, width / 2, out, t->m);
+            else for (uint32_t i = 0; i < width; i += 2)
+                out[i / 2] = bf16_of_f32(rows[i]) | (uint32_t)bf16_of_f32(rows[i + 1]) << 16;
+            out += (size_t)width / 2 * t->m;
+            continue;
         }
-        rows = copy[0], ldx = CPU_PANEL;
+        for (uint32_t r = 0; r < t->m; r += CPU_VEC)
+            write_dwords((const uint32_t *)rows + r * ld, ld, t->m - r < CPU_VEC ? t->m - r : CPU_VEC, width, out + r, t->m);
+        out += (size_t)width * t->m;
     }
-#endif
-    if (t->m == 1) {
-        memcpy(out, rows, n_dwords * 4);
-        return;
-    }
-    for (uint32_t r = 0; r < t->m; r += CPU_VEC)
-        for (uint32_t j = 0; j < n_dwords; j += CPU_VEC)
-            transpose_store(rows + r * ldx + j, ldx, t->m - r < CPU_VEC ? t->m - r : CPU_VEC,
-                            n_dwords - j < CPU_VEC ? n_dwords - j : CPU_VEC, out + (size_t)j * t->m + r, t->m);
 }
 
 /* Ask for a later part of the tile, to be written: its lines may lie in other cores' caches. */
@@ -435,7 +461,7 @@ static void pack_panel(const struct cpu_panel_source *s, void *panel)
         for (uint32_t c = 0; c < CPU_PANEL; c++) pack_values(s->row[c], s->dtype[c], s->compute, k, n, block[c]);
         for (uint32_t c = 0; c < CPU_PANEL; c += CPU_VEC)
             for (uint32_t j = 0; j < n_dwords; j += CPU_VEC)
-                transpose_store(&block[c][j], CPU_PANEL, CPU_VEC, n_dwords - j < CPU_VEC ? n_dwords - j : CPU_VEC,
+                write_dwords(&block[c][j], CPU_PANEL, CPU_VEC, n_dwords - j < CPU_VEC ? n_dwords - j : CPU_VEC,
                                 out + (size_t)(k / per_dword + j) * CPU_PANEL + c, CPU_PANEL);
     }
 }

@@ -69,7 +69,14 @@ VEC_FN void vf_store_n(float *p, vf v, uint32_t n) { memcpy(p, &v, (size_t)n * 4
 /* ---- selection --------------------------------------------------------------------------------------------- */
 
 /* mask lane -1: a, 0: b. */
-VEC_FN vf vf_select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+VEC_FN vf vf_select(vi mask, vf a, vf b)
+{
+#if CPU_VEC == 16
+    return (vf)_mm512_mask_blend_ps(_mm512_movepi32_mask((__m512i)mask), (__m512)b, (__m512)a);
+#else
+    return (vf)(((vi)a & mask) | ((vi)b & ~mask));
+#endif
+}
 
 /* The larger (smaller) of the two; b where either is NaN. */
 VEC_FN vf vf_max(vf a, vf b)
@@ -161,14 +168,16 @@ VEC_FN void vf_store_bf16(bf16 *p, vf v) { const vh h = vf_to_bf16(v); memcpy(p,
 
 /* ---- functions --------------------------------------------------------------------------------------------- */
 
-/* e^x, about 1 ulp; 0 below -87.33 (no denormals), at most e^88.37; NaN stays NaN. */
-VEC_FN vf vf_exp(vf x)
+/* e^x for x in -87.33 .. 88.37, about 1 ulp; NaN stays NaN. */
+VEC_FN vf vf_exp_inside(vf x)
 {
-    const vi tiny = x < vf_set1(-87.33f);
-    x = vf_min(vf_set1(88.37f), vf_max(vf_set1(-87.33f), x));
+#if CPU_VEC == 16
+    const vf n = (vf)_mm512_roundscale_ps((__m512)(x * vf_set1(1.44269504f)), 8);
+#else
     const vf magic = vf_set1(12582912.0f);                        /* 1.5 * 2^23: adding it rounds to an integer */
     const vf shifted = x * vf_set1(1.44269504f) + magic;
     const vf n = shifted - magic;
+#endif
     vf r = x - n * vf_set1(0.693359375f);                         /* ln 2 in two parts: the first is exact     */
     r = r + n * vf_set1(2.12194440e-4f);
     vf p = vf_set1(1.9875691500e-4f);
@@ -178,8 +187,19 @@ VEC_FN vf vf_exp(vf x)
     p = p * r + vf_set1(1.6666665459e-1f);
     p = p * r + vf_set1(5.0000001201e-1f);
     p = p * (r * r) + r + vf_set1(1.0f);
-    const vf scale = (vf)(((vi)shifted << 23) + vi_set1(0x3f800000));
-    return (vf)((vi)(p * scale) & ~tiny);
+#if CPU_VEC == 16
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    return p * (vf)(((vi)shifted << 23) + vi_set1(0x3f800000));
+#endif
+}
+
+/* The same for all x: 0 below -87.33 (no denormals), at most e^88.37. */
+VEC_FN vf vf_exp(vf x)
+{
+    const vi tiny = x < vf_set1(-87.33f);
+    const vf y = vf_exp_inside(vf_min(vf_set1(88.37f), vf_max(vf_set1(-87.33f), x)));
+    return (vf)((vi)y & ~tiny);
 }
 
 /* erf(x), about 1 ulp: a polynomial near 0, 1 - e^polynomial further out. */
@@ -193,7 +213,7 @@ VEC_FN vf vf_erf(vf x)
     far = far * t + vf_set1(-6.34846687e-1f);
     far = far * t + vf_set1(-1.28717512e-1f);
     far = far * t - t;
-    far = vf_set1(1.0f) - vf_exp(far);
+    far = vf_set1(1.0f) - vf_exp_inside(far);              /* not below e^-17 */
     far = (vf)((vu)far | ((vu)x & vu_set1(0x80000000u)));
     vf near = vf_set1(-5.96761703e-4f);
     near = near * s + vf_set1(4.99119423e-3f);

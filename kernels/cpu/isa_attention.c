@@ -405,29 +405,44 @@ static void pack_rows(const struct cpu_heads *a, const float *const *row, uint32
     }
 }
 
+/* CPU_VEC values of row x from column c on as bf16 in the low halves of dwords; 0 from column n on. */
+VEC_FN vu row_halves(const float *x, uint32_t c, uint32_t n)
+{
+    if (c + CPU_VEC <= n) return __builtin_convertvector(vf_to_bf16(vf_load(x + c)), vu);
+    return c < n ? __builtin_convertvector(vf_to_bf16(vf_load_n(x + c, n - c)), vu) : vu_set1(0);
+}
+
+/* V of slot `slot` and, where high is given, of slot + 1; slot is even then. A lone row leaves the other's
+ * half. */
+static void store_v_bf16(const struct cpu_heads *a, const float *row, const float *high, uint32_t slot,
+                         uint32_t *vp)
+{
+    uint32_t *out = vp + (size_t)(slot / 2) * a->Dv;
+    for (uint32_t c = 0; c < a->Dv; c += CPU_VEC) {
+        const vu x = row_halves(row, c, a->D);
+        if (high != NULL)
+            vu_store(out + c, x | row_halves(high, c, a->D) << 16);
+        else if (slot % 2 == 0)
+            vu_store(out + c, (vu_load(out + c) & vu_set1(0xffff0000u)) | x);
+        else
+            vu_store(out + c, (vu_load(out + c) & vu_set1(0xffffu)) | x << 16);
+    }
+}
+
 static void store_bf16(const struct cpu_heads *a, const float *k, size_t ld_k, const float *v, size_t ld_v,
                        uint32_t n, uint32_t slot, void *page)
 {
-    uint32_t *kp = page, *vp = (uint32_t *)((char *)page + a->k_bytes);
+    uint32_t *kp = (uint32_t *)page + slot, *vp = (uint32_t *)((char *)page + a->k_bytes);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t pair[CPU_HEAD_MAX / 2];
         row_to_bf16(k + i * ld_k, a->D, (bf16 *)pair);
-        for (uint32_t c = 0; c < a->D / 2; c++) kp[(size_t)c * 16 + slot + i] = pair[c];
+        for (uint32_t c = 0; c < a->D / 2; c++) kp[(size_t)c * 16 + i] = pair[c];
     }
-    for (uint32_t i = 0; v != NULL && i < n; i++) {
-        const uint32_t s = slot + i;
-        bf16 low[CPU_HEAD_MAX] = { 0 }, high[CPU_HEAD_MAX] = { 0 };
-        uint32_t *out = vp + (size_t)(s / 2) * a->Dv;
-        row_to_bf16(v + i * ld_v, a->D, s % 2 ? high : low);
-        if (s % 2 == 0 && i + 1 < n) {
-            i++;
-            row_to_bf16(v + i * ld_v, a->D, high);
-            for (uint32_t c = 0; c < a->Dv; c++) out[c] = low[c] | (uint32_t)high[c] << 16;
-        } else if (s % 2 == 0) {
-            for (uint32_t c = 0; c < a->Dv; c++) out[c] = (out[c] & 0xffff0000u) | low[c];
-        } else {
-            for (uint32_t c = 0; c < a->Dv; c++) out[c] = (out[c] & 0xffffu) | (uint32_t)high[c] << 16;
-        }
+    if (v == NULL) return;
+    for (uint32_t i = 0; i < n; i++) {
+        const bool both = (slot + i) % 2 == 0 && i + 1 < n;
+        store_v_bf16(a, v + i * ld_v, both ? v + (i + 1) * ld_v : NULL, slot + i, vp);
+        i += both;
     }
 }
 
@@ -458,7 +473,9 @@ static void emit(const struct cpu_heads *a, const float *acc, float l, const str
     }
     uint32_t pair[CPU_HEAD_MAX / 2], *to = (uint32_t *)out->data + (size_t)(k / 2) * out->m + row;
     row_to_bf16(y, a->D, (bf16 *)pair);
-    for (uint32_t c = 0; c < a->D / 2; c++) to[(size_t)c * out->m] = pair[c];
+    const size_t m = out->m;
+    const uint32_t n = a->D / 2;
+    for (uint32_t c = 0; c < n; c++) to[c * m] = pair[c];
 }
 
 static void rotate(const float *x, const float *cs, const float *sn, uint32_t D, float *y)

@@ -8,6 +8,8 @@
  * end. */
 #include "kernels/cpu/attention.h"
 
+#define SHORT CPU_BLOCK /* keys of a segment whose K and V of two heads fit the cache */
+
 struct tile {
     uint32_t seg, row;
 };
@@ -27,16 +29,29 @@ size_t cpu_segment_shared(uint32_t H, uint32_t n)
     return cpu_align((size_t)n * sizeof(struct tile)) + (size_t)H * n * 3 * sizeof(float);
 }
 
-/* K and V (or K alone) of keys k0 .. k0 + n of head h into the room's pages; the rest of the last page is
- * 0. */
+/* Ask for n rows of D floats, ld apart: they lie far from each other and nothing else would ask in time. */
+static void fetch_rows(const float *x, size_t ld, uint32_t n, uint32_t D)
+{
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t k = 0; k < D; k += 16) __builtin_prefetch(x + i * ld + k);
+}
+
+/* K and V (or K alone) of n keys from row0 on of head h into the room's pages; the rest of the last page is
+ * 0. Meanwhile the rows that are wanted next are asked for: of a short segment those of the next head, which
+ * the same thread mostly takes, of a long one those of the next page. */
 static void bring_block(const struct segments *j, const struct cpu_room *room, uint32_t row0, uint32_t n,
-                        uint32_t h, bool with_v, const void **page)
+                        uint32_t h, bool is_short, bool with_v, const void **page)
 {
     const struct segment_attention_args *a = j->a;
     for (uint32_t i = 0; i < n; i += CPU_PAGE_TOKENS) {
         char *p = room->page + i / CPU_PAGE_TOKENS * j->heads.head_bytes;
-        const uint32_t m = n - i < CPU_PAGE_TOKENS ? n - i : CPU_PAGE_TOKENS;
+        const uint32_t left = n - i, m = left < CPU_PAGE_TOKENS ? left : CPU_PAGE_TOKENS;
         const size_t at = (row0 + i) * a->ld + (size_t)h * a->D;
+        const size_t next = at + (is_short ? a->D : m * a->ld);
+        const uint32_t n_next =
+            is_short ? (h + 1 < a->heads ? m : 0) : (left - m < CPU_PAGE_TOKENS ? left - m : CPU_PAGE_TOKENS);
+        fetch_rows(a->k + next, a->ld, n_next, a->D);
+        if (with_v) fetch_rows(a->v + next, a->ld, n_next, a->D);
         if (m < CPU_PAGE_TOKENS) memset(p, 0, j->heads.head_bytes);
         j->st->isa->attention->store(&j->heads, a->k + at, a->ld, with_v ? a->v + at : NULL, a->ld, m, 0, p);
         page[i / CPU_PAGE_TOKENS] = p;
@@ -61,6 +76,7 @@ static uint32_t take_rows(const struct segments *j, const struct cpu_room *room,
                                 .acc = room->acc + (size_t)i * j->heads.Dv };
         for (uint32_t k = 0; k < r->n; k++) q[k] = a->q + (row + i + k) * a->ld + (size_t)h * a->D;
         j->st->isa->attention->pack_rows(&j->heads, q, r->n, packed);
+        if (n <= SHORT && h + 1 < a->heads) fetch_rows(q[0] + a->D, a->ld, r->n, a->D);
     }
     return n_subs;
 }
@@ -85,7 +101,8 @@ static void attend_item(const struct segments *j, const struct tile *t, uint32_t
     for (uint32_t i = 0; i < n_subs; i++) rows_clear(&j->heads, &sub[i]);
     for (uint32_t k0 = 0; k0 < keys; k0 += CPU_BLOCK) {
         const void *page[CPU_BLOCK_PAGES];
-        bring_block(j, room, first + k0, keys - k0 < CPU_BLOCK ? keys - k0 : CPU_BLOCK, h, true, page);
+        bring_block(j, room, first + k0, keys - k0 < CPU_BLOCK ? keys - k0 : CPU_BLOCK, h, keys <= SHORT,
+                    true, page);
         for (uint32_t i = 0; i < n_subs; i++) kern->attend(&j->heads, &sub[i], page, page, k0, room->t);
     }
     const uint32_t out_tile = operand_tile(a->out->rows);
@@ -125,7 +142,7 @@ static void received_pass(const struct segments *j, uint32_t seg, uint32_t h, bo
             const uint32_t m = keys - k0 < CPU_BLOCK ? keys - k0 : CPU_BLOCK;
             const void *page[CPU_BLOCK_PAGES];
             float sum[CPU_BLOCK] = { 0 };
-            bring_block(j, room, first + k0, m, h, false, page);
+            bring_block(j, room, first + k0, m, h, keys <= SHORT, false, page);
             for (uint32_t i = 0; i < n_subs; i++) {
                 if (final)
                     kern->columns(&j->heads, &sub[i], page, k0, sum, room->t);
@@ -180,7 +197,9 @@ status cpu_segment_attention(struct stream *stream, const struct segment_attenti
     j.m = (float *)((char *)j.tile + cpu_align(j.n * sizeof(struct tile)));
     j.l = j.m + (size_t)a->heads * j.n;
     j.part = j.l + (size_t)a->heads * j.n;
-    cpu_for(stream, j.n_tiles * a->heads, 1, attend_items, &j);
+    const uint32_t n_threads = (uint32_t)threads_count(st->threads), n_items = j.n_tiles * a->heads;
+    const uint32_t grain = n_items / (8 * n_threads) < a->heads ? n_items / (8 * n_threads) : a->heads;
+    cpu_for(stream, n_items, grain > 0 ? grain : 1, attend_items, &j);
     if (a->received == NULL) return OK;
     cpu_for(stream, a->n_segs * a->heads, 1, received_items, &j);
     received_mean(&j);

@@ -75,7 +75,13 @@ static void a_far_repeat_is_no_overlap(void **state)
 {
     (void)state;
     char out[512];
-    /* "dog" stands at the far end of the left text; the overlap holds two words. */
+    /* "dog" stands at the far end of the left text; the overlap holds one word. */
+    assert_int_equal(join("dog a b c d e f g h i j k l m sun moon", 0.97, 0.06, "tree dog fish car boat", 0.1, 0.2, out),
+                     SEAM_UNMATCHED);
+    assert_string_equal(out, "dog a b c d e f g h i j k l m sun moon dog fish car boat");
+    /* One equal word of the four that the overlap holds is chance. */
+    assert_int_equal(join("a b c d e f sun moon dog star", 0.8, 0.4, "one two three dog fish car boat six nine ten", 0.2, 0.4,
+                          out), SEAM_UNMATCHED);
     assert_int_equal(join("dog a b c d e f g h i j k l m sun moon", 0.95, 0.1, "tree dog fish car boat six", 0.15, 0.3,
                           out), SEAM_UNMATCHED);
     assert_string_equal(out, "dog a b c d e f g h i j k l m sun dog fish car boat six");

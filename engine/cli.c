@@ -10,10 +10,14 @@
 #include <string.h>
 
 #include <jansson.h>
+#include <utf8proc.h>
 
 #include "base/mem.h"
 #include "engine/engine.h"
 #include "engine/version.h"
+
+static const char *const LOG_FORMATS[] = { "text", "json", NULL };
+static const char *const PROGRESS[] = { "auto", "tty", "plain", "json", "none", NULL };
 
 const struct cli_option cli_common_options[] = {
     { "model", 'm', CLI_TEXT, "DIR", NULL, "checkpoint folder (Hugging Face layout); default: the bundled omni-tiny", NULL, NULL },
@@ -26,8 +30,8 @@ const struct cli_option cli_common_options[] = {
     { "seed", 0, CLI_UINT, "N", "0", "seed of sampling and of random policies", NULL, NULL },
     { "verbose", 'v', CLI_FLAG, NULL, NULL, "say more on stderr", NULL, NULL },
     { "quiet", 'q', CLI_FLAG, NULL, NULL, "errors only on stderr", NULL, NULL },
-    { "log-format", 0, CLI_TEXT, "F", "text", "text or json", NULL, NULL },
-    { "progress", 0, CLI_TEXT, "F", "auto", "auto, tty, plain, json or none", NULL, NULL },
+    { "log-format", 0, CLI_TEXT, "F", "text", "text or json", .choices = LOG_FORMATS },
+    { "progress", 0, CLI_TEXT, "F", "auto", "auto, tty, plain, json or none", .choices = PROGRESS },
     { "config", 0, CLI_TEXT, "FILE", NULL, "INI file: sections [common] and one per command, keys are long options", NULL, NULL },
     { "print-config", 0, CLI_FLAG, NULL, NULL, "print the resolved options as such a file and end", NULL, NULL },
     { "help", 'h', CLI_FLAG, NULL, NULL, "this text", NULL, NULL },
@@ -36,7 +40,7 @@ const struct cli_option cli_common_options[] = {
 
 const struct cli_option cli_policy_options[] = {
     { "policy", 0, CLI_TEXT, "NAME", NULL, "who drops audio, video and image tokens: none (default), omnidrop, random, ...; "
-                                            "default omnidrop where --retention is given", NULL, NULL },
+                                            "default omnidrop where one of the next is given", NULL, NULL },
     { "retention", 0, CLI_NUMBER, "R", NULL, "target mean share of AV tokens alive over the layers, (0, 1]", NULL, NULL },
     { "p-init", 0, CLI_NUMBER, "P", NULL, "share that a shallow layer drops, 0..1", NULL, NULL },
     { "p-final", 0, CLI_NUMBER, "P", NULL, "share that a deep layer drops, 0..1", NULL, NULL },
@@ -45,6 +49,8 @@ const struct cli_option cli_policy_options[] = {
     { "lambda-div", 0, CLI_NUMBER, "X", NULL, "weight of the temporal diversity score", NULL, NULL },
     { "tds-start-layer", 0, CLI_NUMBER, "L", NULL, "first layer that uses it", NULL, NULL },
     { "step0", 0, CLI_FLAG, NULL, NULL, "pruning before layer 0 (--no-step0: without)", NULL, NULL },
+    { "policy-param", 0, CLI_TEXT, "KEY=VALUE", NULL, "any parameter of the policy (repeatable); inspect policies lists them",
+      .repeat = true },
     { 0 }
 };
 
@@ -121,15 +127,39 @@ static status set_value(struct cli *c, struct value *v, const char *text, int by
     return OK;
 }
 
-static status is_bool(const struct cli_option *o, const char *text, struct err *e)
+static void environment_name(const struct cli_option *o, char *out, size_t cap)
 {
-    static const char *const words[] = { "true", "false", "1", "0", "yes", "no", "on", "off" };
-    for (size_t i = 0; i < 8; i++)
-        if (strcmp(text, words[i]) == 0) return OK;
-    return err_set(e, E_ARG, "--%s is a switch: it takes no value, or true or false, not \"%s\"", o->name, text);
+    size_t n = (size_t)snprintf(out, cap, "OMNIDROP_");
+    for (const char *p = o->name; *p && n + 1 < cap; p++) out[n++] = *p == '-' ? '_' : (char)toupper((unsigned char)*p);
+    out[n] = 0;
+}
+
+/* How a person wrote the option: "--threads", "OMNIDROP_THREADS", "threads in FILE". */
+static const char *origin(const struct cli *c, const struct value *v, char *out, size_t cap)
+{
+    if (v->by == BY_ENV) environment_name(v->option, out, cap);
+    else if (v->by == BY_FILE) snprintf(out, cap, "%s in %s", v->option->name, cli_text(c, "config"));
+    else snprintf(out, cap, "--%s", v->option->name);
+    return out;
 }
 
 static bool truth(const char *text) { return text && strchr("t1yo", text[0]) && strcmp(text, "off") != 0; }
+
+/* Does the option take its value? Flags and options with choices; numbers are checked where their range is known. */
+static status check_value(const struct cli *c, const struct value *v, struct err *e)
+{
+    static const char *const truths[] = { "true", "false", "1", "0", "yes", "no", "on", "off", NULL };
+    const struct cli_option *o = v->option;
+    const char *const *choices = o->kind == CLI_FLAG ? truths : o->choices;
+    if (v->by == BY_DEFAULT || choices == NULL) return OK;
+    for (const char *const *w = choices; *w; w++)
+        if (strcmp(v->text, *w) == 0) return OK;
+    char from[256];
+    origin(c, v, from, sizeof from);
+    if (o->kind == CLI_FLAG)
+        return err_set(e, E_ARG, "%s is a switch: it takes no value, or true or false, not \"%s\"", from, v->text);
+    return err_set(e, E_ARG, "%s \"%s\": give %s", from, v->text, o->help);
+}
 
 /* argv[*i] is an option: take it and its value. */
 static status take(struct cli *c, int argc, char **argv, int *i, struct err *e)
@@ -166,7 +196,6 @@ static status take(struct cli *c, int argc, char **argv, int *i, struct err *e)
         return err_set(e, E_ARG, "%s: no such option; omnidrop %s --help lists them", a, c->command->name);
     if (v->option->kind == CLI_FLAG) {
         if (eq && negated) return err_set(e, E_ARG, "%s: --no-... takes no value", a);
-        if (eq) TRY(is_bool(v->option, eq + 1, e));
         return set_value(c, v, eq ? eq + 1 : negated ? "false" : "true", BY_FLAG, e);
     }
     if (eq) return set_value(c, v, eq + 1, BY_FLAG, e);
@@ -175,18 +204,15 @@ static status take(struct cli *c, int argc, char **argv, int *i, struct err *e)
     return set_value(c, v, argv[++*i], BY_FLAG, e);
 }
 
+/* An empty variable is none. */
 static status from_environment(struct cli *c, struct err *e)
 {
     for (size_t i = 0; i < c->n_options; i++) {
         struct value *v = &c->value[i];
-        char name[96] = "OMNIDROP_";
-        size_t n = strlen(name);
-        for (const char *p = v->option->name; *p && n + 1 < sizeof name; p++)
-            name[n++] = *p == '-' ? '_' : (char)toupper((unsigned char)*p);
-        name[n] = 0;
+        char name[96];
+        environment_name(v->option, name, sizeof name);
         const char *text = getenv(name);
-        if (text == NULL || v->by == BY_FLAG) continue;
-        if (v->option->kind == CLI_FLAG) TRY(is_bool(v->option, text, e));
+        if (text == NULL || text[0] == 0 || v->by == BY_FLAG) continue;
         TRY(set_value(c, v, text, BY_ENV, e));
     }
     return OK;
@@ -198,6 +224,22 @@ static char *trimmed(char *s)
     char *end = s + strlen(s);
     while (end > s && isspace((unsigned char)end[-1])) *--end = 0;
     return s;
+}
+
+/* A value in double quotes, in place: \n, \" and \\ inside. False: no end, or something behind it. */
+static bool unquote(char *s)
+{
+    char *out = s;
+    for (const char *p = s + 1; *p; p++) {
+        if (*p == '"') {
+            *out = 0;
+            return p[1] == 0;
+        }
+        const bool escaped = *p == '\\';
+        if (escaped && *++p == 0) return false;
+        *out++ = escaped && *p == 'n' ? '\n' : *p;
+    }
+    return false;
 }
 
 /* INI: [common] and [COMMAND]; other sections are other commands'. */
@@ -233,13 +275,47 @@ static status from_file(struct cli *c, const char *path, struct err *e)
             continue;
         }
         if (v->by >= BY_ENV) continue;
-        const char *text = keep_text(c, mem_must_strdup(trimmed(eq + 1)));
-        if (v->option->kind == CLI_FLAG) st = is_bool(v->option, text, e);
-        if (st == OK) st = set_value(c, v, text, BY_FILE, e);
+        char *text = trimmed(eq + 1);
+        if (text[0] == '"' && !unquote(text)) st = err_set(e, E_ARG, "%s:%d: %s: a quote without its end", path, n, key);
+        if (st == OK) st = set_value(c, v, keep_text(c, mem_must_strdup(text)), BY_FILE, e);
     }
     free(line);
     fclose(f);
     return st;
+}
+
+/* The next item of a list, in place: blanks around it fall away, a backslash keeps what follows it as it is. *rest:
+ * behind the comma, or NULL. */
+static char *next_item(char *list, char **rest)
+{
+    while (isspace((unsigned char)*list)) list++;
+    char *out = list, *end = list;                     /* end: behind the last character that is no blank */
+    const char *p = list;
+    for (; *p && *p != ','; p++) {
+        const bool escaped = *p == '\\' && p[1] != 0;
+        if (escaped) p++;
+        *out++ = *p;
+        if (escaped || !isspace((unsigned char)*p)) end = out;
+    }
+    *rest = *p ? (char *)p + 1 : NULL;
+    *end = 0;
+    return list;
+}
+
+/* Repeatable options that no flag names. */
+static status take_lists(struct cli *c, struct err *e)
+{
+    for (size_t i = 0; i < c->n_options; i++) {
+        const struct value *v = &c->value[i];
+        if (!v->option->repeat || (v->by != BY_FILE && v->by != BY_ENV)) continue;
+        char *rest = mem_must_strdup(v->text);
+        keep_text(c, rest);
+        while (rest) {
+            TRY(mem_grow(&c->given, &c->given_cap, c->n_given + 1, sizeof *c->given, e));
+            c->given[c->n_given++] = (struct cli_given_option){ v->option, next_item(rest, &rest) };
+        }
+    }
+    return OK;
 }
 
 static void print_help(const struct cli *c)
@@ -260,6 +336,40 @@ static void print_help(const struct cli *c)
     if (c->command->examples) printf("\n%s\n", c->command->examples);
 }
 
+/* A value between double quotes, as unquote and next_item read it. */
+static void print_quoted(const char *text, bool item)
+{
+    const size_t n = strlen(text);
+    for (size_t i = 0; i < n; i++) {
+        const bool edge = (i == 0 || i + 1 == n) && text[i] == ' ';
+        if (item && (text[i] == ',' || text[i] == '\\' || edge)) fputs("\\\\", stdout);
+        if (text[i] == '\n') fputs("\\n", stdout);
+        else if (text[i] == '"' || text[i] == '\\') printf("\\%c", text[i]);
+        else putchar(text[i]);
+    }
+}
+
+static void print_config_line(const struct cli *c, const struct value *v)
+{
+    const struct cli_option *o = v->option;
+    const char *t = v->text;
+    const size_t n = strlen(t);
+    if (!o->repeat && n && !isspace((unsigned char)t[0]) && !isspace((unsigned char)t[n - 1]) && t[0] != '"' &&
+        strchr(t, '\n') == NULL) {
+        printf("%s = %s\n", o->name, t);
+        return;
+    }
+    printf("%s = \"", o->name);
+    size_t n_items = 0;
+    for (size_t i = 0; o->repeat && i < c->n_given; i++) {
+        if (c->given[i].option != o) continue;
+        if (n_items++) putchar(',');
+        print_quoted(c->given[i].value, true);
+    }
+    if (!o->repeat) print_quoted(t, false);
+    printf("\"\n");
+}
+
 static void print_config(const struct cli *c)
 {
     for (int own = 0; own < 2; own++) {
@@ -270,7 +380,7 @@ static void print_config(const struct cli *c)
             if (common == !!own || strcmp(o->name, "help") == 0 || strcmp(o->name, "print-config") == 0 ||
                 strcmp(o->name, "config") == 0 || c->value[i].text == NULL)
                 continue;
-            printf("%s = %s\n", o->name, c->value[i].text);
+            print_config_line(c, &c->value[i]);
         }
     }
 }
@@ -302,6 +412,8 @@ static status parse(struct cli *c, int argc, char **argv, bool *done, struct err
     }
     TRY(from_environment(c, e));
     if (cli_text(c, "config")) TRY(from_file(c, cli_text(c, "config"), e));
+    for (size_t i = 0; i < c->n_options; i++) TRY(check_value(c, &c->value[i], e));
+    TRY(take_lists(c, e));
     *done = cli_flag(c, "print-config");
     if (*done) print_config(c);
     return OK;
@@ -344,12 +456,12 @@ status cli_uint(const struct cli *c, const char *name, uint64_t lo, uint64_t hi,
 {
     const char *text = cli_text(c, name);
     if (text == NULL) return OK;
-    char *end;
+    char *end, from[256];
     errno = 0;
     const unsigned long long v = strtoull(text, &end, 10);
     if (errno || end == text || *end != 0 || strchr(text, '-') || v < lo || v > hi)
-        return err_set(e, E_ARG, "--%s %s: give a whole number from %llu to %llu", name, text, (unsigned long long)lo,
-                       (unsigned long long)hi);
+        return err_set(e, E_ARG, "%s %s: give a whole number from %llu to %llu", origin(c, must(c, name), from, sizeof from),
+                       text, (unsigned long long)lo, (unsigned long long)hi);
     *out = v;
     return OK;
 }
@@ -358,10 +470,11 @@ status cli_number(const struct cli *c, const char *name, double lo, double hi, d
 {
     const char *text = cli_text(c, name);
     if (text == NULL) return OK;
-    char *end;
+    char *end, from[256];
     const double v = strtod(text, &end);
     if (end == text || *end != 0 || !(v >= lo && v <= hi))
-        return err_set(e, E_ARG, "--%s %s: give a number from %g to %g", name, text, lo, hi);
+        return err_set(e, E_ARG, "%s %s: give a number from %g to %g", origin(c, must(c, name), from, sizeof from), text, lo,
+                       hi);
     *out = v;
     return OK;
 }
@@ -392,27 +505,58 @@ bool cli_time(const char *text, double *out)
 status cli_seconds(const struct cli *c, const char *name, double *out, struct err *e)
 {
     const char *text = cli_text(c, name);
+    char from[256];
     if (text == NULL || cli_time(text, out)) return OK;
-    return err_set(e, E_ARG, "--%s %s: give a time such as 90, 90.5s, 1500ms, 01:30 or 1:02:03.250", name, text);
+    return err_set(e, E_ARG, "%s %s: give a time such as 90, 90.5s, 1500ms, 01:30 or 1:02:03.250",
+                   origin(c, must(c, name), from, sizeof from), text);
 }
 
 status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, struct policy_params *out, struct err *e)
 {
     const char *name = cli_text(c, "policy");
-    if (name == NULL) name = cli_given(c, "retention") ? "omnidrop" : fallback;
-    TRY(prune_params_init(out, name, n_layers, e));
+    for (const struct cli_option *o = cli_policy_options; name == NULL && o->name; o++)
+        if (cli_given(c, o->name)) name = "omnidrop";
+    TRY(prune_params_init(out, name ? name : fallback, n_layers, e));
     for (const struct cli_option *o = cli_policy_options; o->name; o++) {
-        if (strcmp(o->name, "policy") == 0 || !cli_given(c, o->name)) continue;
+        if (strcmp(o->name, "policy") == 0 || o->repeat || !cli_given(c, o->name)) continue;
         char key[64];
         snprintf(key, sizeof key, "%s", o->name);
         for (char *p = key; *p; p++)
             if (*p == '-') *p = '_';
         TRY(prune_params_set_text(out, key, cli_text(c, o->name), e));
     }
+    for (size_t i = 0; i < c->n_given; i++) {
+        const char *text = c->given[i].value, *eq = strchr(text, '=');
+        char key[64];
+        if (strcmp(c->given[i].option->name, "policy-param") != 0) continue;
+        if (eq == NULL || (size_t)(eq - text) >= sizeof key)
+            return err_set(e, E_ARG, "--policy-param %s: give KEY=VALUE, such as kappa=0.3", text);
+        snprintf(key, sizeof key, "%.*s", (int)(eq - text), text);
+        TRY(prune_params_set_text(out, key, eq + 1, e));
+    }
+    if (cli_given(c, "seed") && prune_has(out, "seed") && !prune_is_set(out, "seed"))
+        TRY(prune_params_set_text(out, "seed", cli_text(c, "seed"), e));
     return prune_params_finish(out, e);
 }
 
 /* ---- stderr ----------------------------------------------------------------------------------------------- */
+
+json_t *cli_json_string(const char *text)
+{
+    json_t *s = json_string(text);
+    if (s) return s;
+    const size_t n = strlen(text);
+    char *clean = mem_must(3 * n + 1, 1), *out = clean;
+    for (size_t i = 0; i < n; ) {
+        utf8proc_int32_t point;
+        const utf8proc_ssize_t used = utf8proc_iterate((const utf8proc_uint8_t *)text + i, (utf8proc_ssize_t)(n - i), &point);
+        out += utf8proc_encode_char(used > 0 ? point : 0xFFFD, (utf8proc_uint8_t *)out);
+        i += used > 0 ? (size_t)used : 1;
+    }
+    s = json_string(clean);
+    free(clean);
+    return s;
+}
 
 void cli_log(const struct cli *c, enum cli_level level, const char *fmt, ...)
 {
@@ -426,9 +570,9 @@ void cli_log(const struct cli *c, enum cli_level level, const char *fmt, ...)
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
     if (c && strcmp(cli_text(c, "log-format"), "json") == 0) {
-        json_t *o = json_pack("{s:s, s:s%}", "level", name[level], "message", text, strlen(text));
-        char *line = o ? json_dumps(o, JSON_COMPACT) : NULL;
-        fprintf(stderr, "%s\n", line ? line : "{}");
+        json_t *o = json_pack("{s:s, s:o}", "level", name[level], "message", cli_json_string(text));
+        char *line = json_dumps(o, JSON_COMPACT);
+        fprintf(stderr, "%s\n", line);
         free(line);
         json_decref(o);
         return;

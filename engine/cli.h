@@ -5,6 +5,7 @@
 #ifndef ENGINE_CLI_H
 #define ENGINE_CLI_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,6 +32,8 @@ struct cli_option {
     const char *help;
     const char *word;              /* a whole word of its own that means it: "-ss"; "-otxt" with word_value */
     const char *word_value;        /* what the word sets where it takes no value                           */
+    bool repeat;                   /* may be given often; files and environment give a list with commas    */
+    const char *const *choices;    /* NULL-terminated: the values that it takes; NULL: any                 */
 };
 
 struct cli_command {
@@ -49,7 +52,7 @@ struct cli;                        /* parsed values of one command */
 status cli_parse(const struct cli_command *c, int argc, char **argv, struct cli **out, bool *done, struct err *e);
 void cli_free(struct cli **c);
 
-/* Values; the last one given wins. NULL, false or the fallback where not set. Names must be of the command's tables. */
+/* Values; of several flags the last one wins. NULL, false or the fallback where not set. Names must be of the command's tables. */
 const char *cli_text(const struct cli *c, const char *name);
 bool cli_flag(const struct cli *c, const char *name);
 bool cli_given(const struct cli *c, const char *name);                   /* by anyone but the default */
@@ -57,7 +60,8 @@ status cli_uint(const struct cli *c, const char *name, uint64_t lo, uint64_t hi,
 status cli_number(const struct cli *c, const char *name, double lo, double hi, double *out, struct err *e);
 status cli_seconds(const struct cli *c, const char *name, double *out, struct err *e);   /* 90, 90.5s, 1500ms, 1:02:03.5 */
 
-/* Occurrences on the command line in their order, of all options: for --image A --audio B. And the free words. */
+/* Occurrences in their order, of all options: for --image A --audio B. On the command line; then those of repeatable
+ * options that only the environment or a file gives, in the order of the tables. And the free words. */
 struct cli_given_option { const struct cli_option *option; const char *value; };
 size_t cli_n_given(const struct cli *c);
 struct cli_given_option cli_given_at(const struct cli *c, size_t i);
@@ -67,7 +71,8 @@ const char *cli_word(const struct cli *c, size_t i);
 /* "90", "90.5s", "1500ms", "01:30", "1:02:03.250" -> seconds. False where it is none of these. */
 bool cli_time(const char *text, double *out);
 
-/* Policy from the policy options, for a decoder of n_layers. `fallback`: where neither --policy nor --retention is given. */
+/* Policy from the policy options and --seed, for a decoder of n_layers. Without --policy: omnidrop where any of its
+ * options is given, else `fallback`. */
 status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, struct policy_params *out, struct err *e);
 
 /* ---- stderr ----------------------------------------------------------------------------------------------- */
@@ -75,6 +80,9 @@ status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, 
 /* Levels by -q (errors only), default, -v. --log-format json: one object a line. */
 enum cli_level { CLI_ERROR, CLI_NOTE, CLI_DETAIL };
 void cli_log(const struct cli *c, enum cli_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* A JSON string of any bytes: what is not UTF-8 becomes U+FFFD. The caller owns the reference. */
+json_t *cli_json_string(const char *text);
 
 /* "omnidrop: error: TEXT" and the exit code. */
 int cli_fail(const struct cli *c, status st, const struct err *e);

@@ -1,4 +1,6 @@
 /* engine/main.c - omnidrop <command> [options]. */
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -21,22 +23,33 @@ static void usage(FILE *f)
     fprintf(f, "\nomnidrop COMMAND --help lists the options of a command; --version prints the version.\n");
 }
 
+/* Did everything reach standard output? A reader that went away ends a command quietly; a full disk does not. */
+static int finish(int code)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+    struct pollfd out = { .fd = 1, .events = POLLOUT };
+    if (poll(&out, 1, 0) == 1 && out.revents & (POLLERR | POLLHUP)) return code;
+    fprintf(stderr, "omnidrop: error: standard output could not be written: disk full?\n");
+    return code == CLI_OK ? CLI_NOMEM : code;
+}
+
 int main(int argc, char **argv)
 {
+    signal(SIGPIPE, SIG_IGN);
     if (argc < 2) {
         usage(stderr);
         return CLI_USAGE;
     }
     if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "version") == 0) {
         printf("omnidrop " OMNIDROP_VERSION "\n");
-        return CLI_OK;
+        return finish(CLI_OK);
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
         usage(stdout);
-        return CLI_OK;
+        return finish(CLI_OK);
     }
     for (size_t i = 0; i < sizeof COMMANDS / sizeof *COMMANDS; i++)
-        if (strcmp(argv[1], COMMANDS[i].name) == 0) return COMMANDS[i].run(argc - 1, argv + 1);
+        if (strcmp(argv[1], COMMANDS[i].name) == 0) return finish(COMMANDS[i].run(argc - 1, argv + 1));
     fprintf(stderr, "omnidrop: error: no command \"%s\"; omnidrop --help lists them\n", argv[1]);
     return CLI_USAGE;
 }

@@ -9,6 +9,8 @@
 #include "base/mem.h"
 #include "engine/cli.h"
 #include "engine/engine.h"
+#include "engine/transcribe.h"
+#include "engine/windows.h"
 #include "kernels/ops.h"
 #include "media/media.h"
 #include "model/checkpoint.h"
@@ -19,7 +21,9 @@ static const struct cli_option inspect_options[] = {
     { "min-pixels", 0, CLI_UINT, "N", NULL, "media: of a picture or frame", NULL, NULL },
     { "max-pixels", 0, CLI_UINT, "N", NULL, "media: of a picture or frame", NULL, NULL },
     { "exact", 0, CLI_FLAG, NULL, NULL, "media: decode the sound for the exact count", NULL, NULL },
-    { "window", 0, CLI_SECONDS, "T", "30", "media: target window of transcribe", NULL, NULL },
+    { "windows", 0, CLI_FLAG, NULL, "true", "media: decode the sound and show where transcribe cuts it (--no-windows: not)" },
+    { "window", 0, CLI_NUMBER, "S", NULL, "media: longest window in seconds, 2 to 120 [the model's, else 30]" },
+    { "overlap", 0, CLI_NUMBER, "S", NULL, "media: seconds that both sides of a hard cut hear [the model's, else 2]" },
     { "audio-tokens", 0, CLI_UINT, "N", "1500", "schedule: audio tokens of the prompt", NULL, NULL },
     { "video-steps", 0, CLI_UINT, "N", "60", "schedule: grid steps of the film (2 frames each)", NULL, NULL },
     { "step-tokens", 0, CLI_UINT, "N", "144", "schedule: tokens of a grid step", NULL, NULL },
@@ -43,25 +47,32 @@ static void print_json(json_t *o)
     json_decref(o);
 }
 
+/* The folder that -m names, or the bundled one written into dir[cap]. */
+static status model_folder(const struct cli *c, char *dir, size_t cap, const char **out, struct err *e)
+{
+    *out = cli_text(c, "model");
+    if (*out) return OK;
+    *out = dir;
+    return engine_bundled_model(dir, cap, e);
+}
+
 /* ---- model ------------------------------------------------------------------------------------------------ */
 
 static status inspect_model(const struct cli *c, struct err *e)
 {
     static const char *const dtype[] = { "F32", "BF16", "F16" };
-    const char *dir = cli_n_words(c) > 1 ? cli_word(c, 1) : cli_text(c, "model");
+    const char *dir;
     char bundled[1024];
     struct checkpoint ck;
-    if (dir == NULL) {
-        TRY(engine_bundled_model(bundled, sizeof bundled, e));
-        dir = bundled;
-    }
+    if (cli_n_words(c) > 1) dir = cli_word(c, 1);
+    else TRY(model_folder(c, bundled, sizeof bundled, &dir, e));
     TRY(checkpoint_open(dir, &ck, e));
     const struct model_config *m = &ck.config;
     const uint64_t kv = 2ull * m->text.kv_heads * m->text.head_dim * (ck.dtype == DT_F32 ? 4 : 2);
     if (cli_flag(c, "json")) {
-        print_json(json_pack("{s:s, s:I, s:I, s:s, s:b, s:i, s:{s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i}, s:{s:i,s:i,s:i,s:i}, "
+        print_json(json_pack("{s:o, s:I, s:I, s:s, s:b, s:i, s:{s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i}, s:{s:i,s:i,s:i,s:i}, "
                              "s:{s:i,s:i,s:i,s:i}, s:I}",
-                             "dir", dir, "parameters", (json_int_t)ck.n_params, "bytes", (json_int_t)ck.bytes, "dtype",
+                             "dir", cli_json_string(dir), "parameters", (json_int_t)ck.n_params, "bytes", (json_int_t)ck.bytes, "dtype",
                              dtype[ck.dtype], "tied", ck.tied, "tensors", (int)ck.n_tensors, "text", "layers",
                              (int)m->text.layers, "hidden", (int)m->text.hidden, "heads", (int)m->text.heads, "kv_heads",
                              (int)m->text.kv_heads, "head_dim", (int)m->text.head_dim, "ff", (int)m->text.ff, "vocab",
@@ -90,11 +101,86 @@ static status inspect_model(const struct cli *c, struct err *e)
 
 /* ---- media ------------------------------------------------------------------------------------------------ */
 
+/* How transcribe would cut the sound: docs/http-api.md 5.2. */
+struct plan_entry { double from_s, to_s, begin_s, end_s, voiced_s; bool clean_to, silent; };
+
+struct window_plan {
+    struct windows_options o;
+    struct plan_entry *entry;      /* owned */
+    size_t n, cap;
+};
+
+static status read_sound(void *self, float *buf, size_t cap, size_t *n, struct err *e)
+{
+    return media_audio_read(self, buf, cap, n, e);
+}
+
+/* The model's own window and overlap hold where nobody gives others. */
+static status window_options(const struct cli *c, const char *dir, struct windows_options *o, struct err *e)
+{
+    struct transcribe_profile own;
+    TRY(transcribe_profile_load(dir, &own, e));
+    *o = (struct windows_options){ .window_s = own.window_s > 0 ? own.window_s : WINDOWS_WINDOW_S };
+    TRY(cli_number(c, "window", 2, 120, &o->window_s, e));
+    o->overlap_s = fmin(own.overlap_s >= 0 ? own.overlap_s : WINDOWS_OVERLAP_S, o->window_s / 4);
+    return cli_number(c, "overlap", 0, o->window_s / 2, &o->overlap_s, e);
+}
+
+static status plan_windows(struct media *m, struct window_plan *p, struct err *e)
+{
+    const struct media_audio_options ao = { .keep_time = true };
+    struct media_audio *sound = NULL;
+    struct windows *cutter = NULL;
+    p->n = 0;
+    TRY(media_audio_open(m, &ao, &sound, e));
+    status st = windows_create(&p->o, read_sound, sound, &cutter, e);
+    while (st == OK) {
+        struct window w = { 0 };
+        st = windows_next(cutter, &w, e);
+        if (st != OK || w.n_samples == 0) break;
+        st = mem_grow(&p->entry, &p->cap, p->n + 1, sizeof *p->entry, e);
+        if (st == OK)
+            p->entry[p->n++] = (struct plan_entry){
+                .from_s = (double)w.from / MEDIA_RATE, .to_s = (double)w.to / MEDIA_RATE,
+                .begin_s = (double)w.begin / MEDIA_RATE, .end_s = (double)w.end / MEDIA_RATE, .voiced_s = w.voiced_s,
+                .clean_to = w.clean_to, .silent = w.silent };
+        window_free(&w);
+    }
+    windows_destroy(&cutter);
+    media_audio_close(&sound);
+    return st;
+}
+
+static json_t *windows_json(const struct window_plan *p)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < p->n; i++) {
+        const struct plan_entry *w = &p->entry[i];
+        json_array_append_new(list, json_pack("{s:f, s:f, s:f, s:f, s:f, s:b, s:b}", "start", w->from_s, "end", w->to_s,
+                                              "hear_start", w->begin_s, "hear_end", w->end_s, "voiced_s", w->voiced_s,
+                                              "clean_end", w->clean_to, "skipped_silence", w->silent));
+    }
+    return json_pack("{s:f, s:f, s:o}", "window_s", p->o.window_s, "overlap_s", p->o.overlap_s, "list", list);
+}
+
+static void windows_print(const struct window_plan *p)
+{
+    printf("  transcribe: %zu windows of at most %g s\n", p->n, p->o.window_s);
+    for (size_t i = 0; i < p->n; i++) {
+        const struct plan_entry *w = &p->entry[i];
+        printf("    %4zu  %10.3f - %10.3f s  voice %7.2f s  %s", i, w->from_s, w->to_s, w->voiced_s,
+               w->silent ? "silence, skipped" : i + 1 == p->n ? "ends with the sound" : w->clean_to ? "ends in a pause" : "hard cut");
+        if (w->begin_s < w->from_s || w->end_s > w->to_s) printf(", hears %.3f - %.3f", w->begin_s, w->end_s);
+        printf("\n");
+    }
+}
+
 static json_t *real_or_null(double v) { return v >= 0 ? json_real(v) : json_null(); }
 
-static json_t *media_json(const char *file, const struct media_info *i, const struct media_counts *n, const char *warning)
+static json_t *media_json(const char *file, const struct media_info *i, const struct media_counts *n,
+                          const struct window_plan *windows, const char *warning)
 {
-    json_t *o = json_pack("{s:s, s:s, s:o, s:b}", "file", file, "container", i->container, "duration_s",
+    json_t *o = json_pack("{s:o, s:s, s:o, s:b}", "file", cli_json_string(file), "container", i->container, "duration_s",
                           real_or_null(i->duration_s), "image", i->is_image);
     if (i->has_audio)
         json_object_set_new(o, "audio", json_pack("{s:s, s:i, s:i, s:o, s:o, s:I, s:I, s:b}", "codec", i->audio.codec, "rate",
@@ -120,11 +206,13 @@ static json_t *media_json(const char *file, const struct media_info *i, const st
         json_object_set_new(o, "video", v);
     }
     json_object_set_new(o, "tokens", json_integer((json_int_t)(n->n_audio_tokens + n->n_vision_tokens)));
-    if (warning) json_object_set_new(o, "warning", json_string(warning));
+    if (windows) json_object_set_new(o, "windows", windows_json(windows));
+    if (warning) json_object_set_new(o, "warning", cli_json_string(warning));
     return o;
 }
 
-static void media_print(const char *file, const struct media_info *i, const struct media_counts *n, const char *warning)
+static void media_print(const char *file, const struct media_info *i, const struct media_counts *n,
+                        const struct window_plan *windows, const char *warning)
 {
     printf("%s: %s", file, i->container);
     if (i->duration_s >= 0) printf(", %.3f s", i->duration_s);
@@ -145,43 +233,65 @@ static void media_print(const char *file, const struct media_info *i, const stru
                n->plan.n_sampled, n->plan.sample_fps, n->width, n->height, n->grid_t, n->grid_h, n->grid_w,
                (unsigned long long)n->n_vision_tokens);
     printf("  total  %llu tokens\n", (unsigned long long)(n->n_audio_tokens + n->n_vision_tokens));
+    if (windows) windows_print(windows);
     if (warning) printf("  warning: %s\n", warning);
+}
+
+struct media_task {
+    const struct cli *c;
+    struct media_image_options io;
+    struct media_video_options vo;
+    struct window_plan windows;
+    json_t *all;                   /* NULL: text */
+};
+
+static status one_file(struct media_task *t, const char *file, struct err *e)
+{
+    struct media *f = NULL;
+    struct media_counts n = { 0 };
+    struct err why;
+    TRY(media_open(file, &f, e));
+    const struct media_info *info = media_info(f);
+    const struct window_plan *windows = cli_flag(t->c, "windows") && info->has_audio ? &t->windows : NULL;
+    status st = media_tokens(f, &t->io, &t->vo, cli_flag(t->c, "exact"), &n, e);
+    if (st == OK && windows && plan_windows(f, &t->windows, &why) != OK) {
+        windows = NULL;            /* a film without its sound is still a film */
+        if (info->has_video) cli_log(t->c, CLI_NOTE, "%s", why.text);
+        else {
+            *e = why;
+            st = e->code;
+        }
+    }
+    if (st == OK && t->all) json_array_append_new(t->all, media_json(file, info, &n, windows, media_warning(f)));
+    else if (st == OK) media_print(file, info, &n, windows, media_warning(f));
+    media_close(&f);
+    return st;
 }
 
 static status inspect_media(const struct cli *c, struct err *e)
 {
     char bundled[1024];
-    const char *dir = cli_text(c, "model");
+    const char *dir;
     struct model_config m;
+    struct media_task t = { .c = c };
     if (cli_n_words(c) < 2) return err_set(e, E_ARG, "inspect media FILE...: no file was named");
-    if (dir == NULL) {
-        TRY(engine_bundled_model(bundled, sizeof bundled, e));
-        dir = bundled;
-    }
+    TRY(model_folder(c, bundled, sizeof bundled, &dir, e));
     TRY(model_config_load(dir, &m, e));
     uint64_t min = 0, max = 0;
     double fps = 0;
     TRY(cli_uint(c, "min-pixels", 1, UINT64_MAX / 2, &min, e));
     TRY(cli_uint(c, "max-pixels", 1, UINT64_MAX / 2, &max, e));
     TRY(cli_number(c, "fps", 0.001, 240, &fps, e));
-    const struct media_image_options io = engine_image_options(&m, min, max);
-    const struct media_video_options vo = engine_video_options(&m, min, max, fps);
-    json_t *all = json_array();
+    TRY(window_options(c, dir, &t.windows.o, e));
+    t.io = engine_image_options(&m, min, max);
+    t.vo = engine_video_options(&m, min, max, fps);
+    t.all = cli_flag(c, "json") ? json_array() : NULL;
     status st = OK;
-    for (size_t i = 1; i < cli_n_words(c) && st == OK; i++) {
-        const char *file = cli_word(c, i);
-        struct media *f = NULL;
-        struct media_counts n = { 0 };
-        st = media_open(file, &f, e);
-        if (st == OK) st = media_tokens(f, &io, &vo, cli_flag(c, "exact"), &n, e);
-        if (st == OK && cli_flag(c, "json"))
-            json_array_append_new(all, media_json(file, media_info(f), &n, media_warning(f)));
-        else if (st == OK) media_print(file, media_info(f), &n, media_warning(f));
-        media_close(&f);
-    }
-    if (st == OK && cli_flag(c, "json"))
-        print_json(json_array_size(all) == 1 ? json_incref(json_array_get(all, 0)) : json_incref(all));
-    json_decref(all);
+    for (size_t i = 1; i < cli_n_words(c) && st == OK; i++) st = one_file(&t, cli_word(c, i), e);
+    if (st == OK && t.all)
+        print_json(json_incref(json_array_size(t.all) == 1 ? json_array_get(t.all, 0) : t.all));
+    json_decref(t.all);
+    free(t.windows.entry);
     return st;
 }
 
@@ -217,6 +327,52 @@ static status inspect_device(const struct cli *c, struct err *e)
 
 /* ---- policies and schedule -------------------------------------------------------------------------------- */
 
+/* A value of a parameter as a person writes it. */
+static json_t *param_value(const struct prune_param *q, double v)
+{
+    if (isnan(v)) return json_null();
+    switch (q->kind) {
+    case PARAM_BOOL: return json_boolean(v != 0);
+    case PARAM_WORD: return json_string(q->word[(int)v]);
+    case PARAM_INTEGER: return json_integer((json_int_t)v);
+    default: return json_real(v);
+    }
+}
+
+static json_t *param_json(const struct prune_param *q)
+{
+    static const char *const kind[] = { "number", "integer", "bool", "word" };
+    json_t *o = json_pack("{s:s, s:s, s:o, s:s}", "name", q->name, "type", kind[q->kind], "default",
+                          param_value(q, q->fallback), "help", q->help);
+    if (q->kind == PARAM_WORD) {
+        json_t *words = json_array();
+        for (int i = 0; i <= (int)q->hi; i++) json_array_append_new(words, json_string(q->word[i]));
+        json_object_set_new(o, "choices", words);
+    } else if (q->kind != PARAM_BOOL) {
+        json_object_set_new(o, "min", param_value(q, q->lo));
+        json_object_set_new(o, "max", param_value(q, q->hi));
+    }
+    return o;
+}
+
+static void param_print(const struct prune_param *q)
+{
+    char range[128] = "true|false", fallback[64] = "";
+    if (q->kind == PARAM_WORD) {
+        size_t n = 0;
+        for (int i = 0; i <= (int)q->hi && n < sizeof range; i++)
+            n += (size_t)snprintf(range + n, sizeof range - n, "%s%s", i ? "|" : "", q->word[i]);
+    } else if (q->kind != PARAM_BOOL) {
+        snprintf(range, sizeof range, "%.16g..%.16g", q->lo, q->hi);
+    }
+    if (!isnan(q->fallback)) {
+        if (q->kind == PARAM_WORD) snprintf(fallback, sizeof fallback, " [%s]", q->word[(int)q->fallback]);
+        else if (q->kind == PARAM_BOOL) snprintf(fallback, sizeof fallback, " [%s]", q->fallback != 0 ? "true" : "false");
+        else snprintf(fallback, sizeof fallback, " [%.16g]", q->fallback);
+    }
+    printf("             %-16s %s%s  %s\n", q->name, range, fallback, q->help);
+}
+
 static status inspect_policies(const struct cli *c)
 {
     json_t *all = json_array();
@@ -224,14 +380,8 @@ static status inspect_policies(const struct cli *c)
         json_t *params = json_array();
         if (!cli_flag(c, "json")) printf("%-10s %s\n           %s\n", (*p)->name, (*p)->help, (*p)->citation);
         for (uint32_t i = 0; i < (*p)->n_param; i++) {
-            const struct prune_param *q = &(*p)->param[i];
-            json_t *o = json_pack("{s:s, s:f, s:f, s:o, s:s}", "name", q->name, "min", q->lo, "max", q->hi, "default",
-                                  isnan(q->fallback) ? json_null() : json_real(q->fallback), "help", q->help);
-            json_array_append_new(params, o);
-            if (cli_flag(c, "json")) continue;
-            printf("             %-16s %g..%g", q->name, q->lo, q->hi);
-            if (!isnan(q->fallback)) printf(" [%g]", q->fallback);
-            printf("  %s\n", q->help);
+            json_array_append_new(params, param_json(&(*p)->param[i]));
+            if (!cli_flag(c, "json")) param_print(&(*p)->param[i]);
         }
         json_array_append_new(all, json_pack("{s:s, s:s, s:s, s:o}", "name", (*p)->name, "help", (*p)->help, "citation",
                                              (*p)->citation, "parameters", params));
@@ -248,12 +398,9 @@ static status schedule_input(const struct cli *c, struct schedule_input *s, stru
     TRY(cli_uint(c, "layers", 1, 4096, &s->layers, e));
     if (s->layers == 0) {
         char bundled[1024];
-        const char *dir = cli_text(c, "model");
+        const char *dir;
         struct model_config m;
-        if (dir == NULL) {
-            TRY(engine_bundled_model(bundled, sizeof bundled, e));
-            dir = bundled;
-        }
+        TRY(model_folder(c, bundled, sizeof bundled, &dir, e));
         TRY(model_config_load(dir, &m, e));
         s->layers = m.text.layers;
     }
@@ -325,8 +472,10 @@ int cli_main_inspect(int argc, char **argv)
     bool done;
     status st = cli_parse(&inspect_command, argc, argv, &c, &done, &e);
     if (st != OK) return cli_fail(NULL, st, &e);
-    const char *what = cli_n_words(c) ? cli_word(c, 0) : "";
+    const char *what = !done && cli_n_words(c) ? cli_word(c, 0) : "";
+    const size_t most = strcmp(what, "media") == 0 ? SIZE_MAX : strcmp(what, "model") == 0 ? 2 : 1;
     if (done) st = OK;
+    else if (cli_n_words(c) > most) st = err_set(&e, E_ARG, "inspect %s: what is \"%s\"?", what, cli_word(c, most));
     else if (strcmp(what, "model") == 0) st = inspect_model(c, &e);
     else if (strcmp(what, "media") == 0) st = inspect_media(c, &e);
     else if (strcmp(what, "device") == 0) st = inspect_device(c, &e);

@@ -22,6 +22,8 @@
 #include "base/err.h"
 
 #define WINDOWS_FRAME 320          /* samples of one frame of the energy detector: 20 ms at 16 kHz */
+#define WINDOWS_WINDOW_S 30.0      /* where neither the model nor a person says otherwise */
+#define WINDOWS_OVERLAP_S 2.0
 #define WINDOWS_PAUSE 10           /* frames without voice that make a pause: 200 ms               */
 
 struct windows_options {

@@ -14,9 +14,9 @@
 static const struct cli_option chat_options[] = {
     { "prompt", 'p', CLI_TEXT, "TEXT", NULL, "the question; @FILE reads it, - reads standard input", NULL, NULL },
     { "system", 0, CLI_TEXT, "TEXT", NULL, "system message in place of the model's own", NULL, NULL },
-    { "image", 0, CLI_TEXT, "FILE", NULL, "a picture (repeatable; media keep their order)", NULL, NULL },
-    { "audio", 0, CLI_TEXT, "FILE", NULL, "a sound (repeatable)", NULL, NULL },
-    { "video", 0, CLI_TEXT, "FILE", NULL, "a film (repeatable)", NULL, NULL },
+    { "image", 0, CLI_TEXT, "FILE", NULL, "a picture (repeatable; media keep their order)", .repeat = true },
+    { "audio", 0, CLI_TEXT, "FILE", NULL, "a sound (repeatable)", .repeat = true },
+    { "video", 0, CLI_TEXT, "FILE", NULL, "a film (repeatable)", .repeat = true },
     { "audio-in-video", 0, CLI_FLAG, NULL, NULL, "hear the films too; default: where every film has sound", NULL, NULL },
     { "fps", 0, CLI_NUMBER, "N", NULL, "frames a second to look at [2]", NULL, NULL },
     { "min-pixels", 0, CLI_UINT, "N", NULL, "of a picture or frame; default: the checkpoint's", NULL, NULL },
@@ -29,7 +29,7 @@ static const struct cli_option chat_options[] = {
     { "repetition-penalty", 0, CLI_NUMBER, "X", "1", "over prompt and answer; 1: none", NULL, NULL },
     { "presence-penalty", 0, CLI_NUMBER, "X", "0", "over the answer", NULL, NULL },
     { "frequency-penalty", 0, CLI_NUMBER, "X", "0", "over the answer", NULL, NULL },
-    { "stop", 0, CLI_TEXT, "TEXT", NULL, "end before this text (repeatable)", NULL, NULL },
+    { "stop", 0, CLI_TEXT, "TEXT", NULL, "end before this text (repeatable)", .repeat = true },
     { "stream", 0, CLI_FLAG, NULL, "true", "show text as it comes (--no-stream: at the end)", NULL, NULL },
     { "json", 0, CLI_FLAG, NULL, NULL, "one JSON object an answer", NULL, NULL },
     { "return-pruning", 0, CLI_FLAG, NULL, NULL, "what lived at each layer, and its pages", NULL, NULL },
@@ -45,11 +45,16 @@ static const struct cli_command chat_command = {
     .examples = "omnidrop chat --video clip.mp4 -p \"What is said?\"\n"
                 "omnidrop chat --video clip.mp4 --retention 0.3 --return-pruning -p \"What is shown at second 3?\"" };
 
-static struct engine *running_engine;
+static struct engine *volatile running_engine;
+static volatile sig_atomic_t asked_to_end;
+
+/* The first Ctrl-C ends an answer at its next step; where none is being made, or at the second, the program ends. */
 static void on_signal(int sig)
 {
     (void)sig;
-    if (running_engine) engine_interrupt(running_engine);
+    struct engine *en = running_engine;
+    if (en == NULL || asked_to_end++) _exit(CLI_SIGINT);
+    engine_interrupt(en);
 }
 
 /* ---- output ----------------------------------------------------------------------------------------------- */
@@ -131,6 +136,7 @@ static status answer(struct session *s, const struct chat *chat, char **text, st
     struct eng_request *r = NULL;
     s->o.on_text = s->stream && !s->json ? to_stdout : NULL;
     TRY(eng_request_create(s->en, chat, &s->o, &r, e));
+    asked_to_end = 0;
     running_engine = s->en;
     status st = eng_run(s->en, &r, 1, e);
     running_engine = NULL;
@@ -140,11 +146,15 @@ static status answer(struct session *s, const struct chat *chat, char **text, st
         st = e->code;
     }
     if (st == OK && res->finish == ENG_CANCELLED) st = err_set(e, E_CANCELLED, "interrupted");
+    if (st == E_CANCELLED && res->n_text && s->o.on_text) printf("\n");
+    if (eng_request_warnings(r)) cli_log(s->cli, CLI_NOTE, "%s", eng_request_warnings(r));
     if (st == OK && s->json) {
-        json_t *o = json_pack("{s:s, s:s%, s:s, s:{s:i, s:i, s:i}}", "model", engine_info(s->en)->model_name, "text",
-                              res->text, res->n_text, "finish_reason", finish_name(res->finish), "usage", "prompt_tokens",
-                              (int)res->n_prompt, "completion_tokens", (int)res->n_ids, "total_tokens",
-                              (int)(res->n_prompt + res->n_ids));
+        json_t *o = json_pack("{s:o, s:s%, s:s, s:{s:i, s:i, s:i}}", "model",
+                              cli_json_string(engine_info(s->en)->model_name), "text", res->text, res->n_text,
+                              "finish_reason", finish_name(res->finish), "usage", "prompt_tokens", (int)res->n_prompt,
+                              "completion_tokens", (int)res->n_ids, "total_tokens", (int)(res->n_prompt + res->n_ids));
+        if (eng_request_warnings(r))
+            json_object_set_new(o, "warnings", cli_json_string(eng_request_warnings(r)));
         if (s->pruning) json_object_set_new(o, "omnidrop", pruning_json(s->en, res, &s->policy,
                                                                              eng_request_plan(r)));
         json_dumpf(o, stdout, JSON_COMPACT);
@@ -191,6 +201,8 @@ static status session_open(struct session *s, struct err *e)
     s->stop = mem_must(cli_n_given(c), sizeof *s->stop);
     for (size_t i = 0; i < cli_n_given(c); i++)
         if (strcmp(cli_given_at(c, i).option->name, "stop") == 0) s->stop[n_stop++] = cli_given_at(c, i).value;
+    for (size_t i = 0; i < n_stop; i++)
+        if (s->stop[i][0] == 0) return err_set(e, E_ARG, "--stop: an empty text ends nothing: leave it out");
     s->o.stop = s->stop;
     s->o.n_stop = (uint32_t)n_stop;
     s->stream = cli_flag(c, "stream");
@@ -202,11 +214,15 @@ static status session_open(struct session *s, struct err *e)
     return OK;
 }
 
-/* The prompt's text: as given, of a file, or of standard input. Owned by the caller. */
-static status prompt_text(const char *arg, char **out, struct err *e)
+#define PROMPT_MAX ((size_t)16 << 20)   /* bytes */
+
+/* The prompt's text, n bytes: as given, of a file, or of standard input; line ends at its end fall away. Owned by the
+ * caller. */
+static status prompt_text(const char *arg, char **out, size_t *n_out, struct err *e)
 {
     if (arg[0] != '@' && strcmp(arg, "-") != 0) {
         *out = mem_must_strdup(arg);
+        *n_out = strlen(arg);
         return OK;
     }
     FILE *f = arg[0] == '@' ? fopen(arg + 1, "re") : stdin;
@@ -217,16 +233,17 @@ static status prompt_text(const char *arg, char **out, struct err *e)
     do {
         st = mem_grow(&text, &cap, n + 4096, 1, e);
         if (st == OK) n += fread(text + n, 1, 4095, f);
-    } while (st == OK && !feof(f) && !ferror(f) && n < (16u << 20));
+    } while (st == OK && !feof(f) && !ferror(f) && n <= PROMPT_MAX);
     if (st == OK && ferror(f)) st = err_set(e, E_INPUT, "%s cannot be read: %s", arg, strerror(errno));
+    if (st == OK && n > PROMPT_MAX) st = err_set(e, E_INPUT, "%s: a prompt of more than %zu bytes", arg, PROMPT_MAX);
     if (f != stdin) fclose(f);
     if (st != OK) {
         free(text);
         return st;
     }
-    while (n > 0 && text[n - 1] == '\n') n--;
-    text[n] = 0;
+    while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == '\r')) n--;
     *out = text;
+    *n_out = n;
     return OK;
 }
 
@@ -239,6 +256,14 @@ static bool media_kind(const char *name, enum chat_part_kind *kind)
             *kind = KINDS[i].kind;
             return true;
         }
+    return false;
+}
+
+static bool has_given_media(const struct cli *c)
+{
+    enum chat_part_kind kind;
+    for (size_t i = 0; i < cli_n_given(c); i++)
+        if (media_kind(cli_given_at(c, i).option->name, &kind)) return true;
     return false;
 }
 
@@ -267,19 +292,52 @@ static status one_question(struct session *s, struct err *e)
 {
     struct chat chat;
     char *text = NULL;
-    TRY(prompt_text(cli_text(s->cli, "prompt"), &text, e));
+    size_t n = 0;
+    TRY(prompt_text(cli_text(s->cli, "prompt"), &text, &n, e));
     status st = start_chat(s->cli, &chat, e);
     if (st == OK) st = chat_add_message(&chat, CHAT_USER, e);
     if (st == OK) st = add_given_media(s->cli, &chat, e);
-    if (st == OK) st = chat_add_text(&chat, text, strlen(text), e);
+    if (st == OK) st = chat_add_text(&chat, text, n, e);
     if (st == OK) st = answer(s, &chat, NULL, e);
     chat_free(&chat);
     free(text);
     return st;
 }
 
-/* A conversation. Media named by /image, /audio, /video go before the next question. A question that fails is taken
- * back, so that the next one starts clean. */
+/* /image FILE, /audio FILE, /video FILE: media that go before the next question. */
+static status add_named_media(struct chat *chat, char *line, bool *open, struct err *e)
+{
+    char *file = strchr(line, ' ');
+    enum chat_part_kind kind;
+    if (file) *file++ = 0;
+    while (file && *file == ' ') file++;
+    if (file == NULL || *file == 0 || !media_kind(line + 1, &kind))
+        return err_set(e, E_ARG, "%s: /image FILE, /audio FILE, /video FILE, /reset or /quit", line);
+    if (!*open) TRY(chat_add_message(chat, CHAT_USER, e));
+    *open = true;
+    return chat_add_media(chat, kind, file, e);
+}
+
+/* A line asked, its answer added to the chat; the question is taken back where there is none. */
+static status ask_line(struct session *s, struct chat *chat, const char *line, size_t n, bool *open, struct err *e)
+{
+    char *said = NULL;
+    if (!*open) TRY(chat_add_message(chat, CHAT_USER, e));
+    *open = true;
+    status st = chat_add_text(chat, line, n, e);
+    if (st == OK) st = answer(s, chat, &said, e);
+    *open = false;
+    if (st != OK) {
+        chat_drop_last(chat);
+        return st;
+    }
+    st = chat_add_message(chat, CHAT_ASSISTANT, e);
+    if (st == OK) st = chat_add_text(chat, said, strlen(said), e);
+    free(said);
+    return st;
+}
+
+/* A conversation, a line a turn. On a terminal it outlives what goes wrong with a line; a script ends there. */
 static status conversation(struct session *s, struct err *e)
 {
     struct chat chat;
@@ -288,7 +346,7 @@ static status conversation(struct session *s, struct err *e)
     bool open = false;             /* a user message has been begun */
     const bool tty = isatty(0);
     status st = start_chat(s->cli, &chat, e);
-    if (st == OK && cli_n_given(s->cli)) {
+    if (st == OK && has_given_media(s->cli)) {
         st = chat_add_message(&chat, CHAT_USER, e);
         if (st == OK) st = add_given_media(s->cli, &chat, e);
         open = true;
@@ -305,42 +363,17 @@ static status conversation(struct session *s, struct err *e)
             chat_free(&chat);
             st = start_chat(s->cli, &chat, e);
             open = false;
-            continue;
+        } else if (line[0] == '/') {
+            st = add_named_media(&chat, line, &open, e);
+        } else {
+            st = ask_line(s, &chat, line, n, &open, e);
         }
-        if (line[0] == '/') {
-            char *space = strchr(line, ' ');
-            enum chat_part_kind kind;
-            if (space) *space = 0;
-            if (space == NULL || !media_kind(line + 1, &kind)) {
-                cli_log(s->cli, CLI_ERROR, "%s: /image FILE, /audio FILE, /video FILE, /reset or /quit", line);
-                continue;
-            }
-            if (!open) st = chat_add_message(&chat, CHAT_USER, e);
-            open = true;
-            if (st == OK) st = chat_add_media(&chat, kind, space + 1, e);
-            continue;
+        if (st != OK && tty && !ferror(stdout)) {
+            cli_log(s->cli, CLI_ERROR, "%s", e->text);
+            st = OK;
         }
-        if (!open) st = chat_add_message(&chat, CHAT_USER, e);
-        open = true;
-        if (st == OK) st = chat_add_text(&chat, line, n, e);
-        if (st != OK) break;
-        char *said = NULL;
-        struct err why = { 0 };
-        const status got_answer = answer(s, &chat, &said, &why);
-        open = false;
-        if (got_answer != OK) {
-            cli_log(s->cli, CLI_ERROR, "%s", why.text);
-            chat_drop_last(&chat);
-            if (!tty) {
-                *e = why;
-                st = got_answer;
-            }
-            continue;
-        }
-        st = chat_add_message(&chat, CHAT_ASSISTANT, e);
-        if (st == OK) st = chat_add_text(&chat, said, strlen(said), e);
-        free(said);
     }
+    if (st == OK && ferror(stdin)) st = err_set(e, E_INPUT, "standard input cannot be read: %s", strerror(errno));
     free(line);
     chat_free(&chat);
     return st;
@@ -358,7 +391,6 @@ int cli_main_chat(int argc, char **argv)
         return CLI_OK;
     }
     signal(SIGINT, on_signal);
-    signal(SIGPIPE, SIG_IGN);      /* a closed stdout ends the answer, not the program */
     if (cli_n_words(s.cli)) st = err_set(&e, E_ARG, "\"%s\": files are given with --image, --audio or --video, the question "
                                                     "with -p", cli_word(s.cli, 0));
     if (st == OK) st = session_open(&s, &e);

@@ -166,6 +166,9 @@ struct eng_result {
     double select_s;               /* of prefill_s: importance scores and selections of this request */
 };
 const struct eng_result *eng_request_result(const struct eng_request *r);
+/* What is missing in the media that were used nevertheless ("clip.mp4: truncated: ..."), a line each; NULL: nothing.
+ * Complete after eng_run. */
+const char *eng_request_warnings(const struct eng_request *r);
 void eng_request_destroy(struct engine *en, struct eng_request **r);
 
 #endif

@@ -39,6 +39,7 @@ struct req_part {
     uint32_t n_frames;
     float *patches;                /* owned unless `given`; pictures, and films only where asked for */
     bool given;
+    struct media_video_plan plan;  /* films that were opened; else total_frames is 0 */
 };
 
 struct eng_request {
@@ -47,6 +48,7 @@ struct eng_request {
     struct token_list tokens;
     struct req_part *part;
     uint32_t n_parts;
+    char *warnings;                /* of media that are closed by now, a line each; or NULL */
     struct prompt prompt;
     struct policy_plan plan;
     struct policy_params policy;

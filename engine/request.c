@@ -68,6 +68,12 @@ static status open_file(const struct eng_request *r, struct req_part *p, struct 
     return media_open(path, &p->file, e);
 }
 
+/* Seconds of sound that the context holds beside a short question and its answer. */
+static double seconds_that_fit(const struct engine *en)
+{
+    return en->info.max_model_len > 64 ? floor((en->info.max_model_len - 64) / 25.0) : 0;
+}
+
 /* Mel of samples: part->mel, n_frames, audio token count. */
 static status mel_of(struct engine *en, struct req_part *p, const float *x, size_t n, const char *what, struct err *e)
 {
@@ -77,7 +83,7 @@ static status mel_of(struct engine *en, struct req_part *p, const float *x, size
     if (tokens >= en->info.max_model_len)
         return err_set(e, E_ARG, "%s: %.1f s of sound are %zu tokens, the context holds %u: at most about %.0f s fit; "
                                  "transcribe cuts a long file into windows", what, (double)n / MEDIA_RATE, tokens,
-                       en->info.max_model_len, (double)(en->info.max_model_len - 64) / 25);
+                       en->info.max_model_len, seconds_that_fit(en));
     TRY(mem_alloc(&p->mel, frames * MEDIA_MEL_BINS, sizeof(float), e));
     p->n_frames = (uint32_t)frames;
     p->media.n_audio = (uint32_t)tokens;
@@ -99,11 +105,12 @@ static status load_sound(struct engine *en, struct req_part *p, struct err *e)
     float *x = NULL;
     size_t n = 0;
     status st = media_audio_load(p->file, &ao, most, &x, &n, e);
-    if (st == E_FULL)
-        return err_set(e, E_ARG, "%s: %.0f s of sound are over the context of %u tokens (25 a second): at most about "
-                                 "%.0f s fit; transcribe cuts a long file into windows", name_of(p->chat),
-                       info->audio.duration_s > 0 ? info->audio.duration_s : info->duration_s, en->info.max_model_len,
-                       (double)(en->info.max_model_len - 64) / 25);
+    if (st == E_FULL) {
+        const double length = info->audio.duration_s > 0 ? info->audio.duration_s : info->duration_s;
+        return err_set(e, E_ARG, "%s: %.1f s of sound are about %.0f tokens, the context holds %u: at most about %.0f s fit; "
+                                 "transcribe cuts a long file into windows", name_of(p->chat), length, length * 25,
+                       en->info.max_model_len, seconds_that_fit(en));
+    }
     if (st == OK) st = mel_of(en, p, x, n, name_of(p->chat), e);
     free(x);
     return st;
@@ -139,6 +146,7 @@ static status open_film(struct engine *en, struct eng_request *r, struct req_par
     p->media.h = plan.grid_h;
     p->media.w = plan.grid_w;
     p->media.second_per_grid = plan.second_per_grid;
+    p->plan = plan;
     return OK;
 }
 
@@ -244,6 +252,35 @@ static status build_prompt(struct engine *en, struct eng_request *r, struct err 
     return st;
 }
 
+/* Tokens of all films at another rate; UINT64_MAX where they cannot be known. */
+static uint64_t film_tokens_at(struct engine *en, const struct eng_request *r, double fps)
+{
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < r->n_parts; i++) {
+        const struct req_part *p = &r->part[i];
+        struct media_video_options vo;
+        struct media_video_plan plan;
+        if (p->media.kind != TOKEN_VIDEO) continue;
+        if (p->plan.total_frames == 0) return UINT64_MAX;
+        const struct media_info *info = media_info(p->file);
+        vo = video_options(en, r, p);
+        vo.fps = fps;
+        if (media_video_plan(p->plan.total_frames, p->plan.frame_rate, info->video.height, info->video.width, &vo, &plan,
+                             NULL) != OK)
+            return UINT64_MAX;
+        sum += plan.n_tokens;
+    }
+    return sum;
+}
+
+/* The largest rate below fps, in hundredths, at which all films are `room` tokens at most; 0: none. */
+static double rate_that_fits(struct engine *en, const struct eng_request *r, double fps, double room)
+{
+    for (int at = (int)ceil(fps * 100) - 1; at > 0; at--)
+        if ((double)film_tokens_at(en, r, at / 100.0) <= room) return at / 100.0;
+    return 0;
+}
+
 /* The prompt and the answer must fit the context; says what would. */
 static status check_length(struct engine *en, struct eng_request *r, struct err *e)
 {
@@ -255,26 +292,26 @@ static status check_length(struct engine *en, struct eng_request *r, struct err 
         return OK;
     }
     uint64_t n_film = 0, n_sound = 0;
-    double seconds = 0, fps = r->o.fps > 0 ? r->o.fps : 2.0;
+    double seconds = 0, fps = 0;
     for (uint32_t i = 0; i < r->n_parts; i++) {
         const struct prompt_media *m = &r->part[i].media;
         if (m->kind == TOKEN_VIDEO) n_film += (uint64_t)m->t * (m->h / 2) * (m->w / 2);
         n_sound += m->n_audio;
         seconds += m->kind == TOKEN_VIDEO ? m->t * m->second_per_grid : m->n_audio / 25.0;
+        if (m->kind == TOKEN_VIDEO) fps = fmax(fps, video_options(en, r, &r->part[i]).fps);
     }
-    char way[256] = "";
+    char way[256] = "", shorter_answer[64] = "";
     const double room = (double)max - r->o.max_tokens - (double)(n - n_film - n_sound);    /* for film and sound */
-    const double thinner = n_film ? fps * (room - (double)n_sound) / (double)n_film : 0;
+    const double thinner = n_film ? rate_that_fits(en, r, fps > 0 ? fps : 2.0, room - (double)n_sound) : 0;
     const double shorter = n_film + n_sound ? seconds * room / (double)(n_film + n_sound) : 0;
-    if (thinner >= 0.01)
-        snprintf(way, sizeof way, ": --fps %.2f fits, or smaller frames (--max-pixels)", floor(thinner * 100) / 100);
+    if (n < max) snprintf(shorter_answer, sizeof shorter_answer, "an answer of at most %u tokens fits", max - n);
+    if (thinner > 0)
+        snprintf(way, sizeof way, ": --fps %.2f fits, or smaller frames (--max-pixels)", thinner);
     else if (shorter >= 0.1)
         snprintf(way, sizeof way, ": about %.1f s of the %.1f s fit", floor(shorter * 10) / 10, seconds);
-    else if (n < max)
-        snprintf(way, sizeof way, ": an answer of at most %u tokens fits", max - n);
     return err_set(e, E_ARG, "the prompt has %u tokens (%llu of film, %llu of sound) and the answer up to %u; the context "
-                             "holds %u%s", n, (unsigned long long)n_film, (unsigned long long)n_sound, r->o.max_tokens, max,
-                   way);
+                             "holds %u%s%s%s", n, (unsigned long long)n_film, (unsigned long long)n_sound, r->o.max_tokens,
+                   max, way, shorter_answer[0] == 0 ? "" : way[0] ? "; " : ": ", shorter_answer);
 }
 
 /* ---- plan and pages --------------------------------------------------------------------------------------- */
@@ -381,12 +418,23 @@ status eng_request_features(struct engine *en, struct eng_request *r, uint32_t p
 const struct prompt *eng_request_prompt(const struct eng_request *r) { return &r->prompt; }
 const struct policy_plan *eng_request_plan(const struct eng_request *r) { return &r->plan; }
 const struct eng_result *eng_request_result(const struct eng_request *r) { return &r->result; }
+const char *eng_request_warnings(const struct eng_request *r) { return r->warnings; }
+
+static void keep_warning(struct eng_request *r, const char *text)
+{
+    const size_t had = r->warnings ? strlen(r->warnings) : 0;
+    char *all = mem_must(had + strlen(text) + 2, 1);
+    sprintf(all, "%s%s%s", had ? r->warnings : "", had ? "\n" : "", text);
+    free(r->warnings);
+    r->warnings = all;
+}
 
 void request_free_media(struct eng_request *r)
 {
     for (uint32_t i = 0; i < r->n_parts; i++) {
         struct req_part *p = &r->part[i];
         media_video_close(&p->video);
+        if (p->file && media_warning(p->file)) keep_warning(r, media_warning(p->file));
         media_close(&p->file);
         if (!p->given) {
             free(p->mel);
@@ -420,6 +468,7 @@ void eng_request_destroy(struct engine *en, struct eng_request **pr)
     free(r->alive);
     free(r->pages);
     free(r->part);
+    free(r->warnings);
     free(r->audio_saliency);
     free(r->vision_saliency);
     free(r->text);

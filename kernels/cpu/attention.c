@@ -19,7 +19,9 @@ status cpu_heads_check(uint32_t D, uint32_t H, uint32_t G, enum dtype dtype, str
     if (D == 0 || D % 2 != 0 || D > CPU_HEAD_MAX)
         return err_set(e, E_ARG, "attention: head dim %u: it must be even and 2 to %d", D, CPU_HEAD_MAX);
     if (G == 0 || H % G != 0 || H / G > CPU_ROOM_ROWS)
-        return err_set(e, E_ARG, "attention: %u query heads do not share %u KV heads evenly", H, G);
+        return err_set(e, E_ARG,
+                       "attention: %u query heads on %u KV heads: each must serve as many, at most %d", H, G,
+                       CPU_ROOM_ROWS);
     if (dtype != DT_F32 && dtype != DT_BF16)
         return err_set(e, E_ARG, "attention: pages are f32 or bf16, not dtype %d", (int)dtype);
     return OK;
@@ -205,7 +207,7 @@ static uint32_t n_splits(uint32_t visible)
 
 static size_t decode_entries(uint32_t H, uint32_t max_keys)
 {
-    const size_t one_row = n_splits(max_keys), shared = DECODE_SLOTS / H;
+    const size_t one_row = n_splits(max_keys), shared = DECODE_SLOTS / (H > 0 ? H : 1);
     return one_row > shared ? one_row : shared;
 }
 

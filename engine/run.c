@@ -402,9 +402,12 @@ static status prefill_layer(struct engine *en, struct member *m, uint32_t n_memb
 {
     struct run_buffers *b = en->run;
     const uint32_t L = decoder_shape(en->dec)->L;
+    const bool last = l + 1 == L;
+    bool whole = !last;            /* every row lives on, as is known beforehand */
     for (uint32_t s = 0; s < n_members; s++) {
         struct eng_request *r = m[s].r;
         const uint32_t rows = b->seq_start[s + 1] - b->seq_start[s];
+        whole = whole && !prune_selects_at(m[s].policy, l);
         TRY(note_alive(&m[s], l, e));
         TRY(trace_rows(en, &m[s], l, b->seq_start[s], rows, b->x, b->index + b->seq_start[s], e));
         block_table_append(&r->table[l], en->pool, &r->reservation, rows);
@@ -414,7 +417,7 @@ static status prefill_layer(struct engine *en, struct member *m, uint32_t n_memb
     }
     const struct decoder_batch batch = { .n_seqs = n_members, .seq_start = b->seq_start, .view = b->view,
                                          .angle = b->angle, .cos = b->cos, .sin = b->sin, .kv = en->kv };
-    TRY(decoder_kv(en->dec, l, &batch, b->x, b->kv_start, e));
+    if (!whole) TRY(decoder_kv(en->dec, l, &batch, b->x, b->kv_start, e));
     bool dropped = false;
     for (uint32_t s = 0; s < n_members; s++) {
         const struct eng_trace *t = m[s].r->o.trace;
@@ -433,8 +436,8 @@ static status prefill_layer(struct engine *en, struct member *m, uint32_t n_memb
         const uint32_t need = kv_pages_of(en->pool, r->table[l].n_rows + r->n_new_max);
         if (bound > need) kv_forfeit(en->pool, &r->reservation, bound - need);
     }
-    const bool last = l + 1 == L;
     const uint32_t n = list_survivors(en, m, n_members, last);
+    if (whole) return decoder_layer(en->dec, l, &batch, b->x, b->kv_start, b->visible, e);
     if (!dropped && !last) return decoder_mix(en->dec, l, &batch, b->x, NULL, *n_rows, b->out_start, b->visible, b->x, e);
     if (en->textbook_order) TRY(mix_textbook(en, l, &batch, *n_rows, n, e));
     else TRY(decoder_mix(en->dec, l, &batch, b->x, b->keep, n, b->out_start, b->visible, b->y, e));
@@ -611,9 +614,9 @@ static status decode_step(struct engine *en, struct eng_request **reqs, uint32_t
         b->id[i] = reqs[i]->next_id;
         for (int k = 0; k < 3; k++) b->pos[k][i] = reqs[i]->next_pos;
         reqs[i]->next_pos++;
-        b->angle[i] = b->seq_start[i] = b->out_start[i] = i;
+        b->angle[i] = b->seq_start[i] = i;
     }
-    b->seq_start[n] = b->out_start[n] = n;
+    b->seq_start[n] = n;
     const int32_t *const pos[3] = { b->pos[0], b->pos[1], b->pos[2] };
     TRY(decoder_angles(en->dec, pos, n, b->cos, b->sin, e));
     TRY(decoder_embed(en->dec, b->id, n, b->x, e));
@@ -627,8 +630,7 @@ static status decode_step(struct engine *en, struct eng_request **reqs, uint32_t
         }
         const struct decoder_batch batch = { .n_seqs = n, .seq_start = b->seq_start, .view = b->view, .angle = b->angle,
                                              .cos = b->cos, .sin = b->sin, .kv = en->kv, .decode = true };
-        TRY(decoder_kv(en->dec, l, &batch, b->x, b->kv_start, e));
-        TRY(decoder_mix(en->dec, l, &batch, b->x, NULL, n, b->out_start, b->visible, b->x, e));
+        TRY(decoder_layer(en->dec, l, &batch, b->x, b->kv_start, b->visible, e));
     }
     return next_tokens(en, reqs, n, e);
 }

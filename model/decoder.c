@@ -245,50 +245,79 @@ static status norm_rows(struct decoder *dc, const float *x, const uint32_t *row,
                                                       .w = w, .eps = dc->s.rms_eps, .out = out }, e);
 }
 
+/* K and V of the normed rows [r0, r0 + in->rows) of the batch, into the pages. */
+static status kv_block(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, const struct operand *in,
+                       uint32_t r0, const uint32_t *kv_start, struct err *e)
+{
+    const uint32_t width = 2 * dc->s.G * dc->s.D;
+    struct pieces p;
+    TRY(dc->ops->linear(dc->st, &(struct linear_args){ .x = in, .w = w->kv, .mode = LINEAR_STORE, .y = dc->kv,
+                                                       .ldy = width }, e));
+    TRY(pieces_of(dc, b->seq_start, b->n_seqs, r0, r0 + in->rows, &p, e));
+    TRY(mem_grow(&dc->piece_kv, &dc->piece_kv_cap, p.n, sizeof(uint32_t), e));
+    for (uint32_t i = 0; i < p.n; i++) {
+        const uint32_t s = p.first_seq + i, start = b->seq_start[s];
+        dc->piece_kv[i] = kv_start[s] + (start < r0 ? r0 - start : 0);
+    }
+    return dc->ops->kv_write(dc->st, &(struct kv_write_args){
+        .kv = dc->kv, .ldkv = width, .cos = b->cos, .sin = b->sin, .row = b->angle + r0, .shape = b->kv, .n_seqs = p.n,
+        .seq_start = p.start, .kv_start = dc->piece_kv, .view = b->view + p.first_seq }, e);
+}
+
+/* Q of normed rows, rotated, into dc->q. angle: rows of cos/sin, already picked. */
+static status q_block(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, const struct operand *in,
+                      const uint32_t *angle, struct err *e)
+{
+    const uint32_t width = dc->s.H * dc->s.D;
+    TRY(dc->ops->linear(dc->st, &(struct linear_args){ .x = in, .w = w->q, .mode = LINEAR_STORE, .y = dc->q,
+                                                       .ldy = width }, e));
+    return dc->ops->rope(dc->st, &(struct rope_args){ .x = dc->q, .ldx = width, .n = in->rows, .heads = dc->s.H,
+                                                      .D = dc->s.D, .cos = b->cos, .sin = b->sin, .row = angle }, e);
+}
+
+/* What follows Q, for output rows [r0, r0 + rows): attention, output, MLP, added to y [rows, d]. Before that y becomes
+ * rows `from` of x, where `from` is given. */
+static status mix_block(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, uint32_t r0, uint32_t rows,
+                        const uint32_t *out_start, const uint32_t *visible, const float *x, const uint32_t *from, float *y,
+                        struct err *e)
+{
+    const struct ops *ops = dc->ops;
+    const uint32_t d = dc->s.d, qw = dc->s.H * dc->s.D;
+    struct operand in, ff = { .data = dc->op_ff, .rows = rows, .k = dc->s.ff, .compute = dc->compute };
+    struct operand attn = { .data = dc->op_attn, .rows = rows, .k = qw, .compute = dc->compute };
+    struct pieces p;
+    TRY(pieces_of(dc, out_start, b->n_seqs, r0, r0 + rows, &p, e));
+    const struct attention_args at = {
+        .q = dc->q, .ldq = qw, .H = dc->s.H, .scale = 1.0f / sqrtf((float)dc->s.D), .shape = b->kv, .n_seqs = p.n,
+        .seq_start = p.start, .visible = visible + r0, .view = b->view + p.first_seq, .out = &attn,
+        .scratch = dc->attn_scratch };
+    TRY((b->decode ? ops->attention_decode : ops->attention)(dc->st, &at, e));
+    if (from) TRY(ops->gather(dc->st, &(struct gather_args){ .x = x, .row = from, .n = rows, .d = d, .y = y }, e));
+    TRY(ops->linear(dc->st, &(struct linear_args){ .x = &attn, .w = w->o, .mode = LINEAR_ADD, .y = y, .ldy = d }, e));
+    TRY(norm_rows(dc, y, NULL, rows, w->norm2, &in, e));
+    TRY(ops->linear(dc->st, &(struct linear_args){ .x = &in, .w = w->gate_up, .mode = LINEAR_SWIGLU, .out = &ff }, e));
+    return ops->linear(dc->st, &(struct linear_args){ .x = &ff, .w = w->down, .mode = LINEAR_ADD, .y = y, .ldy = d }, e);
+}
+
 status decoder_kv(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x,
                   const uint32_t *kv_start, struct err *e)
 {
-    const struct layer *y = &dc->layer[layer];
-    const uint32_t n = b->seq_start[b->n_seqs], width = 2 * dc->s.G * dc->s.D;
-    const uint32_t block = block_rows(dc, n);
+    const struct layer *w = &dc->layer[layer];
+    const uint32_t n = b->seq_start[b->n_seqs], block = block_rows(dc, n);
     for (uint32_t r0 = 0; r0 < n; r0 += block) {
-        const uint32_t rows = n - r0 < block ? n - r0 : block;
         struct operand in;
-        struct pieces p;
-        TRY(norm_rows(dc, x + (size_t)r0 * dc->s.d, NULL, rows, y->norm1, &in, e));
-        TRY(dc->ops->linear(dc->st, &(struct linear_args){ .x = &in, .w = y->kv, .mode = LINEAR_STORE, .y = dc->kv,
-                                                           .ldy = width }, e));
-        TRY(pieces_of(dc, b->seq_start, b->n_seqs, r0, r0 + rows, &p, e));
-        TRY(mem_grow(&dc->piece_kv, &dc->piece_kv_cap, p.n, sizeof(uint32_t), e));
-        for (uint32_t i = 0; i < p.n; i++) {
-            const uint32_t s = p.first_seq + i, start = b->seq_start[s];
-            dc->piece_kv[i] = kv_start[s] + (start < r0 ? r0 - start : 0);
-        }
-        TRY(dc->ops->kv_write(dc->st, &(struct kv_write_args){
-            .kv = dc->kv, .ldkv = width, .cos = b->cos, .sin = b->sin, .row = b->angle + r0, .shape = b->kv,
-            .n_seqs = p.n, .seq_start = p.start, .kv_start = dc->piece_kv, .view = b->view + p.first_seq }, e));
+        TRY(norm_rows(dc, x + (size_t)r0 * dc->s.d, NULL, n - r0 < block ? n - r0 : block, w->norm1, &in, e));
+        TRY(kv_block(dc, w, b, &in, r0, kv_start, e));
     }
     return OK;
-}
-
-/* Q of `rows` rows of x (list `row`, or all from 0), rotated, into dc->q. angle: rows of cos/sin, already picked. */
-static status q_rows(struct decoder *dc, const struct layer *y, const struct decoder_batch *b, const float *x,
-                     const uint32_t *row, const uint32_t *angle, uint32_t rows, struct err *e)
-{
-    struct operand in;
-    const uint32_t width = dc->s.H * dc->s.D;
-    TRY(norm_rows(dc, x, row, rows, y->norm1, &in, e));
-    TRY(dc->ops->linear(dc->st, &(struct linear_args){ .x = &in, .w = y->q, .mode = LINEAR_STORE, .y = dc->q,
-                                                       .ldy = width }, e));
-    return dc->ops->rope(dc->st, &(struct rope_args){ .x = dc->q, .ldx = width, .n = rows, .heads = dc->s.H,
-                                                      .D = dc->s.D, .cos = b->cos, .sin = b->sin, .row = angle }, e);
 }
 
 status decoder_scores(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, uint32_t s, const float *x,
                       const uint32_t *row, uint32_t n_q, float *score, struct err *e)
 {
-    const struct layer *y = &dc->layer[layer];
+    const struct layer *w = &dc->layer[layer];
     const uint32_t n = b->view[s].n_rows, G = dc->s.G;
+    struct operand in;
     uint32_t *angle = dc->index, *visible = dc->index + n_q;
     if (n_q > dc->max_rows || n > dc->max_keys)
         return err_set(e, E_ARG, "%u query rows over %u keys: this decoder has room for %u and %u", n_q, n, dc->max_rows,
@@ -297,7 +326,8 @@ status decoder_scores(struct decoder *dc, uint32_t layer, const struct decoder_b
         angle[i] = b->angle[row[i]];
         visible[i] = row[i] - b->seq_start[s] + 1;
     }
-    TRY(q_rows(dc, y, b, x, row, angle, n_q, e));
+    TRY(norm_rows(dc, x, row, n_q, w->norm1, &in, e));
+    TRY(q_block(dc, w, b, &in, angle, e));
     TRY(dc->ops->query_scores(dc->st, &(struct query_scores_args){
         .q = dc->q, .ldq = (size_t)dc->s.H * dc->s.D, .n_q = n_q, .H = dc->s.H, .scale = 1.0f / sqrtf((float)dc->s.D),
         .shape = b->kv, .view = b->view[s], .visible = visible, .partial = dc->partial,
@@ -317,38 +347,34 @@ status decoder_mix(struct decoder *dc, uint32_t layer, const struct decoder_batc
                    float *y, struct err *e)
 {
     const struct layer *w = &dc->layer[layer];
-    const struct ops *ops = dc->ops;
-    const uint32_t d = dc->s.d, qw = dc->s.H * dc->s.D;
+    const uint32_t d = dc->s.d, block = block_rows(dc, n_keep);
     assert(keep != NULL || x == y);
-    const uint32_t block = block_rows(dc, n_keep);
     for (uint32_t r0 = 0; r0 < n_keep; r0 += block) {
         const uint32_t rows = n_keep - r0 < block ? n_keep - r0 : block;
-        float *yb = y + (size_t)r0 * d;
-        struct pieces p;
-        struct operand in, ff = { .data = dc->op_ff, .rows = rows, .k = dc->s.ff, .compute = dc->compute };
-        struct operand attn = { .data = dc->op_attn, .rows = rows, .k = qw, .compute = dc->compute };
-        if (keep) {
-            for (uint32_t i = 0; i < rows; i++) dc->index[i] = b->angle[keep[r0 + i]];
-            TRY(q_rows(dc, w, b, x, keep + r0, dc->index, rows, e));
-        } else {
-            TRY(q_rows(dc, w, b, x + (size_t)r0 * d, NULL, b->angle + r0, rows, e));
-        }
-        TRY(pieces_of(dc, out_start, b->n_seqs, r0, r0 + rows, &p, e));
-        const struct attention_args at = {
-            .q = dc->q, .ldq = qw, .H = dc->s.H, .scale = 1.0f / sqrtf((float)dc->s.D), .shape = b->kv, .n_seqs = p.n,
-            .seq_start = p.start, .visible = visible + r0, .view = b->view + p.first_seq, .out = &attn,
-            .scratch = dc->attn_scratch };
-        TRY((b->decode ? ops->attention_decode : ops->attention)(dc->st, &at, e));
-        if (keep)
-            TRY(ops->gather(dc->st, &(struct gather_args){ .x = x, .row = keep + r0, .n = rows, .d = d,
-                                                                    .y = yb }, e));
-        TRY(ops->linear(dc->st, &(struct linear_args){ .x = &attn, .w = w->o, .mode = LINEAR_ADD, .y = yb,
-                                                                .ldy = d }, e));
-        TRY(norm_rows(dc, yb, NULL, rows, w->norm2, &in, e));
-        TRY(ops->linear(dc->st, &(struct linear_args){ .x = &in, .w = w->gate_up, .mode = LINEAR_SWIGLU,
-                                                                .out = &ff }, e));
-        TRY(ops->linear(dc->st, &(struct linear_args){ .x = &ff, .w = w->down, .mode = LINEAR_ADD, .y = yb,
-                                                                .ldy = d }, e));
+        const uint32_t *from = keep ? keep + r0 : NULL, *angle = b->angle + r0;
+        struct operand in;
+        for (uint32_t i = 0; from && i < rows; i++) dc->index[i] = b->angle[from[i]];
+        if (from) angle = dc->index;
+        TRY(norm_rows(dc, from ? x : x + (size_t)r0 * d, from, rows, w->norm1, &in, e));
+        TRY(q_block(dc, w, b, &in, angle, e));
+        TRY(mix_block(dc, w, b, r0, rows, out_start, visible, x, from, y + (size_t)r0 * d, e));
+    }
+    return OK;
+}
+
+status decoder_layer(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, float *x, const uint32_t *kv_start,
+                     const uint32_t *visible, struct err *e)
+{
+    const struct layer *w = &dc->layer[layer];
+    const uint32_t n = b->seq_start[b->n_seqs], block = block_rows(dc, n);
+    for (uint32_t r0 = 0; r0 < n; r0 += block) {
+        const uint32_t rows = n - r0 < block ? n - r0 : block;
+        float *y = x + (size_t)r0 * dc->s.d;
+        struct operand in;
+        TRY(norm_rows(dc, y, NULL, rows, w->norm1, &in, e));
+        TRY(kv_block(dc, w, b, &in, r0, kv_start, e));
+        TRY(q_block(dc, w, b, &in, b->angle + r0, e));
+        TRY(mix_block(dc, w, b, r0, rows, b->seq_start, visible, NULL, NULL, y, e));
     }
     return OK;
 }

@@ -4,7 +4,8 @@
  *   1 decoder_kv      every row: norm, K and V, rotation, into the pages of this layer
  *   2 decoder_scores  the query rows of one sequence: importance of every row of that sequence
  *   3 decoder_mix     the rows that live on: attention, output, MLP; the others are not computed
- * Decode is 1 and 3 with one row a sequence. decoder_logits ends both.
+ * Where nothing drops, decoder_layer does 1 and 3 at once. Decode is that with one row a sequence. decoder_logits ends
+ * both.
  * The decoder sees pages as plain arrays (struct kv_view) and knows nothing of pools, policies or requests.
  * Source: Qwen2_5OmniThinkerTextModel of transformers 5.23, eager attention (docs/qwen2_5_omni.md 6). */
 #ifndef MODEL_DECODER_H
@@ -89,6 +90,10 @@ status decoder_scores(struct decoder *dc, uint32_t layer, const struct decoder_b
 status decoder_mix(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x,
                    const uint32_t *keep, uint32_t n_keep, const uint32_t *out_start, const uint32_t *visible,
                    float *y, struct err *e);
+
+/* Steps 1 and 3 for all rows, in place: the same bits as decoder_kv and decoder_mix. visible [rows of x] as above. */
+status decoder_layer(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, float *x, const uint32_t *kv_start,
+                     const uint32_t *visible, struct err *e);
 
 /* logits [n, V] host of n rows of x (any rows; row NULL: 0..n-1). */
 status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, uint32_t n, float *logits,

@@ -276,47 +276,78 @@ static void fill_tile(const struct operand_tile *t, uint32_t k0, uint32_t n, con
 
 /* ---- epilogues --------------------------------------------------------------------------------------------- */
 
-/* One row of one panel to y: add what was there, the bias, the activation, in this order. */
-static void finish_row(const struct cpu_product *p, const float *sum, const float *bias, bool add, uint32_t n, float *y)
+/* m rows of one panel to y: what was there + sum + bias, and the activation, in this order. n columns of it. */
+VEC_FN void finish_rows(const struct sums *s, uint32_t m, uint32_t n, bool add, const float *bias, bool gelu, float *y,
+                        size_t ldy)
 {
-    for (uint32_t j = 0; j < n; j += CPU_VEC) {
-        const uint32_t width = n - j < CPU_VEC ? n - j : CPU_VEC;
-        vf v = vf_load(sum + j);
-        if (add) v = (width == CPU_VEC ? vf_load(y + j) : vf_load_n(y + j, width)) + v;
-        if (bias != NULL) v += vf_load(bias + j);
-        if (p->mode == LINEAR_GELU && p->last) v = vf_gelu(v);
-        if (width == CPU_VEC) vf_store(y + j, v);
-        else vf_store_n(y + j, v, width);
-    }
+    for (uint32_t r = 0; r < m; r++, y += ldy)
+        for (uint32_t j = 0; j < n; j += CPU_VEC) {
+            const uint32_t width = n - j < CPU_VEC ? n - j : CPU_VEC;
+            vf v = vf_load(s->at[r] + j);
+            if (add) v = (width == CPU_VEC ? vf_load(y + j) : vf_load_n(y + j, width)) + v;
+            if (bias != NULL) v += vf_load(bias + j);
+            if (gelu) v = vf_gelu(v);
+            if (width == CPU_VEC) vf_store(y + j, v);
+            else vf_store_n(y + j, v, width);
+        }
 }
 
-/* The sums of rows row0 .. row0 + m - 1 of a panel to where the mode wants them. */
-static void finish(const struct cpu_product *p, struct sums *s, uint32_t panel, uint32_t tile, uint32_t row0, uint32_t m)
+/* m rows of one panel for an operand, in place: gelu of 32 columns, or silu of 16 times the other 16. */
+VEC_FN void activate_rows(struct sums *s, uint32_t m, bool gated, const float *bias)
 {
-    const float *bias = p->last && p->w->bias != NULL ? p->w->bias + (size_t)panel * CPU_PANEL : NULL;
-    if (p->mode == LINEAR_STORE || p->mode == LINEAR_ADD || p->mode == LINEAR_GELU) {
-        const uint32_t column = panel * CPU_PANEL, left = p->w->n - column;
-        const bool add = p->mode == LINEAR_ADD || !p->first;
-        for (uint32_t r = 0; r < m; r++)
-            finish_row(p, s->at[r], bias, add, left < CPU_PANEL ? left : CPU_PANEL, p->y + (row0 + r) * p->ldy + column);
-        return;
-    }
-    const struct operand_tile t = operand_tile_at(&p->out, p->out_pairs, tile);
-    const uint32_t half = p->mode == LINEAR_SWIGLU ? CPU_PANEL / 2 : CPU_PANEL;      /* output columns */
+    const uint32_t n = gated ? CPU_PANEL / 2 : CPU_PANEL;
     for (uint32_t r = 0; r < m; r++)
-        for (uint32_t j = 0; j < half; j += CPU_VEC) {
+        for (uint32_t j = 0; j < n; j += CPU_VEC) {
             vf v = vf_load(s->at[r] + j);
             if (bias != NULL) v += vf_load(bias + j);
-            if (p->mode == LINEAR_SWIGLU) {
-                vf up = vf_load(s->at[r] + half + j);
-                if (bias != NULL) up += vf_load(bias + half + j);
+            if (gated) {
+                vf up = vf_load(s->at[r] + n + j);
+                if (bias != NULL) up += vf_load(bias + n + j);
                 v = vf_silu(v) * up;
             } else {
                 v = vf_gelu(v);
             }
             vf_store(s->at[r] + j, v);
         }
-    tile_write(&t, panel * half, half, s->at[0], CPU_PANEL);
+}
+
+/* The sums of rows row0 + m - 1 of a panel to where the mode wants them. */
+static void finish(const struct cpu_product *p, struct sums *s, uint32_t panel, uint32_t tile, uint32_t row0, uint32_t m)
+{
+    const float *bias = p->last && p->w->bias != NULL ? p->w->bias + (size_t)panel * CPU_PANEL : NULL;
+    if (p->mode == LINEAR_STORE || p->mode == LINEAR_ADD || p->mode == LINEAR_GELU) {
+        const uint32_t column = panel * CPU_PANEL, left = p->w->n - column;
+        const bool add = p->mode == LINEAR_ADD || !p->first, gelu = p->mode == LINEAR_GELU && p->last;
+        float *y = p->y + row0 * p->ldy + column;
+        if (left < CPU_PANEL || gelu) finish_rows(s, m, left < CPU_PANEL ? left : CPU_PANEL, add, bias, gelu, y, p->ldy);
+        else if (add) finish_rows(s, m, CPU_PANEL, true, bias, false, y, p->ldy);
+        else if (bias != NULL) finish_rows(s, m, CPU_PANEL, false, bias, false, y, p->ldy);
+        else finish_rows(s, m, CPU_PANEL, false, NULL, false, y, p->ldy);
+        return;
+    }
+    const struct operand_tile t = operand_tile_at(&p->out, p->out_pairs, tile);
+    const bool gated = p->mode == LINEAR_SWIGLU;
+    const uint32_t columns = gated ? CPU_PANEL / 2 : CPU_PANEL;
+    if (gated && bias == NULL) activate_rows(s, m, true, NULL);
+    else if (gated) activate_rows(s, m, true, bias);
+    else activate_rows(s, m, false, bias);
+    tile_write(&t, panel * columns, columns, s->at[0], CPU_PANEL);
+}
+
+/* Ask for the lines that finish() will write: they come while the tile is multiplied. */
+VEC_FN void output_ahead(const struct cpu_product *p, uint32_t panel, uint32_t tile, uint32_t row0, uint32_t m)
+{
+    if (p->mode == LINEAR_STORE || p->mode == LINEAR_ADD || p->mode == LINEAR_GELU) {
+        for (uint32_t r = 0; r < m; r++) {
+            const float *y = p->y + (row0 + r) * p->ldy + (size_t)panel * CPU_PANEL;
+            __builtin_prefetch(y, 1);
+            __builtin_prefetch(y + CPU_PANEL / 2, 1);
+        }
+        return;
+    }
+    const struct operand_tile t = operand_tile_at(&p->out, p->out_pairs, tile);
+    const size_t column = (p->mode == LINEAR_SWIGLU ? CPU_PANEL / 2 : CPU_PANEL) * m * (p->out_pairs ? 2 : 4);
+    for (size_t i = 0; i < column; i += 64) __builtin_prefetch((const char *)t.data + panel * column + i, 1);
 }
 
 static void product(const struct cpu_product *p, uint32_t panel0, uint32_t panel1, uint32_t tile0, uint32_t tile1)
@@ -343,6 +374,7 @@ static void product(const struct cpu_product *p, uint32_t panel0, uint32_t panel
             s.near = n_tiles == 1 || (i == tile0 && panel == panel0) ? NEAR_STREAMED : NEAR_REUSED;
             s.far = (const char *)(next ? b + stride : b) + (next ? bytes / n_tiles * (i - tile0) : 0);
             s.far_step = next ? 128 / n_tiles : 0;
+            output_ahead(p, panel, i, row0, m);
             const uint32_t n_blocks = (m + MAX_ROWS - 1) / MAX_ROWS, block = (m + n_blocks - 1) / n_blocks;
             for (uint32_t r = 0; r < m; r += block, s.x += block)
                 kernel[(m - r < block ? m - r : block) - 1](&s, sums.at[r]);

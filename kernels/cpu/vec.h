@@ -194,12 +194,13 @@ VEC_FN vf vf_exp_inside(vf x)
 #endif
 }
 
+VEC_FN vf vf_exp_clamp(vf x) { return vf_min(vf_set1(88.37f), vf_max(vf_set1(-87.33f), x)); }
+
 /* The same for all x: 0 below -87.33 (no denormals), at most e^88.37. */
 VEC_FN vf vf_exp(vf x)
 {
     const vi tiny = x < vf_set1(-87.33f);
-    const vf y = vf_exp_inside(vf_min(vf_set1(88.37f), vf_max(vf_set1(-87.33f), x)));
-    return (vf)((vi)y & ~tiny);
+    return (vf)((vi)vf_exp_inside(vf_exp_clamp(x)) & ~tiny);
 }
 
 /* erf(x), about 1 ulp: a polynomial near 0, 1 - e^polynomial further out. */
@@ -229,6 +230,6 @@ VEC_FN vf vf_erf(vf x)
 VEC_FN vf vf_gelu(vf x) { return vf_set1(0.5f) * x * (vf_set1(1.0f) + vf_erf(x * vf_set1(0.70710678f))); }
 
 /* x / (1 + e^-x). */
-VEC_FN vf vf_silu(vf x) { return x / (vf_set1(1.0f) + vf_exp(-x)); }
+VEC_FN vf vf_silu(vf x) { return x / (vf_set1(1.0f) + vf_exp_inside(vf_exp_clamp(-x))); }
 
 #endif

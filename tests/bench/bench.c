@@ -57,9 +57,10 @@ static status options_parse(int argc, char **argv, struct options *o, struct err
     return OK;
 }
 
-/* A row without a floor is its own. */
+/* How near to the bound; a row without one is its own. */
 static double share_of(const struct bench_result *r)
 {
+    if (r->measured_unit != NULL) return r->value;
     if (r->floor == 0.0) return 1.0;
     return r->lower_is_better ? r->floor / r->value : r->value / r->floor;
 }
@@ -68,8 +69,12 @@ static json_t *row_json(const struct bench *b, const char *name, const struct be
 {
     char command[512];
     snprintf(command, sizeof command, "%s --threads %d --only %s", b->program, b->n_threads, name);
-    return json_pack("{s:s, s:f, s:s, s:f, s:f, s:s, s:s}", "name", name, "value", r->value, "unit", r->unit, "floor",
-                     r->floor == 0.0 ? r->value : r->floor, "share", share_of(r), "command", command, "note", r->note);
+    const bool ratio = r->measured_unit != NULL;
+    const double value = ratio ? r->measured : r->value;
+    const double bound = ratio ? r->measured / r->value : r->floor == 0.0 ? r->value : r->floor;
+    return json_pack("{s:s, s:f, s:s, s:f, s:f, s:f, s:s, s:s}", "name", name, "value", value, "unit",
+                     ratio ? r->measured_unit : r->unit, "floor", bound, "share", share_of(r), "target",
+                     ratio ? r->floor : 1.0, "command", command, "note", r->note);
 }
 
 static status run_rows(struct bench *b, const struct options *o, json_t *list, struct err *e)
@@ -81,8 +86,10 @@ static status run_rows(struct bench *b, const struct options *o, json_t *list, s
             const status s = row->run(b, &r, e);
             if (s != OK) return err_prefix(e, "%s", row->name);
             printf("%-18s %10.4g %-10s", row->name, r.value, r.unit);
-            if (r.floor == 0.0) printf("%-24s", "");
-            else printf("%s %-8.4g share %-6.3f ", r.lower_is_better ? "<=" : ">=", r.floor, share_of(&r));
+            if (r.floor == 0.0) printf("%-12s", "");
+            else printf("%s %-8.4g %s ", r.lower_is_better ? "<=" : ">=", r.floor,
+                        (r.lower_is_better ? r.value <= r.floor : r.value >= r.floor) ? "yes" : "NO ");
+            if (r.measured_unit != NULL) printf("%.4g %s;", r.measured, r.measured_unit);
             printf(" %s\n", r.note);
             fflush(stdout);
             json_array_append_new(list, row_json(b, row->name, &r));

@@ -18,11 +18,16 @@ struct bench {
     const char *program;          /* argv[0], for the command of a row                                */
 };
 
+/* Two kinds of rows. A ratio has `measured`: its value is the share of a bound that was measured in the same run, and
+ * floor what that share must reach. Any other value stands against floor itself. In the JSON of both, `floor` is the
+ * bound in the unit of `value`, share how near to it (1 = at it), and target what share must reach. */
 struct bench_result {
     double value;
     const char *unit;             /* static text                                                      */
     double floor;                 /* what the value must reach; 0: the row is a measure for others    */
     bool lower_is_better;         /* a time: the value must stay under the floor                      */
+    double measured;              /* ratios: the same in a unit of its own, "tokens/s"                */
+    const char *measured_unit;    /* NULL: not a ratio                                                */
     char note[256];               /* shapes, absolute numbers, formula of the floor; printed          */
 };
 

@@ -114,6 +114,8 @@ static status run_prefill(struct bench *b, uint32_t D, enum dtype dtype, double 
     TRY(prefill_share(b, D, dtype, &r->value, &gflops, e));
     r->unit = "of peak";
     r->floor = floor;
+    r->measured = gflops;
+    r->measured_unit = "GFLOP/s";
     snprintf(r->note, sizeof r->note,
              "causal, %d rows, %d/%d heads of %u, %s pages, %.0f GFLOP/s (4 D H n(n+1)/2)", N, H, G, D,
              dtype == DT_F32 ? "f32" : "bf16", gflops);
@@ -188,6 +190,8 @@ static status run_decode(struct bench *b, struct bench_result *r, struct err *e)
     r->value = bench_median_of(shares, undisturbed, n);
     r->unit = "of read";
     r->floor = 0.80;
+    r->measured = bench_median_of(speeds, undisturbed, n);
+    r->measured_unit = "GB/s";
     snprintf(r->note, sizeof r->note,
              "one row at depth %d, %d layers, %d/%d heads of %d, bf16: %.1f GB/s of KV", N, LAYERS, H, G, D,
              bench_median_of(speeds, undisturbed, n));

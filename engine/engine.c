@@ -14,6 +14,7 @@
 #define EXACT_BYTES ((uint64_t)128 << 20)   /* bf16 models under this run in f32: dtype "auto" */
 #define BLOCK_ROWS 1032                     /* rows computed at once: 86 tiles of 12           */
 #define CONTEXT_DEFAULT 32768u
+#define FILM_AT_ONCE ((uint64_t)256 << 20)
 
 status engine_bundled_model(char *dir, size_t cap, struct err *e)
 {
@@ -160,6 +161,7 @@ static status open_start(struct engine *en, const struct engine_options *o, stru
 {
     struct engine_info *info = &en->info;
     en->textbook_order = o->textbook_order;
+    en->film_at_once = FILM_AT_ONCE;
     info->bundled = o->model_dir == NULL;
     if (o->model_dir) snprintf(info->model_dir, sizeof info->model_dir, "%s", o->model_dir);
     else TRY(engine_bundled_model(info->model_dir, sizeof info->model_dir, e));

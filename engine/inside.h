@@ -1,4 +1,4 @@
-/* engine/inside.h - what the files of engine/ share; nobody outside this folder includes it. */
+/* engine/inside.h - what the files of engine/ share; no other folder includes it, tests and measurements apart. */
 #ifndef ENGINE_INSIDE_H
 #define ENGINE_INSIDE_H
 
@@ -25,6 +25,7 @@ struct engine {
     struct kv_pool *pool;
     struct kv_shape kv;
     uint8_t *allowed;              /* [V] ids that the tokenizer defines */
+    uint64_t film_at_once;         /* a film of more bytes of patches is streamed into the tower */
     volatile sig_atomic_t interrupted;
     struct run_buffers *run;       /* run.c's own */
 };

@@ -10,8 +10,6 @@
 #include "base/mem.h"
 #include "engine/inside.h"
 
-#define FILM_AT_ONCE ((uint64_t)256 << 20)   /* bytes of patches */
-
 struct eng_request_options eng_request_defaults(void)
 {
     return (struct eng_request_options){ .max_tokens = 512, .sample = sample_defaults() };
@@ -136,7 +134,7 @@ static status open_film(struct engine *en, struct eng_request *r, struct req_par
     TRY(media_video_open(p->file, &vo, &p->video, e));
     struct media_video_plan plan = *media_video_get_plan(p->video);
     const uint64_t bytes = (uint64_t)plan.grid_t * plan.grid_h * plan.grid_w * patch_width(en) * sizeof(float);
-    if (bytes <= FILM_AT_ONCE) {
+    if (bytes <= en->film_at_once) {
         struct media_patches got = { 0 };
         media_video_close(&p->video);
         TRY(media_video_load(p->file, &vo, &got, &plan, e));

@@ -10,16 +10,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "base/mem.h"
-#include "engine/engine.h"
+#include "engine/inside.h"
 
-#define ODD "tests/goldens/odd-shared"
+#define FILM       "tests/data/media/film.mp4"
+#define ODD        "tests/goldens/odd-shared"
 #define CHECKPOINT ODD "/checkpoint"
-#define EACH 300                   /* allocations that are failed one by one; then in growing strides */
+#define EACH       300 /* allocations that are failed one by one; then in growing strides */
 
-struct ask { const char *media; enum chat_part_kind kind; const char *text, *policy; };
+struct ask {
+    const char *media;
+    enum chat_part_kind kind;
+    const char *text, *policy;
+};
 static const struct ask ASKS[] = {
     { NULL, PART_TEXT, "Say something.", "none" },
     { "media/short.wav", PART_AUDIO, "What was that?", "none" },
@@ -27,7 +33,10 @@ static const struct ask ASKS[] = {
 };
 enum { N_ASKS = sizeof ASKS / sizeof *ASKS, N_NEW = 4 };
 
-static uint32_t next_n(uint32_t n) { return n < EACH ? n + 1 : n + n / 10; }
+static uint32_t next_n(uint32_t n)
+{
+    return n < EACH ? n + 1 : n + n / 10;
+}
 
 static status open_odd(struct engine **en, struct err *e)
 {
@@ -45,7 +54,9 @@ static struct engine *must_open(void)
 
 /* ---- requests --------------------------------------------------------------------------------------------- */
 
-struct answers { int32_t id[N_ASKS][N_NEW]; };
+struct answers {
+    int32_t id[N_ASKS][N_NEW];
+};
 
 /* The chats and the options are built once, so that the allocations counted are the engine's alone. */
 struct bench {
@@ -95,7 +106,7 @@ static status run_bench(struct engine *en, const struct bench *b, struct answers
                 st = e->code;
                 continue;
             }
-            assert_int_equal(res->finish, ENG_LENGTH);     /* a failure of others left it whole */
+            assert_int_equal(res->finish, ENG_LENGTH); /* a failure of others left it whole */
             assert_int_equal(res->n_ids, N_NEW);
             memcpy(out->id[i], res->ids, sizeof out->id[i]);
         }
@@ -111,7 +122,8 @@ static void must_answer(struct engine *en, const struct bench *b, const struct a
     struct answers got = { 0 };
     struct err e;
     if (run_bench(en, b, &got, &e) != OK) fail_msg("after allocation %u failed: %s", after, e.text);
-    if (memcmp(&got, want, sizeof got) != 0) fail_msg("after allocation %u failed the answers are others", after);
+    if (memcmp(&got, want, sizeof got) != 0)
+        fail_msg("after allocation %u failed the answers are others", after);
 }
 
 /* ---- the n-th allocation ---------------------------------------------------------------------------------- */
@@ -165,8 +177,10 @@ static void test_run_without_memory(void **state)
             break;
         }
         failures++;
-        if (st == OK) whole++;
-        else if (st != E_NOMEM) fail_msg("allocation %u: %s: %s", n, err_name(st), e.text);
+        if (st == OK)
+            whole++;
+        else if (st != E_NOMEM)
+            fail_msg("allocation %u: %s: %s", n, err_name(st), e.text);
         if (n % 8 == 0) {
             must_answer(en, &b, &want, n);
         } else if (n % 8 == 4) {
@@ -175,7 +189,7 @@ static void test_run_without_memory(void **state)
         }
     }
     assert_true(failures > 100);
-    assert_int_equal(whole, 0);                            /* no refusal is passed over in silence */
+    assert_int_equal(whole, 0); /* no refusal is passed over in silence */
     must_answer(en, &b, &want, 0);
     bench_free(&b);
     engine_close(&en);
@@ -209,11 +223,15 @@ static void test_policy_that_cannot_start(void **state)
             list[(size_t)5 * p->n + i] = p->chunk[i];
         }
         const struct model_ids *id = &engine_config(en)->ids;
-        const struct prompt_rules rules = { .audio_id = id->audio, .image_id = id->image, .video_id = id->video,
-                                            .position_id_per_seconds = engine_config(en)->position_id_per_seconds,
-                                            .seconds_per_chunk = engine_config(en)->seconds_per_chunk, .n_query_max = 256 };
-        if (prompt_from_arrays(&rules, p->n, list, list + p->n, list + (size_t)4 * p->n, list + (size_t)5 * p->n, NULL, 0,
-                               &prompt, &e) != OK)
+        const struct prompt_rules rules = { .audio_id = id->audio,
+                                            .image_id = id->image,
+                                            .video_id = id->video,
+                                            .position_id_per_seconds =
+                                                engine_config(en)->position_id_per_seconds,
+                                            .seconds_per_chunk = engine_config(en)->seconds_per_chunk,
+                                            .n_query_max = 256 };
+        if (prompt_from_arrays(&rules, p->n, list, list + p->n, list + (size_t)4 * p->n,
+                               list + (size_t)5 * p->n, NULL, 0, &prompt, &e) != OK)
             fail_msg("%s", e.text);
         float *embeds = mem_must((size_t)p->n_audio * d, sizeof *embeds);
         eng_request_destroy(en, &sound);
@@ -253,9 +271,71 @@ static void test_policy_that_cannot_start(void **state)
     engine_close(&en);
 }
 
+/* A copy of FILM whose last 40 % are zeroes: the packets are counted, but do not decode. */
+static void write_broken(char *path)
+{
+    static char bytes[4 << 20];
+    FILE *f = fopen(FILM, "rb");
+    assert_non_null(f);
+    const size_t n = fread(bytes, 1, sizeof bytes, f);
+    fclose(f);
+    assert_true(n > 1000 && n < sizeof bytes);
+    memset(bytes + n * 6 / 10, 0, n - n * 6 / 10);
+    const int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, bytes, n), (ssize_t)n);
+    close(fd);
+}
+
+/* Films streamed into the tower: a whole one gives the answer of one decoded at once; one whose data end before its
+ * header says ends alone, in the run. */
+static void test_film_that_breaks(void **state)
+{
+    (void)state;
+    struct engine *en = must_open();
+    struct bench b;
+    struct answers want = { 0 };
+    struct err e;
+    bench_make(&b, en);
+    if (run_bench(en, &b, &want, &e) != OK) fail_msg("%s", e.text);
+    en->film_at_once = 0;
+    must_answer(en, &b, &want, 0);
+    struct chat broken;
+    char path[] = "/tmp/omnidrop-broken-XXXXXX";
+    write_broken(path);
+    struct eng_request *r[1 + N_ASKS];
+    chat_init(&broken);
+    assert_int_equal(chat_add_message(&broken, CHAT_USER, &e), OK);
+    assert_int_equal(chat_add_media(&broken, PART_VIDEO, path, &e), OK);
+    assert_int_equal(chat_add_text(&broken, "And here?", 9, &e), OK);
+    struct eng_request_options o = b.o[2];
+    o.media_root = NULL;
+    if (eng_request_create(en, &broken, &o, &r[0], &e) != OK) fail_msg("%s", e.text);
+    for (int i = 0; i < N_ASKS; i++)
+        assert_int_equal(eng_request_create(en, &b.chat[i], &b.o[i], &r[1 + i], &e), OK);
+    assert_int_equal(eng_run(en, r, 1 + N_ASKS, &e), OK);
+    assert_int_equal(eng_request_result(r[0])->finish, ENG_FAILED);
+    assert_int_equal(eng_request_result(r[0])->error.code, E_INPUT);
+    for (int i = 0; i < N_ASKS; i++) {
+        assert_int_equal(eng_request_result(r[1 + i])->finish, ENG_LENGTH);
+        assert_memory_equal(eng_request_result(r[1 + i])->ids, want.id[i], sizeof want.id[i]);
+    }
+    assert_int_equal(engine_pages_free(en), engine_info(en)->n_pages);
+    for (int i = 0; i < 1 + N_ASKS; i++) eng_request_destroy(en, &r[i]);
+    chat_free(&broken);
+    unlink(path);
+    bench_free(&b);
+    engine_close(&en);
+}
+
 /* ---- interrupts ------------------------------------------------------------------------------------------- */
 
-struct stopper { struct engine *en; uint32_t at_layer; bool at_text; uint32_t heard; };
+struct stopper {
+    struct engine *en;
+    uint32_t at_layer;
+    bool at_text;
+    uint32_t heard;
+};
 
 static void stop_at_layer(void *self, uint32_t l, const uint32_t *index, uint32_t n, const float *score)
 {
@@ -285,7 +365,7 @@ static void test_interrupts(void **state)
     struct err e;
     bench_make(&b, en);
     if (run_bench(en, &b, &want, &e) != OK) fail_msg("%s", e.text);
-    for (int where = 0; where < 3; where++) {              /* before the run, amid prefill, amid decode */
+    for (int where = 0; where < 3; where++) { /* before the run, amid prefill, amid decode */
         struct eng_request *r[N_ASKS];
         struct stopper s = { .en = en, .at_layer = 1 };
         const struct eng_trace trace = { .self = &s, .alive = stop_at_layer };
@@ -311,7 +391,7 @@ static void test_interrupts(void **state)
         assert_int_equal(engine_pages_free(en), engine_info(en)->n_pages);
         assert_true(where != 2 || s.heard > 0);
         for (int i = 0; i < N_ASKS; i++) eng_request_destroy(en, &r[i]);
-        must_answer(en, &b, &want, 0);                     /* one interrupt ends one run */
+        must_answer(en, &b, &want, 0); /* one interrupt ends one run */
     }
     bench_free(&b);
     engine_close(&en);
@@ -331,7 +411,7 @@ static void test_edges(void **state)
     struct eng_request *r;
     struct eng_request_options o = b.o[0];
     struct policy_params omnidrop;
-    o.max_tokens = 1;                                      /* one token: ended by prefill alone */
+    o.max_tokens = 1; /* one token: ended by prefill alone */
     assert_int_equal(eng_request_create(en, &b.chat[0], &o, &r, &e), OK);
     const uint32_t n = eng_request_prompt(r)->n, max = engine_info(en)->max_model_len;
     assert_int_equal(eng_run(en, &r, 1, &e), OK);
@@ -339,9 +419,9 @@ static void test_edges(void **state)
     assert_int_equal(eng_request_result(r)->n_ids, 1);
     assert_int_equal(eng_request_result(r)->ids[0], want.id[0][0]);
     eng_request_destroy(en, &r);
-    o.max_tokens = max - n + 1;                            /* one over the context */
+    o.max_tokens = max - n + 1; /* one over the context */
     assert_int_equal(eng_request_create(en, &b.chat[0], &o, &r, &e), E_ARG);
-    for (int whole = 0; whole < 2; whole++) {              /* to its very end, named and as "what fits" */
+    for (int whole = 0; whole < 2; whole++) { /* to its very end, named and as "what fits" */
         o.max_tokens = whole ? max - n : 0;
         assert_int_equal(eng_request_create(en, &b.chat[0], &o, &r, &e), OK);
         assert_int_equal(eng_run(en, &r, 1, &e), OK);
@@ -350,13 +430,13 @@ static void test_edges(void **state)
         eng_request_destroy(en, &r);
     }
     assert_int_equal(prune_params_init(&omnidrop, "omnidrop", engine_config(en)->text.layers, &e), OK);
-    o = b.o[0];                                            /* nothing to prune: the answer of policy none */
+    o = b.o[0]; /* nothing to prune: the answer of policy none */
     o.policy = &omnidrop;
     assert_int_equal(eng_request_create(en, &b.chat[0], &o, &r, &e), OK);
     assert_int_equal(eng_run(en, &r, 1, &e), OK);
     assert_memory_equal(eng_request_result(r)->ids, want.id[0], sizeof want.id[0]);
     assert_true(eng_request_result(r)->mean_retention == 1);
-    assert_int_equal(eng_run(en, &r, 1, &e), OK);          /* a finished request is left as it is */
+    assert_int_equal(eng_run(en, &r, 1, &e), OK); /* a finished request is left as it is */
     assert_int_equal(eng_request_result(r)->n_ids, N_NEW);
     eng_request_destroy(en, &r);
     assert_int_equal(eng_run(en, NULL, 0, &e), OK);
@@ -367,8 +447,11 @@ static void test_edges(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_open_without_memory), cmocka_unit_test(test_run_without_memory),
-                                        cmocka_unit_test(test_policy_that_cannot_start), cmocka_unit_test(test_interrupts),
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_open_without_memory),
+                                        cmocka_unit_test(test_run_without_memory),
+                                        cmocka_unit_test(test_policy_that_cannot_start),
+                                        cmocka_unit_test(test_film_that_breaks),
+                                        cmocka_unit_test(test_interrupts),
                                         cmocka_unit_test(test_edges) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -31,30 +31,57 @@ static uint32_t draw(uint64_t a, uint64_t b, uint64_t c)
     return (uint32_t)((z ^ (z >> 31)) >> 32);
 }
 
-static float unit(uint64_t a, uint64_t b, uint64_t c) { return (float)draw(a, b, c) / 2147483648.0f - 1.0f; }
+static float unit(uint64_t a, uint64_t b, uint64_t c)
+{
+    return (float)draw(a, b, c) / 2147483648.0f - 1.0f;
+}
 
 /* ---- a decoder -------------------------------------------------------------------------------------------- */
 
 static const struct decoder_shape SHAPES[] = {
-    { .L = 3, .H = 4, .G = 1, .D = 24, .d = 48, .ff = 91, .V = 131, .rms_eps = 1e-6f, .rope_theta = 10000,
-      .mrope_section = { 4, 4, 4 }, .tied = true },
-    { .L = 4, .H = 6, .G = 3, .D = 16, .d = 56, .ff = 64, .V = 160, .rms_eps = 1e-6f, .rope_theta = 1e6,
+    { .L = 3,
+      .H = 4,
+      .G = 1,
+      .D = 24,
+      .d = 48,
+      .ff = 91,
+      .V = 131,
+      .rms_eps = 1e-6f,
+      .rope_theta = 10000,
+      .mrope_section = { 4, 4, 4 },
+      .tied = true },
+    { .L = 4,
+      .H = 6,
+      .G = 3,
+      .D = 16,
+      .d = 56,
+      .ff = 64,
+      .V = 160,
+      .rms_eps = 1e-6f,
+      .rope_theta = 1e6,
       .mrope_section = { 2, 3, 3 } },
 };
 enum { N_SHAPES = sizeof SHAPES / sizeof *SHAPES };
 
-struct random_weights { struct decoder_shape s; float *w[2], *b[2]; };
+struct random_weights {
+    struct decoder_shape s;
+    float *w[2], *b[2];
+};
 
-static status random_weight(void *self, enum decoder_role role, uint32_t l, struct weight_args *a, struct err *e)
+static status random_weight(void *self, enum decoder_role role, uint32_t l, struct weight_args *a,
+                            struct err *e)
 {
     struct random_weights *r = self;
     const struct decoder_shape *s = &r->s;
     const uint32_t q = s->H * s->D, g = s->G * s->D;
-    const struct { uint32_t parts, n, k; bool bias; float size; } of[] = {
-        [DEC_QKV_Q] = { 1, q, s->d, true, 2 }, [DEC_QKV_KV] = { 2, g, s->d, true, 2 },
-        [DEC_O] = { 1, s->d, q, false, 1 }, [DEC_GATE_UP] = { 2, s->ff, s->d, false, 1 },
-        [DEC_DOWN] = { 1, s->d, s->ff, false, 1 }, [DEC_EMBED] = { 1, s->V, s->d, false, 8 },
-        [DEC_LM_HEAD] = { 1, s->V, s->d, false, 1 } };
+    const struct {
+        uint32_t parts, n, k;
+        bool bias;
+        float size;
+    } of[] = { [DEC_QKV_Q] = { 1, q, s->d, true, 2 },      [DEC_QKV_KV] = { 2, g, s->d, true, 2 },
+               [DEC_O] = { 1, s->d, q, false, 1 },         [DEC_GATE_UP] = { 2, s->ff, s->d, false, 1 },
+               [DEC_DOWN] = { 1, s->d, s->ff, false, 1 },  [DEC_EMBED] = { 1, s->V, s->d, false, 8 },
+               [DEC_LM_HEAD] = { 1, s->V, s->d, false, 1 } };
     (void)e;
     a->form = role == DEC_GATE_UP ? WEIGHT_SWIGLU : WEIGHT_PLAIN;
     a->n_parts = of[role].parts;
@@ -65,9 +92,11 @@ static status random_weight(void *self, enum decoder_role role, uint32_t l, stru
         r->b[p] = of[role].bias ? mem_must(of[role].n, sizeof(float)) : NULL;
         const float size = of[role].size / sqrtf((float)of[role].k);
         for (size_t i = 0; i < n; i++) r->w[p][i] = size * unit(1 + role * 2 + p, l, i);
-        for (uint32_t i = 0; r->b[p] && i < of[role].n; i++) r->b[p][i] = 0.1f * unit(100 + role * 2 + p, l, i);
-        a->part[p] = (struct weight_part){ .data = r->w[p], .dtype = DT_F32, .n = of[role].n, .bias = r->b[p],
-                                           .bias_dtype = DT_F32 };
+        for (uint32_t i = 0; r->b[p] && i < of[role].n; i++)
+            r->b[p][i] = 0.1f * unit(100 + role * 2 + p, l, i);
+        a->part[p] = (struct weight_part){
+            .data = r->w[p], .dtype = DT_F32, .n = of[role].n, .bias = r->b[p], .bias_dtype = DT_F32
+        };
     }
     return OK;
 }
@@ -75,7 +104,8 @@ static status random_weight(void *self, enum decoder_role role, uint32_t l, stru
 static status random_norm(void *self, enum decoder_role role, uint32_t l, float *out, struct err *e)
 {
     (void)e;
-    for (uint32_t i = 0; i < ((struct random_weights *)self)->s.d; i++) out[i] = 1 + 0.2f * unit(200 + role, l, i);
+    for (uint32_t i = 0; i < ((struct random_weights *)self)->s.d; i++)
+        out[i] = 1 + 0.2f * unit(200 + role, l, i);
     return OK;
 }
 
@@ -91,7 +121,13 @@ static void random_done(void *self, enum decoder_role role, uint32_t l)
     }
 }
 
-struct setup { const char *isa; int threads; enum dtype dtype; uint32_t max_rows; const struct decoder_shape *shape; };
+struct setup {
+    const char *isa;
+    int threads;
+    enum dtype dtype;
+    uint32_t max_rows;
+    const struct decoder_shape *shape;
+};
 
 struct machine {
     struct stream *st;
@@ -102,10 +138,10 @@ struct machine {
     float *x, *y, *cos, *sin;
 };
 
-#define MUST(expr)                                                                                         \
-    do {                                                                                                   \
-        struct err e;                                                                                      \
-        if ((expr) != OK) fail_msg("SEED=%llu %s", (unsigned long long)seed0, e.text);                     \
+#define MUST(expr)                                                                                           \
+    do {                                                                                                     \
+        struct err e;                                                                                        \
+        if ((expr) != OK) fail_msg("SEED=%llu %s", (unsigned long long)seed0, e.text);                       \
     } while (0)
 
 static void machine_open(struct machine *m, const struct setup *u)
@@ -140,7 +176,10 @@ static void machine_close(struct machine *m)
 
 /* A prompt: [0, first) text, [first, last) media, [last, n) text, of which rows [ask, ask + n_query) ask: the last
  * ones, unless n was made longer. */
-struct seq { uint32_t name, n, first, last, ask, n_query; bool by_score, whole; };
+struct seq {
+    uint32_t name, n, first, last, ask, n_query;
+    bool by_score, whole;
+};
 
 static struct seq seq_of(uint32_t name, bool whole)
 {
@@ -153,7 +192,10 @@ static struct seq seq_of(uint32_t name, bool whole)
     return q;
 }
 
-static int32_t token(const struct machine *m, uint32_t name, uint32_t i) { return (int32_t)(draw(301, name, i) % m->s.V); }
+static int32_t token(const struct machine *m, uint32_t name, uint32_t i)
+{
+    return (int32_t)(draw(301, name, i) % m->s.V);
+}
 
 /* The three positions of token i: as in film, they part on media and stay apart behind it. */
 static int32_t position(const struct seq *q, uint32_t i, uint32_t axis)
@@ -177,8 +219,8 @@ static uint32_t n_dropped(const struct seq *q, uint32_t l, uint32_t L, uint32_t 
 
 /* Drop k of the media tokens among index[0..n): the lowest of score (by_score) or of a hash; ties: the later one.
  * keep: places that stay. Returns how many. */
-static uint32_t choose(const struct seq *q, uint32_t l, const uint32_t *index, uint32_t n, const float *score, uint32_t k,
-                       uint32_t *keep)
+static uint32_t choose(const struct seq *q, uint32_t l, const uint32_t *index, uint32_t n, const float *score,
+                       uint32_t k, uint32_t *keep)
 {
     bool gone[N_MAX] = { false };
     for (; k > 0; k--) {
@@ -186,7 +228,8 @@ static uint32_t choose(const struct seq *q, uint32_t l, const uint32_t *index, u
         double least = 0;
         for (uint32_t i = 0; i < n; i++) {
             if (gone[i] || index[i] < q->first || index[i] >= q->last) continue;
-            const double v = q->by_score ? (double)score[i] : (double)draw(304, q->name, (uint64_t)l << 32 | index[i]);
+            const double v =
+                q->by_score ? (double)score[i] : (double)draw(304, q->name, (uint64_t)l << 32 | index[i]);
             if (worst == UINT32_MAX || v <= least) {
                 worst = i;
                 least = v;
@@ -202,10 +245,10 @@ static uint32_t choose(const struct seq *q, uint32_t l, const uint32_t *index, u
 
 /* ---- one march -------------------------------------------------------------------------------------------- */
 
-struct rows {                      /* of a batch */
+struct rows { /* of a batch */
     uint32_t start[N_SEQS + 1], index[ROWS_MAX], angle[ROWS_MAX];
     uint32_t keep[ROWS_MAX], visible[ROWS_MAX], out_start[N_SEQS + 1], all[ROWS_MAX];
-    uint32_t page[N_SEQS][L_MAX][KEYS_MAX], n_kv[N_SEQS][L_MAX];   /* pages, and rows written, of each table */
+    uint32_t page[N_SEQS][L_MAX][KEYS_MAX], n_kv[N_SEQS][L_MAX]; /* pages, and rows written, of each table */
     uint32_t n_used;
 };
 
@@ -249,8 +292,13 @@ static void prefill(struct machine *m, struct rows *b, const struct seq *q, uint
             add_pages(m, b, s, l, rows);
             view[s] = (struct kv_view){ .page = b->page[s][l], .n_rows = rows };
         }
-        const struct decoder_batch batch = { .n_seqs = n_seqs, .seq_start = b->start, .view = view, .angle = b->angle,
-                                             .cos = m->cos, .sin = m->sin, .kv = m->kv };
+        const struct decoder_batch batch = { .n_seqs = n_seqs,
+                                             .seq_start = b->start,
+                                             .view = view,
+                                             .angle = b->angle,
+                                             .cos = m->cos,
+                                             .sin = m->sin,
+                                             .kv = m->kv };
         MUST(decoder_kv(m->dec, l, &batch, m->x, kv_start, &e));
         for (uint32_t s = 0; s < n_seqs; s++) {
             struct outcome *o = &out[q[s].name];
@@ -258,12 +306,14 @@ static void prefill(struct machine *m, struct rows *b, const struct seq *q, uint
             uint32_t ask[N_QUERY], n_media = 0, stay[N_MAX];
             o->n_alive[l] = rows;
             memcpy(o->index[l], b->index + r0, rows * sizeof(uint32_t));
-            for (uint32_t i = 0; i < rows; i++) n_media += b->index[r0 + i] >= q[s].first && b->index[r0 + i] < q[s].last;
-            for (uint32_t i = 0; i < q[s].n_query; i++)    /* where the rows that ask are now */
+            for (uint32_t i = 0; i < rows; i++)
+                n_media += b->index[r0 + i] >= q[s].first && b->index[r0 + i] < q[s].last;
+            for (uint32_t i = 0; i < q[s].n_query; i++) /* where the rows that ask are now */
                 for (uint32_t j = 0; j < rows; j++)
                     if (b->index[r0 + j] == q[s].ask + i) ask[i] = r0 + j;
             MUST(decoder_scores(m->dec, l, &batch, s, m->x, ask, q[s].n_query, o->score[l], &e));
-            uint32_t n_stay = choose(&q[s], l, b->index + r0, rows, o->score[l], n_dropped(&q[s], l, L, n_media), stay);
+            uint32_t n_stay =
+                choose(&q[s], l, b->index + r0, rows, o->score[l], n_dropped(&q[s], l, L, n_media), stay);
             if (l + 1 == L) {
                 stay[0] = rows - 1;
                 n_stay = 1;
@@ -279,7 +329,8 @@ static void prefill(struct machine *m, struct rows *b, const struct seq *q, uint
             for (uint32_t s = 0; s < n_seqs; s++)
                 for (uint32_t i = b->start[s]; i < b->start[s + 1]; i++) b->all[i] = i - b->start[s] + 1;
             MUST(decoder_mix(m->dec, l, &batch, m->x, NULL, n, b->start, b->all, m->x, &e));
-            MUST(ops->gather(m->st, &(struct gather_args){ .x = m->x, .row = b->keep, .n = kept, .d = d, .y = m->y }, &e));
+            MUST(ops->gather(
+                m->st, &(struct gather_args){ .x = m->x, .row = b->keep, .n = kept, .d = d, .y = m->y }, &e));
         } else {
             MUST(decoder_mix(m->dec, l, &batch, m->x, b->keep, kept, b->out_start, b->visible, m->y, &e));
         }
@@ -300,7 +351,8 @@ static void prefill(struct machine *m, struct rows *b, const struct seq *q, uint
 }
 
 /* N_STEPS more tokens of each sequence, those that a longer prompt would hold. */
-static void decode(struct machine *m, struct rows *b, const struct seq *q, uint32_t n_seqs, struct outcome *out)
+static void decode(struct machine *m, struct rows *b, const struct seq *q, uint32_t n_seqs,
+                   struct outcome *out)
 {
     for (uint32_t step = 0; step < N_STEPS; step++) {
         int32_t id[N_SEQS], pos[N_SEQS];
@@ -320,8 +372,14 @@ static void decode(struct machine *m, struct rows *b, const struct seq *q, uint3
                 visible[s] = b->n_kv[s][l];
                 view[s] = (struct kv_view){ .page = b->page[s][l], .n_rows = b->n_kv[s][l] };
             }
-            const struct decoder_batch batch = { .n_seqs = n_seqs, .seq_start = start, .view = view, .angle = start,
-                                                 .cos = m->cos, .sin = m->sin, .kv = m->kv, .decode = true };
+            const struct decoder_batch batch = { .n_seqs = n_seqs,
+                                                 .seq_start = start,
+                                                 .view = view,
+                                                 .angle = start,
+                                                 .cos = m->cos,
+                                                 .sin = m->sin,
+                                                 .kv = m->kv,
+                                                 .decode = true };
             MUST(decoder_kv(m->dec, l, &batch, m->x, kv_start, &e));
             MUST(decoder_mix(m->dec, l, &batch, m->x, NULL, n_seqs, start, visible, m->x, &e));
         }
@@ -334,7 +392,10 @@ static void decode(struct machine *m, struct rows *b, const struct seq *q, uint3
 
 /* ---- the tests -------------------------------------------------------------------------------------------- */
 
-struct march { uint32_t order[N_SEQS], n; bool textbook; };
+struct march {
+    uint32_t order[N_SEQS], n;
+    bool textbook;
+};
 
 static void march(const struct setup *u, const struct march *list, uint32_t n_list, struct outcome *out)
 {
@@ -351,28 +412,41 @@ static void march(const struct setup *u, const struct march *list, uint32_t n_li
     free(b);
 }
 
-static void assert_same(const struct outcome *a, const struct outcome *b, const struct decoder_shape *s, const char *how)
+static void assert_same(const struct outcome *a, const struct outcome *b, const struct decoder_shape *s,
+                        const char *how)
 {
     for (uint32_t name = 0; name < N_SEQS; name++) {
         const struct outcome *x = &a[name], *y = &b[name];
         for (uint32_t l = 0; l < s->L; l++) {
-            if (x->n_alive[l] != y->n_alive[l] || memcmp(x->index[l], y->index[l], x->n_alive[l] * sizeof(uint32_t)) != 0)
-                fail_msg("SEED=%llu %s: sequence %u: other rows enter layer %u", (unsigned long long)seed0, how, name, l);
+            if (x->n_alive[l] != y->n_alive[l] ||
+                memcmp(x->index[l], y->index[l], x->n_alive[l] * sizeof(uint32_t)) != 0)
+                fail_msg("SEED=%llu %s: sequence %u: other rows enter layer %u", (unsigned long long)seed0,
+                         how, name, l);
             if (memcmp(x->score[l], y->score[l], x->n_alive[l] * sizeof(float)) != 0)
-                fail_msg("SEED=%llu %s: sequence %u: other scores at layer %u", (unsigned long long)seed0, how, name, l);
+                fail_msg("SEED=%llu %s: sequence %u: other scores at layer %u", (unsigned long long)seed0,
+                         how, name, l);
         }
         for (uint32_t t = 0; t <= N_STEPS; t++)
             if (memcmp(x->logits[t], y->logits[t], s->V * sizeof(float)) != 0)
-                fail_msg("SEED=%llu %s: sequence %u: other logits at step %u", (unsigned long long)seed0, how, name, t);
+                fail_msg("SEED=%llu %s: sequence %u: other logits at step %u", (unsigned long long)seed0, how,
+                         name, t);
     }
 }
 
 static void test_one_result(void **state)
 {
     (void)state;
-    static const struct march alone[N_SEQS] = { { { 0 }, 1, false }, { { 1 }, 1, false }, { { 2 }, 1, false },
-                                                { { 3 }, 1, false }, { { 4 }, 1, false } };
-    static const struct { uint32_t max_rows; int threads; struct march m; const char *how; } ways[] = {
+    static const struct march alone[N_SEQS] = { { { 0 }, 1, false },
+                                                { { 1 }, 1, false },
+                                                { { 2 }, 1, false },
+                                                { { 3 }, 1, false },
+                                                { { 4 }, 1, false } };
+    static const struct {
+        uint32_t max_rows;
+        int threads;
+        struct march m;
+        const char *how;
+    } ways[] = {
         { 1032, 1, { { 0, 1, 2, 3, 4 }, 5, true }, "textbook order" },
         { 7, 2, { { 4, 2, 0, 3, 1 }, 5, false }, "blocks of 7, 2 threads, shuffled" },
         { 64, 3, { { 3, 0, 4, 1, 2 }, 5, false }, "blocks of 64, 3 threads, shuffled" },
@@ -383,7 +457,9 @@ static void test_one_result(void **state)
     for (const char *const *isa = cpu_isas(); *isa; isa++)
         for (uint32_t k = 0; k < 2 * N_SHAPES; k++) {
             const struct decoder_shape *s = &SHAPES[k / 2];
-            struct setup u = { .isa = *isa, .threads = 1, .dtype = k % 2 ? DT_BF16 : DT_F32, .max_rows = 1032, .shape = s };
+            struct setup u = {
+                .isa = *isa, .threads = 1, .dtype = k % 2 ? DT_BF16 : DT_F32, .max_rows = 1032, .shape = s
+            };
             memset(want, 0, N_SEQS * sizeof *want);
             march(&u, alone, N_SEQS, want);
             for (uint32_t name = 0; name < N_SEQS; name++) {
@@ -393,7 +469,8 @@ static void test_one_result(void **state)
             }
             for (size_t w = 0; w < sizeof ways / sizeof *ways; w++) {
                 char how[128];
-                snprintf(how, sizeof how, "%s %s shape %u, %s", *isa, k % 2 ? "bf16" : "f32", k / 2, ways[w].how);
+                snprintf(how, sizeof how, "%s %s shape %u, %s", *isa, k % 2 ? "bf16" : "f32", k / 2,
+                         ways[w].how);
                 u.threads = ways[w].threads;
                 u.max_rows = ways[w].max_rows;
                 memset(got, 0, N_SEQS * sizeof *got);
@@ -420,11 +497,15 @@ static double distance(const float *a, const float *b, uint32_t n)
 static void test_decode_is_a_longer_prompt(void **state)
 {
     (void)state;
-    struct outcome *short_one = mem_must(N_SEQS, sizeof *short_one), *long_one = mem_must(N_SEQS, sizeof *long_one);
+    struct outcome *short_one = mem_must(N_SEQS, sizeof *short_one),
+                   *long_one = mem_must(N_SEQS, sizeof *long_one);
     struct rows *b = mem_must(1, sizeof *b);
     for (const char *const *isa = cpu_isas(); *isa; isa++)
         for (uint32_t k = 0; k < 2 * N_SHAPES; k++) {
-            const struct setup u = { .isa = *isa, .threads = 2, .dtype = k % 2 ? DT_BF16 : DT_F32, .max_rows = 64,
+            const struct setup u = { .isa = *isa,
+                                     .threads = 2,
+                                     .dtype = k % 2 ? DT_BF16 : DT_F32,
+                                     .max_rows = 64,
                                      .shape = &SHAPES[k / 2] };
             const double tol = k % 2 ? 0.03 : 1e-5;
             struct machine m;
@@ -455,6 +536,7 @@ int main(void)
 {
     const char *s = getenv("SEED");
     seed0 = s ? strtoull(s, NULL, 10) : 1;
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_one_result), cmocka_unit_test(test_decode_is_a_longer_prompt) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_one_result),
+                                        cmocka_unit_test(test_decode_is_a_longer_prompt) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,11 +1,20 @@
 #!/bin/sh
 # Install what the build and the tests need and is missing, from the distribution. Says what it installs; asks nothing.
-# Without root it prints the command and goes on, so that a machine that has all of it needs no root.
+# A machine that has all of it needs no root; one without root or without apt is told what is missing.
 set -eu
 
 PACKAGES="gcc make pkg-config libc6-dev
 libavformat-dev libavcodec-dev libswscale-dev libswresample-dev libavutil-dev ffmpeg
 libjansson-dev libpcre2-dev libutf8proc-dev libjemalloc-dev libcmocka-dev"
+
+if ! command -v apt-get >/dev/null 2>&1 || ! command -v dpkg-query >/dev/null 2>&1; then
+    if pkg-config --exists libavformat libavcodec libswscale libswresample libavutil jansson libpcre2-8 libutf8proc cmocka \
+        && command -v ffmpeg >/dev/null; then
+        exit 0
+    fi
+    echo "omnidrop: no apt on this machine: install by hand what these Debian packages hold:" $PACKAGES >&2
+    exit 1
+fi
 
 missing=""
 for p in $PACKAGES; do

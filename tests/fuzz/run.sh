@@ -10,7 +10,7 @@ seconds=${FUZZ_SECONDS:-60}
 out=${FUZZ_OUT:-build/fuzz}
 clang=${CLANG:-$(command -v clang-14 || command -v clang || true)}
 if [ -z "$clang" ]; then
-    echo "fuzz: no clang on this machine: install clang-14 (make deps) or name one in CLANG" >&2
+    echo "fuzz: no clang on this machine: apt-get install clang, or name one in CLANG" >&2
     exit 2
 fi
 pkgs="jansson libpcre2-8 libutf8proc"

@@ -140,11 +140,19 @@ static void prefill_item(const struct prefill *j, const struct tile *tile, uint3
         kern->pack_rows(heads, row, r->n, room->q + (size_t)i * D * 4);
         rows_clear(heads, r);
     }
+    const struct kv_view *view = &a->view[tile->seq];
+    const void *page[CPU_BLOCK_PAGES], *next[CPU_BLOCK_PAGES];
+    block_pages(&a->shape, view, g * heads->head_bytes, 0, keys, page);
     for (uint32_t k0 = 0; k0 < keys; k0 += CPU_BLOCK) {
-        const void *page[CPU_BLOCK_PAGES];
-        block_pages(&a->shape, &a->view[tile->seq], g * heads->head_bytes, k0, keys, page);
-        for (uint32_t i = 0; i < n_subs; i++)
-            if (sub[i].visible[sub[i].n - 1] > k0) kern->attend(heads, &sub[i], page, page, k0, room->t);
+        const bool more = k0 + CPU_BLOCK < keys;
+        if (more) block_pages(&a->shape, view, g * heads->head_bytes, k0 + CPU_BLOCK, keys, next);
+        bool first = true;
+        for (uint32_t i = 0; i < n_subs; i++) {
+            if (sub[i].visible[sub[i].n - 1] <= k0) continue;
+            kern->attend(heads, &sub[i], page, !first ? NULL : more ? next : page, k0, room->t);
+            first = false;
+        }
+        if (more) memcpy(page, next, sizeof page);
     }
     const uint32_t out_tile = operand_tile(a->out->rows);
     for (uint32_t i = 0; i < n; i++) {

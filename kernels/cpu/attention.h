@@ -53,8 +53,8 @@ struct cpu_attention_kernels {
     /* Rows row[0..n-1] of D floats to what struct cpu_rows.q wants. */
     void (*pack_rows)(const struct cpu_heads *a, const float *const *row, uint32_t n, void *q);
     /* One block of keys: page[i] is the head's part of the page of keys k0 + 16 i. Reads no page past the
-     * last row's limit; a row whose limit is k0 or less keeps its bits. next [CPU_BLOCK_PAGES]: pages that
-     * will be read soon, fetched meanwhile where there are few rows; any valid pointers. */
+     * last row's limit; a row whose limit is k0 or less keeps its bits. next: NULL, or [CPU_BLOCK_PAGES]
+     * pages that will be read soon and are fetched meanwhile; any valid pointers. */
     void (*attend)(const struct cpu_heads *a, const struct cpu_rows *r, const void *const *page,
                    const void *const *next, uint32_t k0, struct cpu_scores *t);
     /* As attend, m and l only. */

@@ -28,11 +28,17 @@ enum kind { F32, PAIRS, WIDEN };
 #define NOINLINE __attribute__((noinline))
 #define LOG2E    1.44269504088896341f
 
-/* A tile of fewer rows than CPU_TILE reads K and V from memory at almost no arithmetic (decode), so it
- * fetches ahead: V of the block while its scores are made, K of the next block during the softmax and P V. */
-#define FETCHES(rows) ((rows) < CPU_TILE)
-#define FETCH(p)      __builtin_prefetch(p, 0, 0)
-#define FETCH_LINES   24 /* of a page, per row of the softmax */
+/* Fetching ahead: V of a block while its scores are made, K of the next block during P V. Fewer rows than
+ * CPU_TILE (decode) read all of memory at little arithmetic: they always fetch, during the softmax too, and
+ * past the caches; of a tile's many subtiles the first does, for all. */
+#define FETCH(m, p)                                                                                          \
+    do {                                                                                                     \
+        if ((m) < CPU_TILE)                                                                                  \
+            __builtin_prefetch(p, 0, 0);                                                                     \
+        else                                                                                                 \
+            __builtin_prefetch(p, 0, 2);                                                                     \
+    } while (0)
+#define FETCH_LINES 24 /* of a page, per row of the softmax */
 
 /* ---- products ------------------------------------------------------------------------------------------ */
 
@@ -81,9 +87,9 @@ VEC_FN void step(const enum kind kind, const int rows, const int nv, vf c[GROUP]
 
 /* s[i][0 .. 2 vectors) = q row i . K columns, rows r0 .. r0 + rows of m. b0, b1: first k of the two
  * vectors. */
-VEC_FN void qk_cell(const enum kind kind, const int m, const int r0, const int rows, uint32_t D,
-                    const void *q, const void *b0, const void *b1, const char *soon0, const char *soon1,
-                    float *s0, float *s1)
+VEC_FN void qk_cell(const enum kind kind, const bool fetch, const int m, const int r0, const int rows,
+                    uint32_t D, const void *q, const void *b0, const void *b1, const char *soon0,
+                    const char *soon1, float *s0, float *s1)
 {
     vf c[GROUP][2];
 #pragma GCC unroll 16
@@ -92,8 +98,8 @@ VEC_FN void qk_cell(const enum kind kind, const int m, const int r0, const int r
     const float *a = (const float *)q + r0;
     const float *x0 = b0, *x1 = b1; /* 4-byte units: floats or pairs */
     for (uint32_t k = 0; k < n; k++, x0 += 16, x1 += 16) {
-        if (FETCHES(m)) FETCH(soon0 + (size_t)k * 64);
-        if (FETCHES(m) && CPU_VEC == 16) FETCH(soon1 + (size_t)k * 64);
+        if (fetch) FETCH(m, soon0 + (size_t)k * 64);
+        if (fetch && CPU_VEC == 16) FETCH(m, soon1 + (size_t)k * 64);
         step(kind, rows, 2, c, a, 1, m, x0, x1);
         a += kind == WIDEN ? 2 * m : m;
     }
@@ -106,14 +112,14 @@ VEC_FN void qk_cell(const enum kind kind, const int m, const int r0, const int r
 
 /* Scores of m rows against n_pages pages. With vectors of a page's width two pages go together; an odd
  * last one goes with itself, and the columns written twice hold the same. */
-VEC_FN void qk(const enum kind kind, const int m, uint32_t D, const void *q, const void *const *page,
-               uint32_t n_pages, size_t v_at, float *s)
+VEC_FN void qk(const enum kind kind, const bool fetch, const int m, uint32_t D, const void *q,
+               const void *const *page, uint32_t n_pages, size_t v_at, float *s)
 {
 #if CPU_VEC == 16
     for (uint32_t p = 0; p < n_pages; p += 2) {
         const uint32_t p1 = p + 1 < n_pages ? p + 1 : p;
         const char *b0 = page[p], *b1 = page[p1];
-        qk_cell(kind, m, 0, m, D, q, b0, b1, b0 + v_at, b1 + v_at, s + p * 16, s + p1 * 16);
+        qk_cell(kind, fetch, m, 0, m, D, q, b0, b1, b0 + v_at, b1 + v_at, s + p * 16, s + p1 * 16);
     }
 #else
     for (uint32_t p = 0; p < n_pages; p++)
@@ -121,19 +127,18 @@ VEC_FN void qk(const enum kind kind, const int m, uint32_t D, const void *q, con
             const char *soon = (const char *)page[p] + v_at;
             const float *b0 = (const float *)page[p] + c, *b1 = b0 + CPU_VEC;
             float *s0 = s + p * 16 + c, *s1 = s0 + CPU_VEC;
-            qk_cell(kind, m, 0, m < GROUP ? m : GROUP, D, q, b0, b1, soon, soon, s0, s1);
-            if (m > GROUP) qk_cell(kind, m, GROUP, m - GROUP, D, q, b0, b1, soon, soon, s0, s1);
+            qk_cell(kind, fetch, m, 0, m < GROUP ? m : GROUP, D, q, b0, b1, soon, soon, s0, s1);
+            if (m > GROUP) qk_cell(kind, false, m, GROUP, m - GROUP, D, q, b0, b1, soon, soon, s0, s1);
         }
 #endif
 }
 
 /* acc[i][col ..] = acc * keep + P V, rows r0 .. r0 + rows of m. v_at: bytes from a page's head part to its
  * V. */
-VEC_FN void pv_cell(const enum kind kind, const int m, const int r0, const int rows, const int nv,
-                    uint32_t Dv, size_t v_at, const void *const *page, const void *const *next,
+VEC_FN void pv_cell(const enum kind kind, const bool fetch, const int m, const int r0, const int rows,
+                    const int nv, uint32_t Dv, size_t v_at, const void *const *page, const void *const *next,
                     uint32_t n_pages, uint32_t col, const struct cpu_scores *t, float *acc)
 {
-    const bool fetch = FETCHES(m) && r0 == 0;
     const int steps = kind == F32 ? 16 : 8;
     vf c[GROUP][2];
     acc += (size_t)r0 * Dv + col;
@@ -150,8 +155,8 @@ VEC_FN void pv_cell(const enum kind kind, const int m, const int r0, const int r
         const char *soon = (const char *)next[p] + (size_t)col * steps * 4;
 #pragma GCC unroll 1 /* else the fetches come in bursts */
         for (int j = 0; j < steps; j++, b += Dv, soon += nv * CPU_VEC * 4) {
-            if (fetch) FETCH(soon);
-            if (fetch && CPU_VEC == 16) FETCH(soon + 64);
+            if (fetch) FETCH(m, soon);
+            if (fetch && CPU_VEC == 16) FETCH(m, soon + 64);
             step(kind, rows, nv, c, left, row, 1, b, b + CPU_VEC);
             left += kind == WIDEN ? 2 : 1;
         }
@@ -163,47 +168,51 @@ VEC_FN void pv_cell(const enum kind kind, const int m, const int r0, const int r
     }
 }
 
-VEC_FN void pv(const enum kind kind, const int m, uint32_t Dv, size_t v_at, const void *const *page,
-               const void *const *next, uint32_t n_pages, const struct cpu_scores *t, float *acc)
+VEC_FN void pv(const enum kind kind, const bool fetch, const int m, uint32_t Dv, size_t v_at,
+               const void *const *page, const void *const *next, uint32_t n_pages, const struct cpu_scores *t,
+               float *acc)
 {
     uint32_t col = 0;
     for (; col + 2 * CPU_VEC <= Dv; col += 2 * CPU_VEC) {
-        pv_cell(kind, m, 0, m < GROUP ? m : GROUP, 2, Dv, v_at, page, next, n_pages, col, t, acc);
-        if (m > GROUP) pv_cell(kind, m, GROUP, m - GROUP, 2, Dv, v_at, page, next, n_pages, col, t, acc);
+        pv_cell(kind, fetch, m, 0, m < GROUP ? m : GROUP, 2, Dv, v_at, page, next, n_pages, col, t, acc);
+        if (m > GROUP)
+            pv_cell(kind, false, m, GROUP, m - GROUP, 2, Dv, v_at, page, next, n_pages, col, t, acc);
     }
-    if (col < Dv) pv_cell(kind, m, 0, m < GROUP ? m : GROUP, 1, Dv, v_at, page, next, n_pages, col, t, acc);
+    if (col < Dv)
+        pv_cell(kind, fetch, m, 0, m < GROUP ? m : GROUP, 1, Dv, v_at, page, next, n_pages, col, t, acc);
 }
 
-/* One function per kind and number of rows, so that the accumulators stay in registers. */
+/* One function per kind and number of rows, so that the accumulators stay in registers; all fetch but the
+ * last, "12 still". */
 typedef void (*qk_fn)(uint32_t D, const void *q, const void *const *page, uint32_t n_pages, size_t v_at,
                       float *s);
 typedef void (*pv_fn)(uint32_t Dv, size_t v_at, const void *const *page, const void *const *next,
                       uint32_t n_pages, const struct cpu_scores *t, float *acc);
 
-#define TILE_FNS(name, kind, m)                                                                              \
-    static NOINLINE void qk_##name##m(uint32_t D, const void *q, const void *const *page, uint32_t n_pages,  \
-                                      size_t v_at, float *s)                                                 \
+#define TILE_FNS(name, kind, m, fetch)                                                                       \
+    static NOINLINE void qk_##name##m##_##fetch(uint32_t D, const void *q, const void *const *page,          \
+                                                uint32_t n_pages, size_t v_at, float *s)                     \
     {                                                                                                        \
-        qk(kind, m, D, q, page, n_pages, v_at, s);                                                           \
+        qk(kind, fetch, m, D, q, page, n_pages, v_at, s);                                                    \
     }                                                                                                        \
-    static NOINLINE void pv_##name##m(uint32_t Dv, size_t v_at, const void *const *page,                     \
-                                      const void *const *next, uint32_t n_pages, const struct cpu_scores *t, \
-                                      float *acc)                                                            \
+    static NOINLINE void pv_##name##m##_##fetch(uint32_t Dv, size_t v_at, const void *const *page,           \
+                                                const void *const *next, uint32_t n_pages,                   \
+                                                const struct cpu_scores *t, float *acc)                      \
     {                                                                                                        \
-        pv(kind, m, Dv, v_at, page, next, n_pages, t, acc);                                                  \
+        pv(kind, fetch, m, Dv, v_at, page, next, n_pages, t, acc);                                           \
     }
 /* clang-format off */
 #define ALL_ROWS(X, a, b)                                                                                    \
-    X(a, b, 1) X(a, b, 2) X(a, b, 3) X(a, b, 4) X(a, b, 5) X(a, b, 6)                                        \
-    X(a, b, 7) X(a, b, 8) X(a, b, 9) X(a, b, 10) X(a, b, 11) X(a, b, 12)
+    X(a, b, 1, 1) X(a, b, 2, 1) X(a, b, 3, 1) X(a, b, 4, 1) X(a, b, 5, 1) X(a, b, 6, 1) X(a, b, 7, 1)        \
+    X(a, b, 8, 1) X(a, b, 9, 1) X(a, b, 10, 1) X(a, b, 11, 1) X(a, b, 12, 1) X(a, b, 12, 0)
 /* clang-format on */
-#define QK_NAME(name, kind, m) qk_##name##m,
-#define PV_NAME(name, kind, m) pv_##name##m,
+#define QK_NAME(name, kind, m, fetch) qk_##name##m##_##fetch,
+#define PV_NAME(name, kind, m, fetch) pv_##name##m##_##fetch,
 
 ALL_ROWS(TILE_FNS, f, F32)
 ALL_ROWS(TILE_FNS, h, KIND_BF16)
-static const qk_fn qk_of[2][CPU_TILE] = { { ALL_ROWS(QK_NAME, f, ) }, { ALL_ROWS(QK_NAME, h, ) } };
-static const pv_fn pv_of[2][CPU_TILE] = { { ALL_ROWS(PV_NAME, f, ) }, { ALL_ROWS(PV_NAME, h, ) } };
+static const qk_fn qk_of[2][CPU_TILE + 1] = { { ALL_ROWS(QK_NAME, f, ) }, { ALL_ROWS(QK_NAME, h, ) } };
+static const pv_fn pv_of[2][CPU_TILE + 1] = { { ALL_ROWS(PV_NAME, f, ) }, { ALL_ROWS(PV_NAME, h, ) } };
 
 /* ---- softmax ------------------------------------------------------------------------------------------- */
 
@@ -319,8 +328,8 @@ VEC_FN void softmax(const bool packed, const struct cpu_heads *a, const struct c
     const float scale = packed ? a->scale * LOG2E : a->scale;
     maxima(packed, r, seen, scale, t);
     for (uint32_t i = 0; i < r->n; i++) {
-        for (uint32_t k = 0; FETCHES(r->n) && next != NULL && k < FETCH_LINES; k++)
-            FETCH((const char *)next[2 * i % 15] + (size_t)k * 64);
+        for (uint32_t k = 0; r->n < CPU_TILE && next != NULL && k < FETCH_LINES; k++)
+            FETCH(1, (const char *)next[2 * i % 15] + (size_t)k * 64);
         r->l[i] = r->l[i] * t->keep[i] + row_exp(packed, t->s[i], t->p[i], seen[i], cols, scale, r->m[i]);
     }
 }
@@ -330,12 +339,13 @@ static void attend(const struct cpu_heads *a, const struct cpu_rows *r, const vo
 {
     uint32_t seen[CPU_TILE];
     const uint32_t n_pages = columns_seen(r, k0, seen), cols = n_pages * CPU_PAGE_TOKENS;
-    qk_of[a->bf16][r->n - 1](a->D, r->q, page, n_pages, a->k_bytes, t->s[0]);
+    const uint32_t f = next == NULL && r->n == CPU_TILE ? CPU_TILE : r->n - 1;
+    qk_of[a->bf16][f](a->D, r->q, page, n_pages, a->k_bytes, t->s[0]);
     if (KIND_BF16 == PAIRS && a->packed)
         softmax(true, a, r, seen, cols, next, t);
     else
         softmax(false, a, r, seen, cols, next, t);
-    pv_of[a->bf16][r->n - 1](a->Dv, a->k_bytes, page, next, n_pages, t, r->acc);
+    pv_of[a->bf16][f](a->Dv, a->k_bytes, page, next != NULL ? next : page, n_pages, t, r->acc);
 }
 
 static void stats(const struct cpu_heads *a, const struct cpu_rows *r, const void *const *page, uint32_t k0,

@@ -103,7 +103,7 @@ static void attend_item(const struct segments *j, const struct tile *t, uint32_t
         const void *page[CPU_BLOCK_PAGES];
         bring_block(j, room, first + k0, keys - k0 < CPU_BLOCK ? keys - k0 : CPU_BLOCK, h, keys <= SHORT,
                     true, page);
-        for (uint32_t i = 0; i < n_subs; i++) kern->attend(&j->heads, &sub[i], page, page, k0, room->t);
+        for (uint32_t i = 0; i < n_subs; i++) kern->attend(&j->heads, &sub[i], page, NULL, k0, room->t);
     }
     const uint32_t out_tile = operand_tile(a->out->rows);
     for (uint32_t i = 0; i < n; i++) {

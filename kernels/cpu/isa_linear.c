@@ -241,9 +241,10 @@ static void tile_write(const struct operand_tile *t, uint32_t k0, uint32_t n, co
             rows = copy[0], ld = CPU_VEC;
         }
         if (t->pairs) {
+            const vh row = vf_to_bf16(vf_load(rows));
             if (t->m > 1) write_pairs(rows, ld, t->m, width / 2, out, t->m);
-            else for (uint32_t i = 0; i < width; i += 2)
-                out[i / 2] = bf16_of_f32(rows[i]) | (uint32_t)bf16_of_f32(rows[i + 1]) << 16;
+            else if (width == CPU_VEC) memcpy(out, &row, sizeof row);
+            else memcpy(out, &row, width * 2);
             out += (size_t)width / 2 * t->m;
             continue;
         }
@@ -257,8 +258,8 @@ static void tile_write(const struct operand_tile *t, uint32_t k0, uint32_t n, co
 VEC_FN void tile_ahead(const struct operand_tile *t, uint32_t k0)
 {
     const size_t block = CPU_PANEL * (t->pairs ? 2 : 4) * t->m;      /* bytes of 32 columns */
-    const char *at = (const char *)t->data + k0 / CPU_PANEL * block;
-    for (size_t i = k0 == 0 ? 0 : WRITE_AHEAD; i < WRITE_AHEAD + block; i += 64) __builtin_prefetch(at + i, 1);
+    const size_t at = k0 / CPU_PANEL * block, end = at + WRITE_AHEAD + block < t->bytes ? at + WRITE_AHEAD + block : t->bytes;
+    for (size_t i = k0 == 0 ? 0 : at + WRITE_AHEAD; i < end; i += 64) __builtin_prefetch((const char *)t->data + i, 1);
 }
 
 static void fill_tile(const struct operand_tile *t, uint32_t k0, uint32_t n, const float *x, size_t ldx)
@@ -266,7 +267,7 @@ static void fill_tile(const struct operand_tile *t, uint32_t k0, uint32_t n, con
     /* The rows of the next tile are asked for in the order of memory while this one is written: so many streams
      * side by side are more than the hardware follows. */
     const char *next = (const char *)(x + t->m * ldx);
-    const size_t step = n < CPU_PANEL ? 0 : t->m * ldx * 4 / (n / CPU_PANEL);
+    const size_t step = t->last || n < CPU_PANEL ? 0 : t->m * ldx * 4 / (n / CPU_PANEL);
     for (uint32_t k = 0; k < n; k += CPU_PANEL, next += step) {
         for (size_t i = 0; i < step; i += 64) __builtin_prefetch(next + i, 0, 2);
         tile_ahead(t, k0 + k);

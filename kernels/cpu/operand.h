@@ -30,13 +30,16 @@ struct operand_tile {
     void *data;                   /* bf16 pairs or f32, see the top */
     uint32_t m;                   /* rows of this tile              */
     bool pairs;
+    bool last;                    /* no tile follows                */
+    size_t bytes;                 /* of this tile                   */
 };
 
 static inline struct operand_tile operand_tile_at(const struct operand *o, bool pairs, uint32_t tile_index)
 {
-    const uint32_t tile = operand_tile(o->rows), r0 = tile_index * tile;
-    const size_t at = (size_t)r0 * operand_kp(o->k) * (pairs ? 2 : 4);
-    return (struct operand_tile){ (char *)o->data + at, o->rows - r0 < tile ? o->rows - r0 : tile, pairs };
+    const uint32_t tile = operand_tile(o->rows), r0 = tile_index * tile, left = o->rows - r0;
+    const size_t row_bytes = operand_kp(o->k) * (pairs ? 2 : 4);
+    const uint32_t m = left < tile ? left : tile;
+    return (struct operand_tile){ (char *)o->data + r0 * row_bytes, m, pairs, left <= tile, m * row_bytes };
 }
 
 /* Write n columns from k (even) on of row r of the tile; an odd end is padded by a zero. */

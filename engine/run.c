@@ -681,11 +681,11 @@ status eng_run(struct engine *en, struct eng_request **reqs, uint32_t n, struct 
     struct eng_request **live = NULL;
     struct err why = { 0 };
     status st = mem_alloc(&live, n, sizeof *live, &why);
-    for (uint32_t i = 0; i < n; i++) {
-        reqs[i]->started = clock_s();
-        if (live) live[i] = reqs[i];
+    for (uint32_t i = 0; i < n; i++) reqs[i]->started = clock_s();
+    if (st == OK) {
+        for (uint32_t i = 0; i < n; i++) live[i] = reqs[i];
+        st = run_all(en, live, n, &why);
     }
-    if (st == OK) st = run_all(en, live, n, &why);
     en->interrupted = 0;           /* consumed: one interrupt ends one run */
     if (en->run && en->run->rows > GROUP_ROWS) buffers_release(en, en->run);   /* a long prompt's rows are not kept */
     free(live);

@@ -1,6 +1,7 @@
 /* model/tower_parts.c - weights, tables and memory of the towers (tower_parts.h). */
 #include "model/tower_parts.h"
 
+#include <assert.h>
 #include <stdio.h>
 
 #include "model/tensor_f32.h"
@@ -20,7 +21,8 @@ status tower_weight(struct stream *st, const struct checkpoint *ck, enum dtype c
                     struct err *e)
 {
     struct weight_args a = { .form = form, .compute = compute };
-    const struct tensor_info *w[3];
+    const struct tensor_info *w[3] = { 0 };
+    assert(names->part[0] != NULL);
     for (; a.n_parts < 3 && names->part[a.n_parts]; a.n_parts++) {
         const uint32_t i = a.n_parts;
         w[i] = tensor_of(ck, names->part[i], layer, ".weight");

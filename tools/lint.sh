@@ -28,7 +28,8 @@ fi
 # branches with equal bodies (tables in switch form), nor whole halves and arrays of pointers, which are meant.
 checks='-*,clang-analyzer-core*,clang-analyzer-unix*,clang-analyzer-deadcode*,bugprone-*'
 for off in easily-swappable-parameters narrowing-conversions implicit-widening-of-multiplication-result \
-           reserved-identifier macro-parentheses branch-clone assignment-in-if-condition sizeof-expression integer-division; do
+           reserved-identifier macro-parentheses branch-clone assignment-in-if-condition sizeof-expression integer-division \
+           not-null-terminated-result; do
     checks+=",-bugprone-$off"
 done
 if command -v clang-tidy >/dev/null; then

@@ -55,7 +55,7 @@ obj_of = $(filter $(foreach m,$(BELOW_$(1)),$(BUILD)/$(m)/%),$(LIBOBJ))
 
 TEST_SRC := $(foreach m,$(MODULES),$(wildcard tests/$(m)/test_*.c))
 TEST_BIN := $(TEST_SRC:%.c=$(BUILD)/%)
-RUN_BIN  := $(BUILD)/tests/golden $(BUILD)/tests/vectors
+RUN_BIN  := $(BUILD)/tests/golden $(BUILD)/tests/vectors $(BUILD)/tests/cli/json_get
 
 all: $(BUILD)/omnidrop
 
@@ -83,6 +83,7 @@ $(foreach m,$(MODULES),$(eval $(call test_rule,$(m))))
 
 $(BUILD)/tests/golden: tests/golden.c $(LIBOBJ)
 $(BUILD)/tests/vectors: tests/vectors.c $(call obj_of,prune) $(BUILD)/model/safetensors.o $(BUILD)/model/prompt.o
+$(BUILD)/tests/cli/json_get: tests/cli/json_get.c
 $(BUILD)/bench: $(wildcard tests/bench/*.c) $(LIBOBJ)
 $(RUN_BIN) $(BUILD)/bench:
 	@echo "  LINK $@"; mkdir -p $(@D)

@@ -279,6 +279,7 @@ static status from_file(struct cli *c, const char *path, struct err *e)
         if (text[0] == '"' && !unquote(text)) st = err_set(e, E_ARG, "%s:%d: %s: a quote without its end", path, n, key);
         if (st == OK) st = set_value(c, v, keep_text(c, mem_must_strdup(text)), BY_FILE, e);
     }
+    if (st == OK && ferror(f)) st = err_set(e, E_ARG, "--config %s: %s", path, strerror(errno));
     free(line);
     fclose(f);
     return st;

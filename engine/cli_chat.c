@@ -157,7 +157,7 @@ static status answer(struct session *s, const struct chat *chat, char **text, st
             json_object_set_new(o, "warnings", cli_json_string(eng_request_warnings(r)));
         if (s->pruning) json_object_set_new(o, "omnidrop", pruning_json(s->en, res, &s->policy,
                                                                              eng_request_plan(r)));
-        json_dumpf(o, stdout, JSON_COMPACT);
+        json_dumpf(o, stdout, JSON_COMPACT | JSON_REAL_PRECISION(15));
         printf("\n");
         json_decref(o);
     } else if (st == OK) {

@@ -42,7 +42,7 @@ static const struct cli_command inspect_command = {
 
 static void print_json(json_t *o)
 {
-    json_dumpf(o, stdout, JSON_INDENT(2));
+    json_dumpf(o, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
     printf("\n");
     json_decref(o);
 }
@@ -165,7 +165,7 @@ static json_t *windows_json(const struct window_plan *p)
 
 static void windows_print(const struct window_plan *p)
 {
-    printf("  transcribe: %zu windows of at most %g s\n", p->n, p->o.window_s);
+    printf("  transcribe: %zu window%s of at most %g s\n", p->n, p->n == 1 ? "" : "s", p->o.window_s);
     for (size_t i = 0; i < p->n; i++) {
         const struct plan_entry *w = &p->entry[i];
         printf("    %4zu  %10.3f - %10.3f s  voice %7.2f s  %s", i, w->from_s, w->to_s, w->voiced_s,
@@ -218,8 +218,8 @@ static void media_print(const char *file, const struct media_info *i, const stru
     if (i->duration_s >= 0) printf(", %.3f s", i->duration_s);
     printf("\n");
     if (i->has_audio)
-        printf("  sound  %s, %u Hz, %u channels%s%.3f s: %llu mel frames, %llu tokens%s\n", i->audio.codec, i->audio.rate,
-               i->audio.channels, i->audio.start_s > 0 ? ", starts late, " : ", ",
+        printf("  sound  %s, %u Hz, %u channel%s%s%.3f s: %llu mel frames, %llu tokens%s\n", i->audio.codec, i->audio.rate,
+               i->audio.channels, i->audio.channels == 1 ? "" : "s", i->audio.start_s > 0 ? ", starts late, " : ", ",
                i->audio.duration_s >= 0 ? i->audio.duration_s : i->duration_s, (unsigned long long)n->n_mel_frames,
                (unsigned long long)n->n_audio_tokens, n->samples_exact ? "" : " (by the container; --exact decodes)");
     if (i->is_image)

@@ -34,7 +34,7 @@ static status range(const char *name, double v, double lo, double hi, struct err
 status sample_check(const struct sample_params *p, struct err *e)
 {
     TRY(range("temperature", (double)p->temperature, 0, 2, e));
-    TRY(range("top_p", (double)p->top_p, 1e-6, 1, e));
+    TRY(range("top_p", (double)p->top_p, (double)1e-6f, 1, e));
     TRY(range("min_p", (double)p->min_p, 0, 1, e));
     TRY(range("repetition_penalty", (double)p->repetition_penalty, 0.01, 10, e));
     TRY(range("presence_penalty", (double)p->presence_penalty, -2, 2, e));

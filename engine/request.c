@@ -130,6 +130,9 @@ static status load_picture(struct engine *en, struct eng_request *r, struct req_
  * built; a large one is streamed into the tower. */
 static status open_film(struct engine *en, struct eng_request *r, struct req_part *p, struct err *e)
 {
+    if (p->chat->options.start_s > 0 || p->chat->options.end_s > 0)
+        return err_set(e, E_ARG, "%s: a part of a film (start, end) cannot be asked for: cut the file first",
+                       name_of(p->chat));
     const struct media_video_options vo = video_options(en, r, p);
     TRY(media_video_open(p->file, &vo, &p->video, e));
     struct media_video_plan plan = *media_video_get_plan(p->video);

@@ -15,9 +15,10 @@ bool device_cuda_driver(char *text, size_t cap)
     int version = 0;
     int (*get_version)(int *);
     void *symbol = dlsym(lib, "cuDriverGetVersion");
-    memcpy(&get_version, &symbol, sizeof get_version);   /* ISO C has no cast from object to function pointers */
+    memcpy(&get_version, &symbol, sizeof get_version);   /* ISO C has no such cast */
     if (get_version == NULL || get_version(&version) != 0) version = 0;
-    snprintf(text, cap, "CUDA driver %d.%d found; this build has no CUDA backend", version / 1000, version % 1000 / 10);
+    snprintf(text, cap, "CUDA driver %d.%d found; this build has no CUDA backend", version / 1000,
+             version % 1000 / 10);
     dlclose(lib);
     return true;
 }
@@ -28,7 +29,8 @@ status stream_open(const struct stream_options *o, struct stream **out, struct e
     if (strcmp(device, "cuda") == 0) {
         char driver[128];
         device_cuda_driver(driver, sizeof driver);
-        return err_set(e, E_MODEL, "no device 'cuda': this build has no CUDA backend (%s); use --device cpu", driver);
+        return err_set(e, E_MODEL, "no device 'cuda': this build has no CUDA backend (%s); use --device cpu",
+                       driver);
     }
     if (strcmp(device, "cpu") != 0 && strcmp(device, "auto") != 0)
         return err_set(e, E_MODEL, "no device '%s': give auto or cpu", device);

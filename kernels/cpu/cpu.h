@@ -2,9 +2,9 @@
  *
  * Two kinds of files:
  *   *.c            compiled once, for any x86-64 (or other) machine: checks, loops over threads, layouts
- *   isa_*.c        compiled once per instruction set with -DISA=plain|avx2|avx512|avx512bf16 and its -m flags; each
- *                  defines one table of inner kernels. Vectors are GCC vector extensions of CPU_VEC floats
- *                  (vec.h), so one source serves all; only the bf16 dot product is an intrinsic.
+ *   isa_*.c        compiled once per instruction set with -DISA=plain|avx2|avx512|avx512bf16 and its flags;
+ *                  each defines one table of inner kernels. Vectors are GCC vector extensions of CPU_VEC
+ *                  floats (vec.h), so one source serves all; intrinsics only where a line of those has no name.
  * The instruction set is chosen once, in stream.c. */
 #ifndef KERNELS_CPU_CPU_H
 #define KERNELS_CPU_CPU_H
@@ -39,15 +39,18 @@ struct cpu_stream {
 };
 
 /* The tables of inner kernels, one set per instruction set. */
-extern const struct cpu_linear_kernels cpu_linear_kernels_plain, cpu_linear_kernels_avx2, cpu_linear_kernels_avx512,
-    cpu_linear_kernels_avx512bf16;
+extern const struct cpu_linear_kernels cpu_linear_kernels_plain, cpu_linear_kernels_avx2,
+    cpu_linear_kernels_avx512, cpu_linear_kernels_avx512bf16;
 extern const struct cpu_attention_kernels cpu_attention_kernels_plain, cpu_attention_kernels_avx2,
     cpu_attention_kernels_avx512, cpu_attention_kernels_avx512bf16;
 
-static inline const struct cpu_stream *cpu_stream_of(const struct stream *st) { return (const struct cpu_stream *)st; }
+static inline const struct cpu_stream *cpu_stream_of(const struct stream *st)
+{
+    return (const struct cpu_stream *)st;
+}
 
-/* Call body for all of 0 .. n-1, `grain` indices at a time, on whichever thread is free; on the caller alone where
- * there is only one piece. The pieces do not depend on the number of threads. */
+/* Call body for all of 0 .. n-1, `grain` indices at a time, on whichever thread is free; on the caller alone
+ * where there is only one piece. The pieces do not depend on the number of threads. */
 typedef void (*cpu_body)(void *arg, int thread, uint32_t begin, uint32_t end);
 void cpu_for(const struct stream *st, uint32_t n, uint32_t grain, cpu_body body, void *arg);
 

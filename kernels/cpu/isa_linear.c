@@ -1,7 +1,7 @@
 /* kernels/cpu/isa_linear.c - inner kernels of products, norms and packing; compiled once per instruction set.
  *
- * A product is an outer product: for each k (or pair of k values) some vectors of a weight panel meet one broadcast
- * of each row of a tile, and rows * vectors accumulators stay in registers:
+ * A product is an outer product: for each k (or pair of k values) some vectors of a weight panel meet one
+ * broadcast of each row of a tile, and rows * vectors accumulators stay in registers:
  *   512 bits   12 rows x 2 vectors, the 32 columns of a panel
  *   256 bits    6 rows x 2 vectors, twice for the rows and twice for the columns
  *   128 bits    6 rows x 2 vectors, twice for the rows and four times for the columns
@@ -22,15 +22,15 @@
 /* Bytes of a panel that are asked for ahead of their use: from memory into L1, from L2 into L1. */
 #define NEAR_STREAMED 8192
 #define NEAR_REUSED 2048
-/* The same for the rows of a checkpoint's tensor, which are packed side by side: more streams than the hardware
- * follows; and for the tile that is written. */
+/* The same for the rows of a checkpoint's tensor, which are packed side by side: more streams than the
+ * hardware follows; and for the tile that is written. */
 #define PACK_AHEAD 1024
 #define WRITE_AHEAD 4096
 
 /* Sums of one tile and one panel. */
 struct sums { float at[CPU_TILE][CPU_PANEL] __attribute__((aligned(64))); };
 
-/* ---- the inner loop ---------------------------------------------------------------------------------------- */
+/* ---- the inner loop ---------------------------------------------------------------------------------- */
 
 /* What meets what: f32 operand and weight; f32 operand and bf16 weight pairs; bf16 pairs both. */
 enum kind { KIND_F32, KIND_WIDEN, KIND_PAIRS };
@@ -54,8 +54,9 @@ struct strip {
     size_t far_step;
 };
 
-/* R rows and V vectors of the panel from `column` on. R, V and the kind are constants where this is called. */
-VEC_FN void multiply(const enum kind kind, const int R, const int V, const struct strip *s, int column, float *out)
+/* R rows and V vectors of the panel from `column` on. R, V and the kind are constants at each call. */
+VEC_FN void multiply(const enum kind kind, const int R, const int V, const struct strip *s, int column,
+                     float *out)
 {
     const uint32_t *x = s->x, *w = s->w + column, m = s->m;
     const char *far = s->far;
@@ -151,10 +152,10 @@ DEFINE_ALL(multiply_bf16, KIND_PAIRS)
 DEFINE_ALL(multiply_bf16, KIND_WIDEN)
 #endif
 
-/* ---- tiles of operands ------------------------------------------------------------------------------------- */
+/* ---- tiles of operands ------------------------------------------------------------------------------- */
 
-/* n registers of CPU_VEC / n squares side by side: in each square r[i][j] becomes r[j][i]. Blocks of half its size
- * change places, then of a quarter, ... */
+/* n registers of CPU_VEC / n squares side by side: in each square r[i][j] becomes r[j][i]. Blocks of half its
+ * size change places, then of a quarter, ... */
 VEC_FN void transpose(vu *r, const int n)
 {
 #pragma GCC unroll 4
@@ -186,8 +187,8 @@ VEC_FN void store_lanes(uint32_t *out, vu v, uint32_t m)
 #endif
 }
 
-/* n <= CPU_VEC dwords of each of m <= CPU_VEC rows, `ld` dwords apart, to out[dword * step + row]. Whole vectors
- * are read. */
+/* n <= CPU_VEC dwords of each of m <= CPU_VEC rows, `ld` dwords apart, to out[dword * step + row]. Whole
+ * vectors are read. */
 VEC_FN void write_dwords(const uint32_t *rows, size_t ld, uint32_t m, uint32_t n, uint32_t *out, size_t step)
 {
     vu r[CPU_VEC];
@@ -208,7 +209,8 @@ VEC_FN void write_pairs(const float *rows, size_t ld, uint32_t m, uint32_t n, ui
     vu r[8];
 #pragma GCC unroll 8
     for (uint32_t i = 0; i < 8; i++) {
-        const vf upper = vf_load(rows + (i < m ? i : m - 1) * ld), lower = vf_load(rows + (i + 8 < m ? i + 8 : m - 1) * ld);
+        const vf upper = vf_load(rows + (i < m ? i : m - 1) * ld),
+                 lower = vf_load(rows + (i + 8 < m ? i + 8 : m - 1) * ld);
         r[i] = (vu)_mm512_cvtne2ps_pbh((__m512)lower, (__m512)upper);
     }
     transpose(r, 8);
@@ -234,7 +236,7 @@ static void tile_write(const struct operand_tile *t, uint32_t k0, uint32_t n, co
         size_t ld = ldx;
         float copy[CPU_TILE][CPU_VEC];
         uint32_t width = CPU_VEC;
-        if (n - j < CPU_VEC) {                               /* room to read whole vectors, a zero for odd n */
+        if (n - j < CPU_VEC) { /* room to read whole vectors, a zero for odd n */
             width = n - j + n % 2;
             memset(copy, 0, sizeof copy);
             for (uint32_t r = 0; r < t->m; r++) memcpy(copy[r], x + r * ldx, (n - j) * 4);
@@ -249,7 +251,8 @@ static void tile_write(const struct operand_tile *t, uint32_t k0, uint32_t n, co
             continue;
         }
         for (uint32_t r = 0; r < t->m; r += CPU_VEC)
-            write_dwords((const uint32_t *)rows + r * ld, ld, t->m - r < CPU_VEC ? t->m - r : CPU_VEC, width, out + r, t->m);
+            write_dwords((const uint32_t *)rows + r * ld, ld, t->m - r < CPU_VEC ? t->m - r : CPU_VEC, width,
+                         out + r, t->m);
         out += (size_t)width * t->m;
     }
 }
@@ -258,14 +261,16 @@ static void tile_write(const struct operand_tile *t, uint32_t k0, uint32_t n, co
 VEC_FN void tile_ahead(const struct operand_tile *t, uint32_t k0)
 {
     const size_t block = CPU_PANEL * (t->pairs ? 2 : 4) * t->m;      /* bytes of 32 columns */
-    const size_t at = k0 / CPU_PANEL * block, end = at + WRITE_AHEAD + block < t->bytes ? at + WRITE_AHEAD + block : t->bytes;
-    for (size_t i = k0 == 0 ? 0 : at + WRITE_AHEAD; i < end; i += 64) __builtin_prefetch((const char *)t->data + i, 1);
+    const size_t at = k0 / CPU_PANEL * block,
+                 end = at + WRITE_AHEAD + block < t->bytes ? at + WRITE_AHEAD + block : t->bytes;
+    for (size_t i = k0 == 0 ? 0 : at + WRITE_AHEAD; i < end; i += 64)
+        __builtin_prefetch((const char *)t->data + i, 1);
 }
 
 static void fill_tile(const struct operand_tile *t, uint32_t k0, uint32_t n, const float *x, size_t ldx)
 {
-    /* The rows of the next tile are asked for in the order of memory while this one is written: so many streams
-     * side by side are more than the hardware follows. */
+    /* The rows of the next tile are asked for in the order of memory while this one is written: so many
+     * streams side by side are more than the hardware follows. */
     const char *next = (const char *)(x + t->m * ldx);
     const size_t step = t->last || n < CPU_PANEL ? 0 : t->m * ldx * 4 / (n / CPU_PANEL);
     for (uint32_t k = 0; k < n; k += CPU_PANEL, next += step) {
@@ -275,11 +280,11 @@ static void fill_tile(const struct operand_tile *t, uint32_t k0, uint32_t n, con
     }
 }
 
-/* ---- epilogues --------------------------------------------------------------------------------------------- */
+/* ---- epilogues --------------------------------------------------------------------------------------- */
 
-/* m rows of one panel to y: what was there + sum + bias, and the activation, in this order. n columns of it. */
-VEC_FN void finish_rows(const struct sums *s, uint32_t m, uint32_t n, bool add, const float *bias, bool gelu, float *y,
-                        size_t ldy)
+/* m rows and n columns of one panel to y: what was there + sum + bias, and the activation, in this order. */
+VEC_FN void finish_rows(const struct sums *s, uint32_t m, uint32_t n, bool add, const float *bias, bool gelu,
+                        float *y, size_t ldy)
 {
     for (uint32_t r = 0; r < m; r++, y += ldy)
         for (uint32_t j = 0; j < n; j += CPU_VEC) {
@@ -313,14 +318,16 @@ VEC_FN void activate_rows(struct sums *s, uint32_t m, bool gated, const float *b
 }
 
 /* The sums of rows row0 + m - 1 of a panel to where the mode wants them. */
-static void finish(const struct cpu_product *p, struct sums *s, uint32_t panel, uint32_t tile, uint32_t row0, uint32_t m)
+static void finish(const struct cpu_product *p, struct sums *s, uint32_t panel, uint32_t tile, uint32_t row0,
+                   uint32_t m)
 {
     const float *bias = p->last && p->w->bias != NULL ? p->w->bias + (size_t)panel * CPU_PANEL : NULL;
     if (p->mode == LINEAR_STORE || p->mode == LINEAR_ADD || p->mode == LINEAR_GELU) {
         const uint32_t column = panel * CPU_PANEL, left = p->w->n - column;
         const bool add = p->mode == LINEAR_ADD || !p->first, gelu = p->mode == LINEAR_GELU && p->last;
         float *y = p->y + row0 * p->ldy + column;
-        if (left < CPU_PANEL || gelu) finish_rows(s, m, left < CPU_PANEL ? left : CPU_PANEL, add, bias, gelu, y, p->ldy);
+        if (left < CPU_PANEL || gelu)
+            finish_rows(s, m, left < CPU_PANEL ? left : CPU_PANEL, add, bias, gelu, y, p->ldy);
         else if (add) finish_rows(s, m, CPU_PANEL, true, bias, false, y, p->ldy);
         else if (bias != NULL) finish_rows(s, m, CPU_PANEL, false, bias, false, y, p->ldy);
         else finish_rows(s, m, CPU_PANEL, false, NULL, false, y, p->ldy);
@@ -336,7 +343,8 @@ static void finish(const struct cpu_product *p, struct sums *s, uint32_t panel, 
 }
 
 /* Ask for the lines that finish() will write: they come while the tile is multiplied. */
-VEC_FN void output_ahead(const struct cpu_product *p, uint32_t panel, uint32_t tile, uint32_t row0, uint32_t m)
+VEC_FN void output_ahead(const struct cpu_product *p, uint32_t panel, uint32_t tile, uint32_t row0,
+                         uint32_t m)
 {
     if (p->mode == LINEAR_STORE || p->mode == LINEAR_ADD || p->mode == LINEAR_GELU) {
         for (uint32_t r = 0; r < m; r++) {
@@ -351,7 +359,8 @@ VEC_FN void output_ahead(const struct cpu_product *p, uint32_t panel, uint32_t t
     for (size_t i = 0; i < column; i += 64) __builtin_prefetch((const char *)t.data + panel * column + i, 1);
 }
 
-static void product(const struct cpu_product *p, uint32_t panel0, uint32_t panel1, uint32_t tile0, uint32_t tile1)
+static void product(const struct cpu_product *p, uint32_t panel0, uint32_t panel1, uint32_t tile0,
+                    uint32_t tile1)
 {
     const struct weight *w = p->w;
     const uint32_t tile = operand_tile(p->x.rows), n_tiles = tile1 - tile0;
@@ -384,7 +393,7 @@ static void product(const struct cpu_product *p, uint32_t panel0, uint32_t panel
     }
 }
 
-/* ---- norms ------------------------------------------------------------------------------------------------- */
+/* ---- norms ------------------------------------------------------------------------------------------- */
 
 /* Mean (0 for RMSNorm) and 1 / deviation of d floats: sums by lane, then across lanes, then the tail. */
 static void statistics(const float *x, uint32_t d, float eps, bool centre, float *mean, float *scale)
@@ -410,7 +419,8 @@ static void statistics(const float *x, uint32_t d, float eps, bool centre, float
 }
 
 /* n <= 32 columns of one normalised row. */
-static void normalise(const float *x, uint32_t n, float mean, float scale, const float *w, const float *b, float *out)
+static void normalise(const float *x, uint32_t n, float mean, float scale, const float *w, const float *b,
+                      float *out)
 {
     const vf means = vf_set1(mean), scales = vf_set1(scale);
     uint32_t j = 0;
@@ -446,7 +456,7 @@ static void norm_tile(const struct cpu_norm_tile *a, uint32_t row0, const struct
     }
 }
 
-/* ---- packing of weights ------------------------------------------------------------------------------------ */
+/* ---- packing of weights ------------------------------------------------------------------------------ */
 
 /* n <= 32 values of a checkpoint's row from k on, as 32 f32 or 16 dwords of bf16 pairs; zeros behind them. */
 VEC_FN void widen(const void *row, enum dtype t, uint32_t k, uint32_t n, float *out)
@@ -465,7 +475,8 @@ VEC_FN void widen(const void *row, enum dtype t, uint32_t k, uint32_t n, float *
         for (uint32_t i = 0; i < n; i++) out[i] = f16_to_f32(h[i]);
 }
 
-static void pack_values(const void *row, enum dtype t, enum dtype compute, uint32_t k, uint32_t n, uint32_t *out)
+static void pack_values(const void *row, enum dtype t, enum dtype compute, uint32_t k, uint32_t n,
+                        uint32_t *out)
 {
     if (compute == DT_F32) {
         widen(row, t, k, n, (float *)out);
@@ -489,13 +500,16 @@ static void pack_panel(const struct cpu_panel_source *s, void *panel)
     uint32_t *out = panel;
     const uint32_t per_dword = s->compute == DT_BF16 ? 2 : 1;
     for (uint32_t k = 0; k < s->k; k += CPU_PANEL) {
-        const uint32_t n = s->k - k < CPU_PANEL ? s->k - k : CPU_PANEL, n_dwords = (n + per_dword - 1) / per_dword;
+        const uint32_t n = s->k - k < CPU_PANEL ? s->k - k : CPU_PANEL,
+                       n_dwords = (n + per_dword - 1) / per_dword;
         uint32_t block[CPU_PANEL][CPU_PANEL] __attribute__((aligned(64)));
-        for (uint32_t c = 0; c < CPU_PANEL; c++) pack_values(s->row[c], s->dtype[c], s->compute, k, n, block[c]);
+        for (uint32_t c = 0; c < CPU_PANEL; c++)
+            pack_values(s->row[c], s->dtype[c], s->compute, k, n, block[c]);
         for (uint32_t c = 0; c < CPU_PANEL; c += CPU_VEC)
             for (uint32_t j = 0; j < n_dwords; j += CPU_VEC)
-                write_dwords(&block[c][j], CPU_PANEL, CPU_VEC, n_dwords - j < CPU_VEC ? n_dwords - j : CPU_VEC,
-                                out + (size_t)(k / per_dword + j) * CPU_PANEL + c, CPU_PANEL);
+                write_dwords(&block[c][j], CPU_PANEL, CPU_VEC,
+                             n_dwords - j < CPU_VEC ? n_dwords - j : CPU_VEC,
+                             out + (size_t)(k / per_dword + j) * CPU_PANEL + c, CPU_PANEL);
     }
 }
 

@@ -1,4 +1,4 @@
-/* kernels/cpu/linear.c - weights and products: checks, panels, and who computes what; inner loops: isa_linear.c. */
+/* kernels/cpu/linear.c - weights and products: checks, panels, who computes what (how: isa_linear.c). */
 #include "kernels/cpu/linear.h"
 
 #include <stdlib.h>
@@ -16,7 +16,7 @@ size_t cpu_operand_bytes(const struct stream *st, uint32_t rows, uint32_t k, enu
     return (size_t)rows * operand_kp(k) * (operand_pairs(cpu_stream_of(st)->isa, compute) ? 2 : 4);
 }
 
-/* ---- weights ----------------------------------------------------------------------------------------------- */
+/* ---- weights ----------------------------------------------------------------------------------------- */
 
 struct pack_job {
     const struct weight_args *a;
@@ -37,7 +37,8 @@ static float element(const void *p, enum dtype t, size_t i)
 }
 
 /* Which part and which row of it is column c of the panel? NULL: padding. */
-static const struct weight_part *panel_column(const struct weight_args *a, uint32_t panel, uint32_t c, uint32_t *row)
+static const struct weight_part *panel_column(const struct weight_args *a, uint32_t panel, uint32_t c,
+                                              uint32_t *row)
 {
     if (a->form == WEIGHT_SWIGLU) {
         *row = panel * (CPU_PANEL / 2) + c % (CPU_PANEL / 2);
@@ -74,7 +75,8 @@ static void pack_body(void *arg, int thread, uint32_t begin, uint32_t end)
 static status weight_check(const struct weight_args *a, struct err *e)
 {
     if (a->n_parts < 1 || a->n_parts > 3 || a->k < 1)
-        return err_set(e, E_ARG, "a weight of %u parts and k = %u: need 1 to 3 parts and k >= 1", a->n_parts, a->k);
+        return err_set(e, E_ARG, "a weight of %u parts and k = %u: need 1 to 3 parts and k >= 1", a->n_parts,
+                       a->k);
     if (a->compute != DT_F32 && a->compute != DT_BF16)
         return err_set(e, E_ARG, "a weight can be computed in f32 or bf16 only");
     if (a->form == WEIGHT_SWIGLU && (a->n_parts != 2 || a->part[0].n != a->part[1].n))
@@ -100,7 +102,8 @@ status cpu_weight_create(struct stream *st, const struct weight_args *a, struct 
     }
     const uint32_t columns = a->form == WEIGHT_SWIGLU ? CPU_PANEL / 2 : CPU_PANEL;   /* per panel */
     w->n_panels = ((a->form == WEIGHT_SWIGLU ? w->n / 2 : w->n) + columns - 1) / columns;
-    w->panel_bytes = a->compute == DT_BF16 ? ((size_t)a->k + 1) / 2 * CPU_PANEL * 4 : (size_t)a->k * CPU_PANEL * 4;
+    w->panel_bytes =
+        a->compute == DT_BF16 ? ((size_t)a->k + 1) / 2 * CPU_PANEL * 4 : (size_t)a->k * CPU_PANEL * 4;
     w->bytes = w->n_panels * w->panel_bytes;
     TRY_GOTO(s, mem_alloc_aligned(&w->data, w->bytes, e), fail);
     if (w->has_bias) {
@@ -131,7 +134,7 @@ struct weight_shape cpu_weight_shape(const struct weight *w)
     return (struct weight_shape){ w->n, w->k, w->compute, w->has_bias, w->bytes };
 }
 
-/* ---- rows of a table --------------------------------------------------------------------------------------- */
+/* ---- rows of a table --------------------------------------------------------------------------------- */
 
 static void embed_body(void *arg, int thread, uint32_t begin, uint32_t end)
 {
@@ -155,7 +158,8 @@ static void embed_body(void *arg, int thread, uint32_t begin, uint32_t end)
 
 status cpu_embed(struct stream *st, const struct embed_args *a, struct err *e)
 {
-    if (a->table->form != WEIGHT_PLAIN) return err_set(e, E_ARG, "rows can be looked up in a plain weight only");
+    if (a->table->form != WEIGHT_PLAIN)
+        return err_set(e, E_ARG, "rows can be looked up in a plain weight only");
     for (uint32_t i = 0; i < a->n; i++)
         if (a->id[i] < 0 || (uint32_t)a->id[i] >= a->table->n)
             return err_set(e, E_ARG, "token %d at place %u: the table has %u rows", a->id[i], i, a->table->n);
@@ -164,7 +168,7 @@ status cpu_embed(struct stream *st, const struct embed_args *a, struct err *e)
     return OK;
 }
 
-/* ---- products ---------------------------------------------------------------------------------------------- */
+/* ---- products ---------------------------------------------------------------------------------------- */
 
 /* A unit of work is one panel for one block of tiles; they are numbered block by block. */
 struct product_job {
@@ -181,7 +185,8 @@ static void product_body(void *arg, int thread, uint32_t begin, uint32_t end)
     while (begin < end) {
         const uint32_t tile = begin / n_panels * j->block, panel = begin % n_panels;
         const uint32_t panel1 = end - begin < n_panels - panel ? panel + end - begin : n_panels;
-        j->kernels->product(&j->p, panel, panel1, tile, j->n_tiles - tile < j->block ? j->n_tiles : tile + j->block);
+        j->kernels->product(&j->p, panel, panel1, tile,
+                            j->n_tiles - tile < j->block ? j->n_tiles : tile + j->block);
         begin += panel1 - panel;
     }
 }
@@ -192,8 +197,8 @@ static status linear_check(const struct linear_args *a, struct err *e)
 {
     const struct weight *w = a->w;
     if (a->x->k != w->k || a->x->compute != w->compute)
-        return err_set(e, E_ARG, "an operand of k = %u (dtype %d) meets a weight of k = %u (dtype %d)", a->x->k,
-                       (int)a->x->compute, w->k, (int)w->compute);
+        return err_set(e, E_ARG, "an operand of k = %u (dtype %d) meets a weight of k = %u (dtype %d)",
+                       a->x->k, (int)a->x->compute, w->k, (int)w->compute);
     if ((a->mode == LINEAR_SWIGLU) != (w->form == WEIGHT_SWIGLU))
         return err_set(e, E_ARG, "a gated weight and LINEAR_SWIGLU go together, and with nothing else");
     const uint32_t columns = w->form == WEIGHT_SWIGLU ? w->n / 2 : w->n;
@@ -224,7 +229,9 @@ status cpu_linear(struct stream *st, const struct linear_args *a, struct err *e)
 
     /* Blocks of rows that stay in cache; more of them when there are too few panels to go round. */
     const size_t row_bytes = (size_t)w->k / n_chunks * (j.p.x_pairs ? 2 : 4);
-    const uint32_t fit = row_bytes * BLOCK_ROWS_MIN >= BLOCK_BYTES ? BLOCK_ROWS_MIN : (uint32_t)(BLOCK_BYTES / (row_bytes + 1));
+    const uint32_t fit = row_bytes * BLOCK_ROWS_MIN >= BLOCK_BYTES
+                             ? BLOCK_ROWS_MIN
+                             : (uint32_t)(BLOCK_BYTES / (row_bytes + 1));
     uint32_t n_blocks = (rows + fit - 1) / fit;
     if (n_tiles > 1 && n_threads > 1) {
         const uint32_t wanted = (4 * n_threads + w->n_panels - 1) / w->n_panels;

@@ -1,12 +1,13 @@
 /* kernels/cpu/linear.h - products: the weight layout and the inner kernels of isa_linear.c.
  *
- * A weight [N, K] is cut into panels of 32 output columns, each contiguous, so that a product walks memory in order:
+ * A weight [N, K] is cut into panels of 32 output columns, each contiguous, so that a product walks memory in
+ * order:
  *   bf16   [panel][K / 2][32][2]   a dword holds two k values of one output column
  *   f32    [panel][K][32]
- * K is padded to even (bf16) and N to 32 with zeros. WEIGHT_SWIGLU: a panel is 16 gate columns, then their 16 up
- * columns. One output column sums its k pairs in order in one accumulator, whatever the rows, tile or threads; long
- * rows are summed in chunks of at most LINEAR_K_CHUNK that are added in order, where the output can hold a sum
- * (STORE, ADD, GELU). */
+ * K is padded to even (bf16) and N to 32 with zeros. WEIGHT_SWIGLU: a panel is 16 gate columns, then their 16
+ * up columns. One output column sums its k pairs in order in one accumulator, whatever the rows, tile or
+ * threads; long rows are summed in chunks of at most LINEAR_K_CHUNK that are added in order, where the output
+ * can hold a sum (STORE, ADD, GELU). */
 #ifndef KERNELS_CPU_LINEAR_H
 #define KERNELS_CPU_LINEAR_H
 
@@ -55,10 +56,11 @@ struct cpu_norm_tile {
 struct cpu_linear_kernels {
     void (*pack_panel)(const struct cpu_panel_source *s, void *panel);
     /* Panels [panel0, panel1) for tiles [tile0, tile1) of the operand. */
-    void (*product)(const struct cpu_product *p, uint32_t panel0, uint32_t panel1, uint32_t tile0, uint32_t tile1);
+    void (*product)(const struct cpu_product *p, uint32_t panel0, uint32_t panel1, uint32_t tile0,
+                    uint32_t tile1);
     /* Rows row0 .. row0 + t->m - 1 of the norm into the tile. */
     void (*norm_tile)(const struct cpu_norm_tile *a, uint32_t row0, const struct operand_tile *t);
-    /* Columns [k0, k0 + n) of t->m rows at x, ldx floats apart; k0 even, a multiple of 32 but for the last. */
+    /* Columns [k0, k0 + n) of t->m rows at x, ldx floats apart; k0 a multiple of 32. */
     void (*fill_tile)(const struct operand_tile *t, uint32_t k0, uint32_t n, const float *x, size_t ldx);
 };
 

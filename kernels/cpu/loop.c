@@ -1,5 +1,5 @@
-/* kernels/cpu/loop.c - one loop shared by the threads: an atomic counter hands out pieces, so that a thread whose
- * CPU is busy with something else takes fewer, or none: it is not waited for. */
+/* kernels/cpu/loop.c - one loop shared by the threads: an atomic counter hands out pieces, so that a thread
+ * whose CPU is busy with something else takes fewer, or none: it is not waited for. */
 #include "kernels/cpu/cpu.h"
 
 struct loop {
@@ -41,7 +41,8 @@ static void shrinking_job(void *p, int thread, int n_threads)
     while (begin < l->n) {
         uint32_t take = (l->n - begin) / (2 * (uint32_t)n_threads);
         take = take < 1 ? 1 : take > l->grain ? l->grain : take;
-        if (!__atomic_compare_exchange_n(&l->next, &begin, begin + take, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        if (!__atomic_compare_exchange_n(&l->next, &begin, begin + take, true, __ATOMIC_RELAXED,
+                                         __ATOMIC_RELAXED))
             continue;                                        /* begin is now what another thread left */
         l->body(l->arg, thread, begin, begin + take);
         begin = __atomic_load_n(&l->next, __ATOMIC_RELAXED);

@@ -1,4 +1,4 @@
-/* kernels/cpu/norm.c - what makes operands out of f32 rows: norms, pack, im2col. Tiles are shared by the threads. */
+/* kernels/cpu/norm.c - what makes operands of f32 rows: norms, pack, im2col. Threads share the tiles. */
 #include "kernels/cpu/linear.h"
 
 /* Elements that are worth a second thread (about 5 us). */
@@ -35,9 +35,10 @@ static void norm_body(void *arg, int thread, uint32_t begin, uint32_t end)
 
 status cpu_norm(struct stream *st, const struct norm_args *a, struct err *e)
 {
-    if (a->group < 1 || a->out->rows != a->rows || a->out->k != a->d * a->group || (a->row != NULL && a->group != 1))
-        return err_set(e, E_ARG, "a norm of %u rows of %u x %u goes to an operand of %u x %u", a->rows, a->group, a->d,
-                       a->out->rows, a->out->k);
+    if (a->group < 1 || a->out->rows != a->rows || a->out->k != a->d * a->group ||
+        (a->row != NULL && a->group != 1))
+        return err_set(e, E_ARG, "a norm of %u rows of %u x %u goes to an operand of %u x %u", a->rows,
+                       a->group, a->d, a->out->rows, a->out->k);
     if (a->group > 1 && a->d % 2 != 0)
         return err_set(e, E_ARG, "norms of odd width %u cannot be set side by side", a->d);
     const struct cpu_isa *isa = cpu_stream_of(st)->isa;
@@ -67,7 +68,8 @@ static void pack_body(void *arg, int thread, uint32_t begin, uint32_t end)
 status cpu_pack(struct stream *st, const struct pack_args *a, struct err *e)
 {
     if (a->out->rows != a->rows || a->out->k != a->k)
-        return err_set(e, E_ARG, "%u x %u values go to an operand of %u x %u", a->rows, a->k, a->out->rows, a->out->k);
+        return err_set(e, E_ARG, "%u x %u values go to an operand of %u x %u", a->rows, a->k, a->out->rows,
+                       a->out->k);
     const struct cpu_isa *isa = cpu_stream_of(st)->isa;
     struct pack_job j = { a, isa->linear, operand_pairs(isa, a->out->compute) };
     cpu_for(st, n_tiles(a->rows), tiles_of_piece(a->rows, a->k), pack_body, &j);
@@ -83,7 +85,10 @@ struct im2col_job {
 /* Where an output row begins: its chunk's first time step and length, and its place in it. */
 struct place { uint32_t t0, len, u; };
 
-static uint32_t rows_of_chunk(const struct im2col_args *a, uint32_t c) { return (a->len[c] - 1) / a->stride + 1; }
+static uint32_t rows_of_chunk(const struct im2col_args *a, uint32_t c)
+{
+    return (a->len[c] - 1) / a->stride + 1;
+}
 
 static struct place place_of(const struct im2col_args *a, uint32_t row)
 {

@@ -1,9 +1,9 @@
 /* kernels/cpu/operand.h - the layout of operands: known here and nowhere else.
- * rows are cut into tiles of `tile` rows (at most CPU_TILE, as equal as they get; the last may be shorter). A tile
- * of m rows starting at row r0 begins at element r0 * kp of the operand; kp = k rounded up to OPERAND_K_ALIGN.
- *   pairs (the machine multiplies bf16): bf16, two k values side by side: element (k, r) at ((k / 2) * m + r) * 2 + k % 2
- *   else: f32, element (k, r) at k * m + r
- * Whoever fills an operand writes columns 0 .. k-1, and for odd k one zero more; what follows is never read. */
+ * Rows are cut into tiles of at most CPU_TILE rows, as equal as they get; the last may be shorter. A tile of m
+ * rows starting at row r0 begins at element r0 * kp of the operand, kp = k rounded up to OPERAND_K_ALIGN:
+ *   pairs (the machine multiplies bf16)   bf16, (k, r) at ((k / 2) * m + r) * 2 + k % 2
+ *   else                                  f32, (k, r) at k * m + r
+ * Whoever fills an operand writes columns 0 .. k-1, and for odd k one zero more; the rest is never read. */
 #ifndef KERNELS_CPU_OPERAND_H
 #define KERNELS_CPU_OPERAND_H
 
@@ -43,7 +43,8 @@ static inline struct operand_tile operand_tile_at(const struct operand *o, bool 
 }
 
 /* Write n columns from k (even) on of row r of the tile; an odd end is padded by a zero. */
-static inline void operand_put(const struct operand_tile *t, uint32_t r, uint32_t k, uint32_t n, const float *v)
+static inline void operand_put(const struct operand_tile *t, uint32_t r, uint32_t k, uint32_t n,
+                               const float *v)
 {
     if (!t->pairs) {
         float *out = (float *)t->data + (size_t)k * t->m + r;
@@ -53,7 +54,8 @@ static inline void operand_put(const struct operand_tile *t, uint32_t r, uint32_
     }
     uint32_t *out = (uint32_t *)t->data + (size_t)(k / 2) * t->m + r;
     for (uint32_t i = 0; i < n; i += 2)
-        out[(size_t)(i / 2) * t->m] = bf16_of_f32(v[i]) | (i + 1 < n ? (uint32_t)bf16_of_f32(v[i + 1]) << 16 : 0u);
+        out[(size_t)(i / 2) * t->m] =
+            bf16_of_f32(v[i]) | (i + 1 < n ? (uint32_t)bf16_of_f32(v[i + 1]) << 16 : 0u);
 }
 
 #endif

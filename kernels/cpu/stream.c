@@ -5,7 +5,7 @@
 #include "base/mem.h"
 #include "kernels/cpu/cpu.h"
 
-/* ---- instruction sets -------------------------------------------------------------------------------------- */
+/* ---- instruction sets -------------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
 static bool has_avx2(void)
@@ -24,7 +24,8 @@ static bool has_plain(void) { return true; }
 /* Best first. */
 static const struct cpu_isa isas[] = {
 #if defined(__x86_64__)
-    { "avx512-bf16", has_avx512bf16, true, &cpu_linear_kernels_avx512bf16, &cpu_attention_kernels_avx512bf16 },
+    { "avx512-bf16", has_avx512bf16, true, &cpu_linear_kernels_avx512bf16,
+      &cpu_attention_kernels_avx512bf16 },
     { "avx512", has_avx512, false, &cpu_linear_kernels_avx512, &cpu_attention_kernels_avx512 },
     { "avx2", has_avx2, false, &cpu_linear_kernels_avx2, &cpu_attention_kernels_avx2 },
 #endif
@@ -57,7 +58,7 @@ static status isa_find(const char *name, const struct cpu_isa **out, struct err 
     return err_set(e, E_MODEL, "no instruction set '%s' on this machine: it has %s", name, has);
 }
 
-/* ---- memory ------------------------------------------------------------------------------------------------ */
+/* ---- memory ------------------------------------------------------------------------------------------ */
 
 static status cpu_alloc(struct stream *st, size_t bytes, void **out, struct err *e)
 {
@@ -91,7 +92,7 @@ static status cpu_sync(struct stream *st, struct err *e)
     return OK;
 }
 
-/* ---- the stream -------------------------------------------------------------------------------------------- */
+/* ---- the stream -------------------------------------------------------------------------------------- */
 
 /* "AMD EPYC" from /proc/cpuinfo, else "CPU". */
 static void cpu_model(char *name, size_t cap)

@@ -1,7 +1,8 @@
 /* kernels/cpu/vec.h - vectors of CPU_VEC floats for the files compiled once per instruction set (isa_*.c).
- * GCC vector extensions, so +, -, *, / and the comparisons are the language's own; a * b + c becomes one fma where
- * the machine has it, in every kernel alike (-ffp-contract=fast). Memory may have any alignment.
- * Comparisons give a `vi` of 0 / -1. Sums across lanes run in one fixed order: halves are added until one is left. */
+ * GCC vector extensions, so +, -, *, / and the comparisons are the language's own; a * b + c becomes one fma
+ * where the machine has it, in every kernel alike (-ffp-contract=fast). Memory may have any alignment.
+ * Comparisons give a `vi` of 0 / -1. Sums across lanes run in one fixed order: halves are added until one is
+ * left. */
 #ifndef KERNELS_CPU_VEC_H
 #define KERNELS_CPU_VEC_H
 
@@ -34,7 +35,7 @@ typedef uint16_t vh __attribute__((vector_size(CPU_VEC * 2)));    /* CPU_VEC bf1
 
 #define VEC_FN static inline __attribute__((always_inline, unused))
 
-/* ---- memory, constants ------------------------------------------------------------------------------------- */
+/* ---- memory, constants ------------------------------------------------------------------------------- */
 
 VEC_FN vf vf_load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 VEC_FN void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
@@ -66,7 +67,7 @@ VEC_FN vf vf_load_n(const float *p, uint32_t n)
 }
 VEC_FN void vf_store_n(float *p, vf v, uint32_t n) { memcpy(p, &v, (size_t)n * 4); }
 
-/* ---- selection --------------------------------------------------------------------------------------------- */
+/* ---- selection --------------------------------------------------------------------------------------- */
 
 /* mask lane -1: a, 0: b. */
 VEC_FN vf vf_select(vi mask, vf a, vf b)
@@ -105,7 +106,7 @@ VEC_FN vf vf_min(vf a, vf b)
 }
 VEC_FN vf vf_abs(vf a) { return (vf)((vu)a & vu_set1(0x7fffffffu)); }
 
-/* ---- across lanes ------------------------------------------------------------------------------------------ */
+/* ---- across lanes ------------------------------------------------------------------------------------ */
 
 /* Lane i gets lane i ^ n: for n = CPU_VEC / 2 the halves change places. */
 #if CPU_VEC == 16
@@ -143,7 +144,7 @@ VEC_FN float vf_max_of(vf v)
     return v[0];
 }
 
-/* ---- bf16 -------------------------------------------------------------------------------------------------- */
+/* ---- bf16 -------------------------------------------------------------------------------------------- */
 
 VEC_FN vf vf_of_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
 VEC_FN vf vf_load_bf16(const bf16 *p) { vh h; memcpy(&h, p, sizeof h); return vf_of_bf16(h); }
@@ -166,7 +167,7 @@ VEC_FN vh vf_to_bf16(vf v)
 }
 VEC_FN void vf_store_bf16(bf16 *p, vf v) { const vh h = vf_to_bf16(v); memcpy(p, &h, sizeof h); }
 
-/* ---- functions --------------------------------------------------------------------------------------------- */
+/* ---- functions --------------------------------------------------------------------------------------- */
 
 /* e^x for x in -87.33 .. 88.37, about 1 ulp; NaN stays NaN. */
 VEC_FN vf vf_exp_inside(vf x)
@@ -174,11 +175,11 @@ VEC_FN vf vf_exp_inside(vf x)
 #if CPU_VEC == 16
     const vf n = (vf)_mm512_roundscale_ps((__m512)(x * vf_set1(1.44269504f)), 8);
 #else
-    const vf magic = vf_set1(12582912.0f);                        /* 1.5 * 2^23: adding it rounds to an integer */
+    const vf magic = vf_set1(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
     const vf shifted = x * vf_set1(1.44269504f) + magic;
     const vf n = shifted - magic;
 #endif
-    vf r = x - n * vf_set1(0.693359375f);                         /* ln 2 in two parts: the first is exact     */
+    vf r = x - n * vf_set1(0.693359375f); /* ln 2 in two parts: the first is exact     */
     r = r + n * vf_set1(2.12194440e-4f);
     vf p = vf_set1(1.9875691500e-4f);
     p = p * r + vf_set1(1.3981999507e-3f);

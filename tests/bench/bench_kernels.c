@@ -37,9 +37,9 @@ static status run_read(struct bench *b, struct bench_result *r, struct err *e)
     return OK;
 }
 
-/* ---- products ---------------------------------------------------------------------------------------------- */
+/* ---- products ---------------------------------------------------------------------------------------- */
 
-/* y = x W^T from f32 rows (packing them included) with weights that come from memory: several copies in turn. */
+/* y = x W^T from f32 rows, packing them included; weights come from memory: several copies in turn. */
 struct gemm {
     uint32_t rows, n, k, n_copies, next;
     struct weight *w[32];
@@ -62,7 +62,9 @@ static status gemm_init(struct bench *b, struct gemm *g, struct err *e)
     g->n_copies = (uint32_t)(((size_t)288 << 20) / (2 * size)) + 1;
     if (g->n_copies > 32) g->n_copies = 32;
     TRY_GOTO(s, bench_random_bf16(size, 0.05f, &values, e), done);
-    struct weight_args wa = { .compute = DT_BF16, .k = g->k, .n_parts = 1, .part = { { values, DT_BF16, g->n, NULL, 0 } } };
+    struct weight_args wa = {
+        .compute = DT_BF16, .k = g->k, .n_parts = 1, .part = { { values, DT_BF16, g->n, NULL, 0 } }
+    };
     for (uint32_t i = 0; i < g->n_copies; i++) TRY_GOTO(s, ops->weight_create(b->st, &wa, &g->w[i], e), done);
     const size_t x_bytes = (size_t)g->rows * g->k * 4, y_bytes = (size_t)g->rows * g->n * 4;
     const size_t packed_bytes = ops->operand_bytes(b->st, g->rows, g->k, DT_BF16), least = (size_t)4 << 20;
@@ -90,9 +92,9 @@ static status gemm_run(struct bench *b, struct gemm *g, uint32_t n, struct err *
     return OK;
 }
 
-/* Share of the peak that is measured before and after each stretch of about 5 ms, and GFLOP/s for the note. */
-static status gemm_share(struct bench *b, uint32_t rows, uint32_t n, uint32_t k, double *share, double *gflops,
-                         struct err *e)
+/* Share of the peak, measured before and after each stretch of about 5 ms, and GFLOP/s for the note. */
+static status gemm_share(struct bench *b, uint32_t rows, uint32_t n, uint32_t k, double *share,
+                         double *gflops, struct err *e)
 {
     enum { ROUNDS = 60, ENOUGH = 15 };
     struct gemm g = { .rows = rows, .n = n, .k = k };
@@ -132,15 +134,27 @@ static status run_gemm(struct bench *b, uint32_t rows, double floor, struct benc
     r->floor = floor;
     r->measured = share[0] < share[1] ? gflops[0] : gflops[1];
     r->measured_unit = "GFLOP/s";
-    snprintf(r->note, sizeof r->note, "896x4864: %.3f (%.0f GFLOP/s), 3584x18944: %.3f (%.0f)", share[0], gflops[0],
-             share[1], gflops[1]);
+    snprintf(r->note, sizeof r->note, "896x4864: %.3f (%.0f GFLOP/s), 3584x18944: %.3f (%.0f)", share[0],
+             gflops[0], share[1], gflops[1]);
     return OK;
 }
 
-static status run_gemm_m16(struct bench *b, struct bench_result *r, struct err *e) { return run_gemm(b, 16, 0.55, r, e); }
-static status run_gemm_m128(struct bench *b, struct bench_result *r, struct err *e) { return run_gemm(b, 128, 0.87, r, e); }
-static status run_gemm_m512(struct bench *b, struct bench_result *r, struct err *e) { return run_gemm(b, 512, 0.90, r, e); }
-static status run_gemm_m2048(struct bench *b, struct bench_result *r, struct err *e) { return run_gemm(b, 2048, 0.90, r, e); }
+static status run_gemm_m16(struct bench *b, struct bench_result *r, struct err *e)
+{
+    return run_gemm(b, 16, 0.55, r, e);
+}
+static status run_gemm_m128(struct bench *b, struct bench_result *r, struct err *e)
+{
+    return run_gemm(b, 128, 0.87, r, e);
+}
+static status run_gemm_m512(struct bench *b, struct bench_result *r, struct err *e)
+{
+    return run_gemm(b, 512, 0.90, r, e);
+}
+static status run_gemm_m2048(struct bench *b, struct bench_result *r, struct err *e)
+{
+    return run_gemm(b, 2048, 0.90, r, e);
+}
 
 const struct bench_row bench_kernel_rows[] = {
     { "peak_bf16", run_peak },      { "stream_read", run_read },    { "gemm_m16", run_gemm_m16 },

@@ -8,7 +8,7 @@
 
 static struct threads *threads_of(struct bench *b) { return cpu_stream_of(b->st)->threads; }
 
-/* ---- undisturbed time ------------------------------------------------------------------------------------------ */
+/* ---- undisturbed time -------------------------------------------------------------------------------- */
 
 struct bench_clock bench_clock_now(void)
 {
@@ -36,10 +36,10 @@ double bench_median_of(const double *v, const bool *undisturbed, int n)
     return bench_median(kept, n_kept);
 }
 
-/* ---- multiply-add ------------------------------------------------------------------------------------------ */
+/* ---- multiply-add ------------------------------------------------------------------------------------ */
 
-/* Independent accumulators: 16 of 32 registers (12 are 7 % slower on Zen 5: latency), 12 of 16. The instruction is
- * written out so that nothing is hoisted; sums stay finite. */
+/* Independent accumulators: 16 of 32 registers (12 are 7 % slower on Zen 5: latency), 12 of 16. The
+ * instruction is written out so that nothing is hoisted; sums stay finite. */
 #define TWELVE(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
 #define SIXTEEN(F) TWELVE(F) F(12) F(13) F(14) F(15)
 #define TURNS 400000
@@ -85,7 +85,7 @@ double bench_peak(struct bench *b)
     return best;
 }
 
-/* ---- reading ----------------------------------------------------------------------------------------------- */
+/* ---- reading ----------------------------------------------------------------------------------------- */
 
 struct read_job { const char *p; size_t bytes; };
 
@@ -113,7 +113,7 @@ double bench_read(struct bench *b, const void *p, size_t bytes)
     return clock_s() - t;
 }
 
-/* ---- numbers ----------------------------------------------------------------------------------------------- */
+/* ---- numbers ----------------------------------------------------------------------------------------- */
 
 static int ascending(const void *a, const void *b)
 {

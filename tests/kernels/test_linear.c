@@ -1,8 +1,8 @@
 /* tests/kernels/test_linear.c - weights, embeddings and products of every instruction set.
- * Method: random values on shapes that break code, against sums in double; then the same bits in any company. */
+ * Method: random values on shapes that break code; sums in double; then the same bits in any company. */
 #include "tests/kernels/twin.h"
 
-/* ---- one product against the reference --------------------------------------------------------------------- */
+/* ---- one product against the reference --------------------------------------------------------------- */
 
 struct product_case {
     uint32_t rows, k, n_parts, n[3];
@@ -40,8 +40,10 @@ static void check_product(struct stream *st, const char *isa, const struct produ
 {
     const struct ops *ops = st->ops;
     const bool to_operand = c->mode == LINEAR_SWIGLU || c->mode == LINEAR_GELU_OPERAND;
-    struct weight_args wa = { .form = c->mode == LINEAR_SWIGLU ? WEIGHT_SWIGLU : WEIGHT_PLAIN, .compute = c->compute,
-                              .k = c->k, .n_parts = c->n_parts };
+    struct weight_args wa = { .form = c->mode == LINEAR_SWIGLU ? WEIGHT_SWIGLU : WEIGHT_PLAIN,
+                              .compute = c->compute,
+                              .k = c->k,
+                              .n_parts = c->n_parts };
     uint32_t n = 0;
     for (uint32_t i = 0; i < c->n_parts; i++) n += c->n[i];
     float *w = twin_floats((size_t)n * c->k), *b = calloc(n, sizeof *b);
@@ -60,14 +62,17 @@ static void check_product(struct stream *st, const char *isa, const struct produ
     TWIN_OK(ops->weight_create(st, &wa, &weight, e));
     for (uint32_t i = 0; i < 6; i++) free(raw[i]);
     const struct weight_shape shape = ops->weight_shape(weight);
-    assert_true(shape.n == n && shape.k == c->k && shape.compute == c->compute && shape.has_bias == (c->bias != 0));
+    assert_true(shape.n == n && shape.k == c->k && shape.compute == c->compute &&
+                shape.has_bias == (c->bias != 0));
 
     float *x = twin_random_floats((size_t)c->rows * c->k);
     struct operand xo = twin_pack(st, x, c->rows, c->k, c->compute);
     float *held = twin_unpack(st, &xo);                       /* x as the device rounds it */
     const uint32_t columns = c->mode == LINEAR_SWIGLU ? n / 2 : n;
     const size_t ldy = n + 3;
-    float *y = to_operand ? NULL : c->mode == LINEAR_ADD ? twin_random_floats(c->rows * ldy) : twin_floats(c->rows * ldy);
+    float *y = to_operand              ? NULL
+               : c->mode == LINEAR_ADD ? twin_random_floats(c->rows * ldy)
+                                       : twin_floats(c->rows * ldy);
     double *want = calloc((size_t)c->rows * columns, sizeof *want);
     double *sum = calloc(n, sizeof *sum);
     for (uint32_t r = 0; r < c->rows; r++) {
@@ -90,8 +95,8 @@ static void check_product(struct stream *st, const char *isa, const struct produ
     TWIN_OK(ops->linear(st, &a, e));
 
     char what[160];
-    snprintf(what, sizeof what, "%s rows %u n %u k %u source %d compute %d mode %d bias %u", isa, c->rows, n, c->k,
-             (int)c->source, (int)c->compute, (int)c->mode, c->bias);
+    snprintf(what, sizeof what, "%s rows %u n %u k %u source %d compute %d mode %d bias %u", isa, c->rows, n,
+             c->k, (int)c->source, (int)c->compute, (int)c->mode, c->bias);
     float *got = to_operand ? twin_unpack(st, &out) : twin_floats((size_t)c->rows * n);
     for (uint32_t r = 0; !to_operand && r < c->rows; r++) {
         memcpy(got + (size_t)r * n, y + r * ldy, n * sizeof(float));
@@ -103,13 +108,16 @@ static void check_product(struct stream *st, const char *isa, const struct produ
     twin_near(got, want, (size_t)c->rows * columns, rounds ? 0.004 : 4e-6, what);
     ops->weight_destroy(st, &weight);
     assert_null(weight);
-    free(w), free(b), free(x), free(held), free(y), free(want), free(sum), free(got), free(xo.data), free(out.data);
+    free(w), free(b), free(x), free(held), free(y), free(want), free(sum), free(got), free(xo.data),
+        free(out.data);
 }
 
 static void shapes_body(struct stream *st, const char *isa)
 {
     static const uint32_t rows[] = { 1, 2, 3, 4, 7, 11, 12, 13, 16, 25, 37 };
-    static const struct { uint32_t n, k; } size[] = { { 1, 1 }, { 31, 2 }, { 32, 64 }, { 91, 57 }, { 130, 91 }, { 65, 33 } };
+    static const struct {
+        uint32_t n, k;
+    } size[] = { { 1, 1 }, { 31, 2 }, { 32, 64 }, { 91, 57 }, { 130, 91 }, { 65, 33 } };
     for (uint32_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         for (uint32_t j = 0; j < sizeof size / sizeof size[0]; j++)
             for (uint32_t v = 0; v < 30; v++) {
@@ -123,7 +131,7 @@ static void shapes_body(struct stream *st, const char *isa)
             }
 }
 
-/* Every mode, dtype and instruction set agrees with sums in double, on sizes that fill no panel and no tile. */
+/* Every mode, dtype and instruction set agrees with sums in double, on sizes that fill no panel. */
 static void test_shapes(void **state)
 {
     (void)state;
@@ -147,7 +155,7 @@ static void sizes_body(struct stream *st, const char *isa)
     for (uint32_t i = 0; i < sizeof cases / sizeof cases[0]; i++) check_product(st, isa, &cases[i]);
 }
 
-/* Long rows (chunks of k), many rows (blocks) and fused parts with a missing bias agree with sums in double. */
+/* Long rows (chunks of k), many rows (blocks), fused parts with a missing bias agree with double. */
 static void test_sizes(void **state)
 {
     (void)state;
@@ -155,13 +163,13 @@ static void test_sizes(void **state)
     twin_each(0, sizes_body);
 }
 
-/* ---- the same bits ----------------------------------------------------------------------------------------- */
+/* ---- the same bits ----------------------------------------------------------------------------------- */
 
 struct same_case { enum linear_mode mode; enum dtype compute; uint32_t n, k; };
 
 /* y [rows, columns] of the rows of x in this order, in batches of at most `batch`. */
-static void run_rows(struct stream *st, const struct weight *w, const struct same_case *c, const float *x, const float *y0,
-                     const uint32_t *order, uint32_t rows, uint32_t batch, float *y)
+static void run_rows(struct stream *st, const struct weight *w, const struct same_case *c, const float *x,
+                     const float *y0, const uint32_t *order, uint32_t rows, uint32_t batch, float *y)
 {
     const bool to_operand = c->mode == LINEAR_SWIGLU || c->mode == LINEAR_GELU_OPERAND;
     for (uint32_t at = 0; at < rows; at += batch) {
@@ -243,7 +251,7 @@ static void test_same_bits(void **state)
         for (uint32_t i = 0; i < sizeof cases / sizeof cases[0]; i++) check_same(*isa, &cases[i]);
 }
 
-/* ---- embeddings, errors, nothing --------------------------------------------------------------------------- */
+/* ---- embeddings, errors, nothing --------------------------------------------------------------------- */
 
 static void embed_body(struct stream *st, const char *isa)
 {

@@ -44,7 +44,9 @@ static void test_rows(void **state)
 static void add_rows_body(struct stream *st, const char *isa)
 {
     (void)isa;
-    static const uint32_t lens[][5] = { { 0, 0, 0, 0, 0 }, { 1, 0, 0, 5, 1 }, { 100, 3, 0, 250, 100 }, { 0, 0, 0, 0, 900 } };
+    static const uint32_t lens[][5] = {
+        { 0, 0, 0, 0, 0 }, { 1, 0, 0, 5, 1 }, { 100, 3, 0, 250, 100 }, { 0, 0, 0, 0, 900 }
+    };
     enum { D = 70, MOST = 900 };
     float *table = twin_random_floats(MOST * D);
     for (uint32_t v = 0; v < 4; v++) {
@@ -56,7 +58,8 @@ static void add_rows_body(struct stream *st, const char *isa)
         TWIN_OK(st->ops->add_rows(st, &a, e));
         for (uint32_t c = 0, row = 0; c < 5; c++)
             for (uint32_t u = 0; u < lens[v][c]; u++, row++)
-                for (uint32_t k = 0; k < D; k++) assert_true(y[row * D + k] == y0[row * D + k] + table[u * D + k]);
+                for (uint32_t k = 0; k < D; k++)
+                    assert_true(y[row * D + k] == y0[row * D + k] + table[u * D + k]);
         free(y0), free(y);
     }
     free(table);

@@ -3,10 +3,13 @@
 #include "tests/kernels/twin.h"
 
 /* Operands of bf16 are rounded where the machine multiplies bf16. */
-static bool rounds(const char *isa, enum dtype compute) { return compute == DT_BF16 && strcmp(isa, "avx512-bf16") == 0; }
+static bool rounds(const char *isa, enum dtype compute)
+{
+    return compute == DT_BF16 && strcmp(isa, "avx512-bf16") == 0;
+}
 
-static void check_norm(struct stream *st, const char *isa, uint32_t rows, uint32_t d, uint32_t group, bool layer,
-                       bool by_row, enum dtype compute)
+static void check_norm(struct stream *st, const char *isa, uint32_t rows, uint32_t d, uint32_t group,
+                       bool layer, bool by_row, enum dtype compute)
 {
     const uint32_t x_rows = by_row ? rows + 5 : rows * group, k = d * group;
     float *x = twin_random_floats((size_t)x_rows * d), *w = twin_random_floats(d), *b = twin_random_floats(d);
@@ -26,7 +29,8 @@ static void check_norm(struct stream *st, const char *isa, uint32_t rows, uint32
     TWIN_OK(st->ops->norm(st, &a, e));
     float *got = twin_unpack(st, &out);
     char what[128];
-    snprintf(what, sizeof what, "%s norm rows %u d %u group %u layer %d compute %d", isa, rows, d, group, layer, (int)compute);
+    snprintf(what, sizeof what, "%s norm rows %u d %u group %u layer %d compute %d", isa, rows, d, group,
+             layer, (int)compute);
     const double tol = layer && d < 16 ? 1e-4 : 1e-6;         /* few values may lie close to their mean */
     twin_near(got, want, (size_t)rows * k, rounds(isa, compute) ? 0.004 : tol, what);
     free(x), free(w), free(b), free(row), free(want), free(out.data), free(got);
@@ -40,7 +44,8 @@ static void norm_body(struct stream *st, const char *isa)
         for (uint32_t j = 0; j < sizeof d / sizeof d[0]; j++)
             for (uint32_t v = 0; v < 8; v++)
                 check_norm(st, isa, rows[i], d[j], 1, v & 1, v & 2, v & 4 ? DT_BF16 : DT_F32);
-    for (uint32_t i = 0; i < sizeof rows / sizeof rows[0]; i++) check_norm(st, isa, rows[i], 38, 4, true, false, DT_BF16);
+    for (uint32_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        check_norm(st, isa, rows[i], 38, 4, true, false, DT_BF16);
     check_norm(st, isa, 9, 64, 4, false, false, DT_F32);
     check_norm(st, isa, 300, 896, 1, false, false, DT_BF16);
 }
@@ -68,7 +73,8 @@ static void pack_body(struct stream *st, const char *isa)
             float *got = twin_unpack(st, &out);
             for (uint32_t r = 0; r < n; r++)
                 for (uint32_t c = 0; c < k; c++) {
-                    const float v = x[(size_t)r * ldx + c], want = rounds(isa, compute) ? twin_round_bf16(v) : v;
+                    const float v = x[(size_t)r * ldx + c],
+                                want = rounds(isa, compute) ? twin_round_bf16(v) : v;
                     if (got[(size_t)r * k + c] != want)
                         fail_msg("%s rows %u k %u: (%u, %u) is %.9g, not %.9g", isa, n, k, r, c,
                                  (double)got[(size_t)r * k + c], (double)want);
@@ -87,7 +93,9 @@ static void test_pack(void **state)
 
 static void im2col_body(struct stream *st, const char *isa)
 {
-    static const uint32_t lens[][4] = { { 1, 1, 1, 1 }, { 7, 2, 1, 30 }, { 12, 13, 25, 6 }, { 200, 3, 77, 1 } };
+    static const uint32_t lens[][4] = {
+        { 1, 1, 1, 1 }, { 7, 2, 1, 30 }, { 12, 13, 25, 6 }, { 200, 3, 77, 1 }
+    };
     for (uint32_t v = 0; v < 32; v++) {
         const uint32_t *len = lens[v % 4], stride = v / 4 % 2 + 1, channels = v / 8 % 2 ? 37 : 64;
         const bool channel_major = v / 16;
@@ -105,7 +113,8 @@ static void im2col_body(struct stream *st, const char *isa)
                     const int64_t t = (int64_t)u * stride + i % 3 - 1;
                     float want = t < 0 || t >= len[c] ? 0.0f : x[(t0 + (size_t)t) * st_t + i / 3 * st_c];
                     if (rounds(isa, out.compute)) want = twin_round_bf16(want);
-                    if (got[(size_t)row * 3 * channels + i] != want) fail_msg("%s case %u: row %u column %u", isa, v, row, i);
+                    if (got[(size_t)row * 3 * channels + i] != want)
+                        fail_msg("%s case %u: row %u column %u", isa, v, row, i);
                 }
         free(x), free(out.data), free(got);
     }

@@ -59,7 +59,8 @@ static void test_refuse(void **state)
     (void)state;
     struct stream *st = NULL;
     struct err err;
-    const struct stream_options cuda = { .device = "cuda" }, other = { .device = "tpu" }, many = { .n_threads = 100000 };
+    const struct stream_options cuda = { .device = "cuda" }, other = { .device = "tpu" },
+                                many = { .n_threads = 100000 };
     assert_int_equal(stream_open(&cuda, &st, &err), E_MODEL);
     assert_non_null(strstr(err.text, "--device cpu"));
     assert_int_equal(stream_open(&other, &st, &err), E_MODEL);

@@ -26,11 +26,11 @@ static void usage(FILE *f)
 /* Did everything reach standard output? A reader that went away ends a command quietly; a full disk does not. */
 static int finish(int code)
 {
-    if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+    if (code != CLI_OK || (fflush(stdout) == 0 && !ferror(stdout))) return code;
     struct pollfd out = { .fd = 1, .events = POLLOUT };
-    if (poll(&out, 1, 0) == 1 && out.revents & (POLLERR | POLLHUP)) return code;
+    if (poll(&out, 1, 0) == 1 && out.revents & (POLLERR | POLLHUP)) return CLI_OK;
     fprintf(stderr, "omnidrop: error: standard output could not be written: disk full?\n");
-    return code == CLI_OK ? CLI_NOMEM : code;
+    return CLI_NOMEM;
 }
 
 int main(int argc, char **argv)

@@ -105,7 +105,7 @@ static status gemm_share(struct bench *b, uint32_t rows, uint32_t n, uint32_t k,
     int n_rounds = 0;
     TRY_GOTO(s, gemm_init(b, &g, e), done);
     TRY_GOTO(s, gemm_run(b, &g, g.n_copies, e), done);                  /* first touch */
-    const uint32_t n_calls = (uint32_t)(0.005 * 800e9 / flops) + 1;
+    const uint32_t n_calls = (uint32_t)(0.02 * 800e9 / flops) + 1;
     for (int n_good = 0; n_rounds < ROUNDS && n_good < ENOUGH; n_rounds++) {
         const double before = bench_peak(b);
         const struct bench_clock t = bench_clock_now();

@@ -21,7 +21,7 @@ double bench_seconds(const struct bench *b, struct bench_clock since, bool *undi
 {
     const struct bench_clock now = bench_clock_now();
     const double wall = now.wall - since.wall;
-    *undisturbed = now.cpu - since.cpu >= 0.97 * wall * b->n_threads;
+    *undisturbed = now.cpu - since.cpu >= 0.99 * wall * b->n_threads;
     return wall;
 }
 

@@ -310,9 +310,9 @@ static status sample_convert(struct media_video *v, float *out, struct err *e)
     const AVFrame *f = v->frame;
     uint32_t h = (uint32_t)f->height, w = (uint32_t)f->width;
     const size_t bytes = (size_t)h * w * 3;
-    uint8_t *rgb = v->rgb;
     TRY(mem_grow(&v->rgb, &v->rgb_cap, bytes, 1, e));
-    TRY(to_rgb_run(&v->to_rgb, v->m, f, rgb = v->rgb, e));
+    uint8_t *rgb = v->rgb;
+    TRY(to_rgb_run(&v->to_rgb, v->m, f, rgb, e));
     if (i->rotation != 0 || i->mirrored) {
         TRY(mem_grow(&v->turned, &v->turned_cap, bytes, 1, e));
         turn_rgb(rgb, h, w, i->rotation, i->mirrored, v->turned);

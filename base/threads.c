@@ -137,6 +137,10 @@ status threads_create(int n, struct threads **out, struct err *e)
         if (n > quota) n = quota;
         if (n > THREADS_MAX) n = THREADS_MAX;
     }
+    /* The caller's own CPU is left to the caller. */
+    int own = 0;
+    for (int i = 0; i < n_cpus; i++)
+        if (cpu_of[i] == sched_getcpu()) own = i;
     struct threads *t;
     TRY(mem_alloc_aligned(&t, sizeof *t, e));
     *t = (struct threads){ .n = 1 };
@@ -144,7 +148,7 @@ status threads_create(int n, struct threads **out, struct err *e)
     t->worker = mem_must((size_t)n, sizeof *t->worker);
     for (int i = 1; i < n; i++) {
         /* Pin only where every thread can have a CPU of its own, else let the kernel balance. */
-        t->worker[i] = (struct worker){ t, i, n <= n_cpus ? cpu_of[i] : -1 };
+        t->worker[i] = (struct worker){ t, i, n <= n_cpus ? cpu_of[(own + i) % n_cpus] : -1 };
         if (pthread_create(&t->handle[i], NULL, worker_main, &t->worker[i]) != 0) {
             threads_destroy(&t);
             return err_set(e, E_NOMEM, "cannot start thread %d of %d: ask for fewer with --threads", i + 1, n);

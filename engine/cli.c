@@ -514,6 +514,12 @@ status cli_seconds(const struct cli *c, const char *name, double *out, struct er
 
 status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, struct policy_params *out, struct err *e)
 {
+    return cli_policy_with(c, fallback, n_layers, "", NULL, out, e);
+}
+
+status cli_policy_with(const struct cli *c, const char *fallback, uint32_t n_layers, const char *over, const char *value,
+                       struct policy_params *out, struct err *e)
+{
     const char *name = cli_text(c, "policy");
     for (const struct cli_option *o = cli_policy_options; name == NULL && o->name; o++)
         if (cli_given(c, o->name)) name = "omnidrop";
@@ -524,7 +530,7 @@ status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, 
         snprintf(key, sizeof key, "%s", o->name);
         for (char *p = key; *p; p++)
             if (*p == '-') *p = '_';
-        TRY(prune_params_set_text(out, key, cli_text(c, o->name), e));
+        if (strcmp(key, over) != 0) TRY(prune_params_set_text(out, key, cli_text(c, o->name), e));
     }
     for (size_t i = 0; i < c->n_given; i++) {
         const char *text = c->given[i].value, *eq = strchr(text, '=');
@@ -533,8 +539,9 @@ status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, 
         if (eq == NULL || (size_t)(eq - text) >= sizeof key)
             return err_set(e, E_ARG, "--policy-param %s: give KEY=VALUE, such as kappa=0.3", text);
         snprintf(key, sizeof key, "%.*s", (int)(eq - text), text);
-        TRY(prune_params_set_text(out, key, eq + 1, e));
+        if (strcmp(key, over) != 0) TRY(prune_params_set_text(out, key, eq + 1, e));
     }
+    if (value != NULL) TRY(prune_params_set_text(out, over, value, e));
     if (cli_given(c, "seed") && prune_has(out, "seed") && !prune_is_set(out, "seed"))
         TRY(prune_params_set_text(out, "seed", cli_text(c, "seed"), e));
     return prune_params_finish(out, e);

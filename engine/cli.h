@@ -74,6 +74,9 @@ bool cli_time(const char *text, double *out);
 /* Policy from the policy options and --seed, for a decoder of n_layers. Without --policy: omnidrop where any of its
  * options is given, else `fallback`. */
 status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, struct policy_params *out, struct err *e);
+/* The same with key = value on top, in place of what was given for it. */
+status cli_policy_with(const struct cli *c, const char *fallback, uint32_t n_layers, const char *key, const char *value,
+                       struct policy_params *out, struct err *e);
 
 /* ---- stderr ----------------------------------------------------------------------------------------------- */
 

@@ -18,22 +18,22 @@
 #define QUESTION "What is seen and heard here?"
 
 static const struct cli_option bench_options[] = {
-    { "input-len", 0, CLI_UINT, "N", NULL, "tokens of a prompt of random text [128]", NULL, NULL },
-    { "prompt-tokens", 0, CLI_UINT, "N", NULL, "the same", NULL, NULL },
-    { "output-len", 0, CLI_UINT, "N", "32", "tokens of each answer, whatever the model says", NULL, NULL },
-    { "batch-size", 0, CLI_UINT, "N", "1", "equal requests that run together", NULL, NULL },
-    { "num-iters", 0, CLI_UINT, "N", "5", "repetitions that count", NULL, NULL },
-    { "warmup", 0, CLI_UINT, "N", "1", "repetitions before them that do not", NULL, NULL },
-    { "image", 0, CLI_TEXT, "FILE", NULL, "ask about a picture instead (repeatable; media keep their order)", NULL, NULL },
-    { "audio", 0, CLI_TEXT, "FILE", NULL, "a sound (repeatable)", NULL, NULL },
-    { "video", 0, CLI_TEXT, "FILE", NULL, "a film, heard too where it has sound (repeatable)", NULL, NULL },
-    { "prompt", 'p', CLI_TEXT, "TEXT", QUESTION, "the question about the media", NULL, NULL },
-    { "fps", 0, CLI_NUMBER, "N", NULL, "frames a second to look at [2]", NULL, NULL },
-    { "max-pixels", 0, CLI_UINT, "N", NULL, "of a picture or frame; default: the checkpoint's", NULL, NULL },
-    { "sweep", 0, CLI_TEXT, "KEY=A,B", NULL, "one run for each value of a policy option, and one without pruning", NULL, NULL },
-    { "json", 0, CLI_FLAG, NULL, NULL, "JSON on stdout in place of the table", NULL, NULL },
-    { "result-file", 0, CLI_TEXT, "FILE", NULL, "write that JSON to a file too", NULL, NULL },
-    { "overwrite", 'y', CLI_FLAG, NULL, NULL, "replace the file if it exists", NULL, NULL },
+    { "input-len", 0, CLI_UINT, "N", NULL, "tokens of a prompt of random text [128]" },
+    { "prompt-tokens", 0, CLI_UINT, "N", NULL, "the same" },
+    { "output-len", 0, CLI_UINT, "N", "32", "tokens of each answer, whatever the model says" },
+    { "batch-size", 0, CLI_UINT, "N", "1", "equal requests that run together" },
+    { "num-iters", 0, CLI_UINT, "N", "5", "repetitions that count" },
+    { "warmup", 0, CLI_UINT, "N", "1", "repetitions before them that do not" },
+    { "image", 0, CLI_TEXT, "FILE", NULL, "ask about a picture instead (repeatable; media keep their order)", .repeat = true },
+    { "audio", 0, CLI_TEXT, "FILE", NULL, "a sound (repeatable)", .repeat = true },
+    { "video", 0, CLI_TEXT, "FILE", NULL, "a film, heard too where it has sound (repeatable)", .repeat = true },
+    { "prompt", 'p', CLI_TEXT, "TEXT", QUESTION, "the question about the media" },
+    { "fps", 0, CLI_NUMBER, "N", NULL, "frames a second to look at [2]" },
+    { "max-pixels", 0, CLI_UINT, "N", NULL, "of a picture or frame; default: the checkpoint's" },
+    { "sweep", 0, CLI_TEXT, "KEY=A,B", NULL, "one run for each value of a policy option, and one without pruning" },
+    { "json", 0, CLI_FLAG, NULL, NULL, "JSON on stdout in place of the table" },
+    { "result-file", 0, CLI_TEXT, "FILE", NULL, "write that JSON to a file too" },
+    { "overwrite", 'y', CLI_FLAG, NULL, NULL, "replace the file if it exists" },
     { 0 }
 };
 
@@ -278,20 +278,9 @@ static status policy_run(const struct bench *b, struct run *r, struct err *e)
 /* Value `text` of the sweep's key, on top of the policy options. */
 static status sweep_run(const struct bench *b, const char *key, const char *text, struct run *r, struct err *e)
 {
-    const uint32_t layers = engine_config(b->en)->text.layers;
-    const char *name = cli_text(b->cli, "policy");
-    TRY(prune_params_init(&r->policy, name ? name : "omnidrop", layers, e));
-    for (const struct cli_option *o = cli_policy_options; o->name; o++) {
-        char own[64];
-        snprintf(own, sizeof own, "%s", o->name);
-        for (char *p = own; *p; p++)
-            if (*p == '-') *p = '_';
-        if (strcmp(own, "policy") == 0 || strcmp(own, key) == 0 || !cli_given(b->cli, o->name)) continue;
-        TRY(prune_params_set_text(&r->policy, own, cli_text(b->cli, o->name), e));
-    }
-    TRY(prune_params_set_text(&r->policy, key, text, e));
+    TRY(cli_policy_with(b->cli, "omnidrop", engine_config(b->en)->text.layers, key, text, &r->policy, e));
     snprintf(r->label, sizeof r->label, "%s %s=%s", prune_params_name(&r->policy), key, text);
-    return prune_params_finish(&r->policy, e);
+    return OK;
 }
 
 /* "retention=0.5,0.3": a run without pruning, then one for each value. */

@@ -10,7 +10,10 @@
 static status run_peak(struct bench *b, struct bench_result *r, struct err *e)
 {
     (void)e;
-    r->value = bench_peak(b);
+    for (int i = 0; i < 10; i++) {          /* the clock rises and threads find their CPUs */
+        const double v = bench_peak(b);
+        if (v > r->value) r->value = v;
+    }
     r->unit = "GFLOP/s";
     snprintf(r->note, sizeof r->note, "measured, %d threads", b->n_threads);
     return OK;

@@ -10,8 +10,8 @@
 
 MODE    ?= release
 BUILD   ?= $(if $(filter release,$(MODE)),build,build/$(MODE))
-MODULES := base kernels kvcache media prune model engine
-PKGS    := libavformat libavcodec libswscale libswresample libavutil jansson libpcre2-8 libutf8proc
+MODULES := base kernels kvcache media prune model scheduler engine api http cli
+PKGS    := libavformat libavcodec libswscale libswresample libavutil jansson libpcre2-8 libutf8proc zlib libcurl libevent_core libevent_extra libevent_openssl openssl libseccomp
 
 CC      := gcc
 STD     := -std=gnu11 -D_GNU_SOURCE -I.
@@ -26,7 +26,7 @@ PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS   = $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 LDFLAGS += $(filter -fsanitize%,$(OPT_$(MODE))) -pthread
 ALLOC    = $(if $(filter release,$(MODE)),$(shell pkg-config --libs jemalloc 2>/dev/null))
-LIBS     = $(PKG_LIBS) $(ALLOC) -lm -ldl
+LIBS     = $(PKG_LIBS) -lhttp_parser $(ALLOC) -lm -ldl
 Q       := $(if $(V),,@)
 
 # One instruction set is one compilation of kernels/cpu/isa.c with its own flags (see kernels/cpu/cpu.h).
@@ -41,7 +41,7 @@ SRC      := $(foreach m,$(MODULES),$(wildcard $(m)/*.c)) $(filter-out kernels/cp
 ISA_SRC  := $(wildcard kernels/cpu/isa*.c)
 ISA_OBJ  := $(foreach i,$(ISAS),$(patsubst kernels/cpu/%.c,$(BUILD)/kernels/cpu/%-$(i).o,$(ISA_SRC)))
 OBJ      := $(SRC:%.c=$(BUILD)/%.o)
-LIBOBJ   := $(filter-out $(BUILD)/engine/main.o,$(OBJ)) $(ISA_OBJ)
+LIBOBJ   := $(filter-out $(BUILD)/cli/main.o,$(OBJ)) $(ISA_OBJ)
 
 # Tests see the modules below their own and nothing above. tests/*.c are the runners golden, vectors, bench.
 BELOW_base    := base
@@ -50,7 +50,11 @@ BELOW_kvcache := base kernels kvcache
 BELOW_media   := base media
 BELOW_prune   := base kernels prune
 BELOW_model   := base kernels media prune model
-BELOW_engine  := $(MODULES)
+BELOW_scheduler := base kernels kvcache prune scheduler
+BELOW_engine := base kernels kvcache media prune model scheduler engine
+BELOW_api     := $(BELOW_engine) api
+BELOW_http    := $(BELOW_api) http
+BELOW_cli     := $(MODULES)
 obj_of = $(filter $(foreach m,$(BELOW_$(1)),$(BUILD)/$(m)/%),$(LIBOBJ))
 
 TEST_SRC := $(foreach m,$(MODULES),$(wildcard tests/$(m)/test_*.c))
@@ -59,7 +63,7 @@ RUN_BIN  := $(BUILD)/tests/golden $(BUILD)/tests/vectors $(BUILD)/tests/cli/json
 
 all: $(BUILD)/omnidrop
 
-$(BUILD)/omnidrop: $(LIBOBJ) $(BUILD)/engine/main.o
+$(BUILD)/omnidrop: $(LIBOBJ) $(BUILD)/cli/main.o
 	@echo "  LINK $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 

@@ -28,6 +28,9 @@ status sample_check(const struct sample_params *p, struct err *e);
 
 struct sampler;
 
+/* A token and its log probability, for top_logprobs. */
+struct sample_top { int32_t id; float logprob; };
+
 /* For a vocabulary of V rows; allowed[V] (borrowed, may be NULL): ids that may be chosen at all. prompt ids count for
  * the repetition penalty. *out owns its scratch. */
 status sampler_create(const struct sample_params *p, uint32_t V, const uint8_t *allowed, const int32_t *prompt,

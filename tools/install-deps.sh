@@ -5,10 +5,12 @@ set -eu
 
 PACKAGES="gcc make pkg-config libc6-dev
 libavformat-dev libavcodec-dev libswscale-dev libswresample-dev libavutil-dev ffmpeg
-libjansson-dev libpcre2-dev libutf8proc-dev libjemalloc-dev libcmocka-dev"
+libjansson-dev libpcre2-dev libutf8proc-dev zlib1g-dev libjemalloc-dev libcmocka-dev
+libevent-dev libssl-dev libhttp-parser-dev libcurl4-openssl-dev libseccomp-dev
+python3 python3-venv"
 
 if ! command -v apt-get >/dev/null 2>&1 || ! command -v dpkg-query >/dev/null 2>&1; then
-    if pkg-config --exists libavformat libavcodec libswscale libswresample libavutil jansson libpcre2-8 libutf8proc cmocka \
+    if pkg-config --exists libavformat libavcodec libswscale libswresample libavutil jansson libpcre2-8 libutf8proc zlib libcurl libevent_core libevent_extra libevent_openssl openssl libseccomp cmocka \
         && command -v ffmpeg >/dev/null; then
         exit 0
     fi

@@ -8,7 +8,9 @@ files() { git ls-files -- "$@"; }
 # Each folder may include itself and these.
 declare -A may=(
     [base]="" [kernels]="base" [kvcache]="base" [media]="base" [prune]="base kernels model/prompt.h"
-    [model]="base kernels" [engine]="base kernels kvcache media prune model"
+    [model]="base kernels" [scheduler]="base kvcache prune model/prompt.h"
+    [engine]="base kernels kvcache media prune model scheduler" [api]="base kernels media prune model engine"
+    [http]="base media prune model engine api" [cli]="base kernels media prune model engine api http"
 )
 bad=""
 for m in "${!may[@]}"; do
@@ -24,7 +26,7 @@ done
 check "include arrows point down" "$bad"
 
 check "no instruction-set or device switches outside kernels/ and base/threads.c" \
-    "$(grep -nE '^#\s*if.*(__AVX|__CUDA|ISA\b)' $(files 'base/*.c' 'kvcache/*' 'prune/*' 'model/*.c' 'engine/*.c'))"
+    "$(grep -nE '^#\s*if.*(__AVX|__CUDA|ISA\b)' $(files 'base/*.c' 'kvcache/*' 'prune/*' 'model/*.c' 'scheduler/*' 'engine/*.c' 'api/*' 'http/*' 'cli/*'))"
 
 ops=$(sed -n '/^struct ops {/,/^};/p' kernels/ops.h | sed -nE 's/^ *status \(\*([a-z_0-9]+)\)\(struct stream \*st, const struct.*/\1/p')
 bad=""

@@ -1,4 +1,4 @@
-/* engine/cli_inspect.c - omnidrop inspect model|media|schedule|policies|device: what is there, and what it would cost,
+/* cli/inspect.c - omnidrop inspect model|media|schedule|policies|device: what is there, and what it would cost,
  * without running it. Everything can be had as JSON. */
 #include <jansson.h>
 #include <math.h>
@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "engine/cli.h"
+#include "cli/cli.h"
 #include "engine/engine.h"
 #include "engine/transcribe.h"
 #include "engine/windows.h"

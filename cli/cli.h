@@ -1,9 +1,9 @@
-/* engine/cli.h - the command line: options, where their values come from, and how a command ends.
+/* cli/cli.h - the command line: options, where their values come from, and how a command ends.
  * Order of truth: flag > environment OMNIDROP_<FLAG> > --config FILE > default. Long options take '-' or '_' alike,
  * "--opt=value" or "--opt value"; a flag also takes "--no-flag". stdout carries results only; everything else goes to
  * stderr. */
-#ifndef ENGINE_CLI_H
-#define ENGINE_CLI_H
+#ifndef CLI_CLI_H
+#define CLI_CLI_H
 
 #include <jansson.h>
 #include <stdbool.h>

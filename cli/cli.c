@@ -1,5 +1,5 @@
-/* engine/cli.c - see cli.h. */
-#include "engine/cli.h"
+/* cli/cli.c - see cli.h. */
+#include "cli/cli.h"
 
 #include <ctype.h>
 #include <errno.h>

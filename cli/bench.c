@@ -1,4 +1,4 @@
-/* engine/cli_bench.c - omnidrop bench latency: the same request again and again, with and without pruning, and how
+/* cli/bench.c - omnidrop bench latency: the same request again and again, with and without pruning, and how
  * long its parts take. Times are the clock's, from the call that opens the media to the token in question. */
 #include <jansson.h>
 #include <signal.h>
@@ -9,7 +9,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
-#include "engine/cli.h"
+#include "cli/cli.h"
 #include "engine/engine.h"
 #include "engine/version.h"
 

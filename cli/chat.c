@@ -1,4 +1,4 @@
-/* engine/cli_chat.c - omnidrop chat: one question with -p, or a conversation line by line. */
+/* cli/chat.c - omnidrop chat: one question with -p, or a conversation line by line. */
 #include <errno.h>
 #include <jansson.h>
 #include <signal.h>
@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
-#include "engine/cli.h"
+#include "cli/cli.h"
 #include "engine/engine.h"
 
 static const struct cli_option chat_options[] = {

@@ -1,4 +1,4 @@
-/* engine/cli_transcribe.c - omnidrop transcribe: files of any length to txt, srt, vtt, json, jsonl, tsv. */
+/* cli/transcribe.c - omnidrop transcribe: files of any length to txt, srt, vtt, json, jsonl, tsv. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +14,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
-#include "engine/cli.h"
+#include "cli/cli.h"
 #include "engine/languages.h"
 #include "engine/progress.h"
 #include "engine/transcribe.h"

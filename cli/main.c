@@ -1,10 +1,10 @@
-/* engine/main.c - omnidrop <command> [options]. */
+/* cli/main.c - omnidrop <command> [options]. */
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "engine/cli.h"
+#include "cli/cli.h"
 #include "engine/version.h"
 
 static const struct { const char *name; int (*run)(int argc, char **argv); const char *summary; } COMMANDS[] = {

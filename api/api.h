@@ -51,6 +51,7 @@ struct api_caller {
     const char *request_id;
     const char *key;               /* digest of the API key or "": salt of the caches, owner of files */
     bool batch;                    /* a batch line: lowest priority, no streaming */
+    double arrived_s;              /* clock_s() of the last byte of the body, for service_request.arrived_s; 0: now */
 };
 
 struct api_job;

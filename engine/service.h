@@ -21,6 +21,7 @@
 #include "media/extract.h"
 
 struct service;
+struct service_summary;
 
 /* How media parts become features where files may not simply be opened: see media/extract.h. resolve: a part's URL,
  * file id or bytes to a source (of `frame`: of the part's frame list, else -1). NULL in service_options: files are
@@ -46,6 +47,9 @@ struct service_options {
     uint64_t hidden_cache_bytes;   /* hidden states of early-layer prefixes; 0: 1 GiB                             */
     bool no_media_cache, no_prefix_cache;
     uint32_t n_workers;            /* preparing threads; 0: 2                                                     */
+    /* Told of every request just before its DONE, on the same thread: the metrics. error as there. May be NULL. */
+    void (*observe)(void *self, const struct service_summary *summary, const struct err *error);
+    void *observe_self;
     const struct service_loader *loader;   /* NULL: this process opens files; borrowed                            */
 };
 
@@ -101,6 +105,7 @@ struct service_summary {
     uint32_t cached_layers, n_cached_early;    /* early layers that were reused, and for how many tokens */
     uint64_t kv_bytes, kv_bytes_unpruned;      /* pages of the prompt after prefill; as they would be with none */
     uint32_t n_preempted;
+    uint32_t max_tokens;                       /* of an answer, as asked or by default */
     double prepare_s, queue_s, encode_s, prefill_s, decode_s, total_s;     /* queue: prepared until admitted */
     double first_token_s;                      /* since submit; 0: none came */
     double media_seconds;                      /* of sound and film decoded or found in the cache */
@@ -119,6 +124,7 @@ struct service_request {
     int priority;                  /* lower is sooner; 0 */
     double queue_timeout_s;        /* 0: none. E_TIMEOUT, tag queue_timeout */
     double deadline_s;             /* since submit; 0: none. E_TIMEOUT, tag deadline_exceeded */
+    double arrived_s;              /* clock_s() when all of it had come; 0: at submit. first_token_s and total_s count from it */
     char salt[MEDIA_DIGEST_TEXT];  /* caches are shared between equal salts only */
     void (*event)(void *self, const struct service_event *ev);     /* o.on_text is not used */
     void *self;

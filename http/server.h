@@ -64,6 +64,8 @@ void http_server_stop(struct http_server *s);
 bool http_server_draining(const struct http_server *s);
 /* Called on the loop: when the drain begins, and when its time is over (what still runs should end with an error). */
 void http_server_on_drain(struct http_server *s, void (*begin)(void *self), void (*expired)(void *self), void *self);
+/* Asked before the head hook of every route that is not while_draining: may refuse (not_ready, engine_dead). */
+void http_server_set_gate(struct http_server *s, status (*gate)(void *self, struct err *e), void *self);
 /* Reloads what SIGHUP reloads beside the keys. */
 void http_server_on_hup(struct http_server *s, void (*hup)(void *self), void *self);
 

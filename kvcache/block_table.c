@@ -23,6 +23,17 @@ void block_table_append(struct block_table *t, struct kv_pool *p, struct kv_rese
     t->n_rows += n;
 }
 
+void block_table_share(struct block_table *t, struct kv_pool *p, const uint32_t *page, uint32_t n)
+{
+    assert(t->n_rows == 0 && n <= t->cap);
+    for (uint32_t i = 0; i < n; i++) {
+        kv_share(p, page[i]);
+        t->page[i] = page[i];
+    }
+    t->n_pages = n;
+    t->n_rows = n * kv_page_tokens(p);
+}
+
 void block_table_trim(struct block_table *t, struct kv_pool *p, uint32_t n_rows)
 {
     assert(n_rows <= t->n_rows);

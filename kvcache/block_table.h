@@ -16,6 +16,9 @@ status block_table_init(struct block_table *t, const struct kv_pool *p, uint32_t
 /* Grow by n rows, taking pages from *r as needed. Asserts that the cap and the promise suffice. */
 void block_table_append(struct block_table *t, struct kv_pool *p, struct kv_reservation *r, uint32_t n);
 
+/* Begin with n full pages that another table holds too: only on a table without rows. */
+void block_table_share(struct block_table *t, struct kv_pool *p, const uint32_t *page, uint32_t n);
+
 /* Keep the first n_rows rows; pages behind them go back to the pool. */
 void block_table_trim(struct block_table *t, struct kv_pool *p, uint32_t n_rows);
 

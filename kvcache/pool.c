@@ -97,6 +97,11 @@ void kv_release(struct kv_pool *p, uint32_t page)
     if (--p->count[page] == 0) p->free_page[p->n_free++] = page;
 }
 
+uint32_t kv_page_tokens(const struct kv_pool *p)
+{
+    return p->page_tokens;
+}
+
 uint32_t kv_n_total(const struct kv_pool *p)
 {
     return p->n_total;

@@ -43,6 +43,7 @@ uint32_t kv_take(struct kv_pool *p, struct kv_reservation *r);
 void kv_share(struct kv_pool *p, uint32_t page);
 void kv_release(struct kv_pool *p, uint32_t page);
 
+uint32_t kv_page_tokens(const struct kv_pool *p);
 uint32_t kv_n_total(const struct kv_pool *p);
 uint32_t kv_n_free(const struct kv_pool *p);       /* promised ones among them */
 uint32_t kv_n_reserved(const struct kv_pool *p);

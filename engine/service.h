@@ -49,6 +49,7 @@ struct service_options {
     uint32_t n_workers;            /* preparing threads; 0: 2                                                     */
     /* Told of every request just before its DONE, on the same thread: the metrics. error as there. May be NULL. */
     void (*observe)(void *self, const struct service_summary *summary, const struct err *error);
+    void (*observe_step)(void *self, uint32_t n_tokens);   /* rows of a step: a quantum's or a decode step's. May be NULL */
     void *observe_self;
     const struct service_loader *loader;   /* NULL: this process opens files; borrowed                            */
 };

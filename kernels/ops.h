@@ -247,6 +247,9 @@ struct add_rows_args {
 /* y row i = (x row 2i + x row 2i+1) / 2, i < n. */
 struct mean_pairs_args { const float *x; uint32_t n, d; float *y; };
 
+/* Page dst becomes a copy of page src, whole, n times (dst distinct, none of them a src): a sequence that forks. */
+struct page_copy_args { struct kv_shape shape; const uint32_t *src, *dst; uint32_t n; };   /* host arrays */
+
 struct ops {
     const char *name;             /* "cpu" */
     uint32_t page_tokens;         /* 16 on the CPU */
@@ -286,6 +289,7 @@ struct ops {
     status (*scatter)(struct stream *st, const struct scatter_args *a, struct err *e);
     status (*add_rows)(struct stream *st, const struct add_rows_args *a, struct err *e);
     status (*mean_pairs)(struct stream *st, const struct mean_pairs_args *a, struct err *e);
+    status (*page_copy)(struct stream *st, const struct page_copy_args *a, struct err *e);
 
     /* Human-readable: "AMD EPYC, avx512-bf16, 2 threads". */
     void (*describe)(const struct stream *st, char *text, size_t cap);

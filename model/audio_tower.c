@@ -311,21 +311,26 @@ static status batch_run(struct audio_tower *t, const struct batch *b, float *emb
     return saliency ? saliency_write(t, b, n, saliency, e) : OK;
 }
 
+uint32_t audio_tower_span(const struct audio_tower *t) { return BATCH * t->chunk; }
+
+status audio_tower_part(struct audio_tower *t, const float *mel, uint32_t n_frames, uint32_t f0, uint32_t n, float *embeds,
+                        float *saliency, struct err *e)
+{
+    TRY(scratch_need(t, n / t->chunk + 1 < BATCH ? n / t->chunk + 1 : BATCH, e));
+    const struct batch b = batch_of(n, t->chunk);
+    if (b.rows < 2) return OK;     /* the odd last row of the clip */
+    const size_t first = audio_tower_tokens(f0);
+    for (uint32_t m = 0; m < t->c.mel_bins; m++)
+        memcpy(t->mel_host + (size_t)m * n, mel + (size_t)m * n_frames + f0, n * sizeof *mel);
+    TRY(t->st->ops->upload(t->st, t->mel.p, t->mel_host, (size_t)t->c.mel_bins * n * sizeof *mel, e));
+    return batch_run(t, &b, embeds + first * t->c.output_dim, saliency ? saliency + first : NULL, e);
+}
+
 status audio_tower_run(struct audio_tower *t, const float *mel, uint32_t n_frames, float *embeds,
                        float *saliency, struct err *e)
 {
-    const uint32_t step = BATCH * t->chunk, n_chunks = n_frames / t->chunk + 1;
-    TRY(scratch_need(t, n_chunks < BATCH ? n_chunks : BATCH, e));
-    for (uint32_t f0 = 0, n; f0 < n_frames; f0 += n) {
-        n = n_frames - f0 < step ? n_frames - f0 : step;
-        const struct batch b = batch_of(n, t->chunk);
-        if (b.rows < 2) break; /* the odd last row of the clip */
-        for (uint32_t m = 0; m < t->c.mel_bins; m++)
-            memcpy(t->mel_host + (size_t)m * n, mel + (size_t)m * n_frames + f0, n * sizeof *mel);
-        TRY(t->st->ops->upload(t->st, t->mel.p, t->mel_host, (size_t)t->c.mel_bins * n * sizeof *mel, e));
-        TRY(batch_run(t, &b, embeds, saliency, e));
-        embeds += (size_t)(b.rows / 2) * t->c.output_dim;
-        if (saliency) saliency += b.rows / 2;
-    }
+    const uint32_t step = audio_tower_span(t);
+    for (uint32_t f0 = 0; f0 < n_frames; f0 += step)
+        TRY(audio_tower_part(t, mel, n_frames, f0, n_frames - f0 < step ? n_frames - f0 : step, embeds, saliency, e));
     return OK;
 }

@@ -32,6 +32,12 @@ uint32_t audio_tower_tokens(uint32_t n_frames);
 status audio_tower_run(struct audio_tower *t, const float *mel, uint32_t n_frames, float *embeds,
                        float *saliency, struct err *e);
 
+/* The same in pieces: frames [f0, f0 + n) of the clip, f0 a multiple of audio_tower_span, n at most that and less only
+ * at the clip's end. embeds and saliency are those of the whole clip; this piece's rows are written. */
+uint32_t audio_tower_span(const struct audio_tower *t);
+status audio_tower_part(struct audio_tower *t, const float *mel, uint32_t n_frames, uint32_t f0, uint32_t n, float *embeds,
+                        float *saliency, struct err *e);
+
 /* patches [t*h*w, 1176] f32 host -> embeds [t*h*w/4, H] device memory, natural order. Call as often as
  * needed with a few grid steps each. saliency [t*h*w/4] host or NULL: attention received in the last full
  * block (the last block where none is full), mean over heads, rows and the 4 patches of a merge unit. E_ARG:

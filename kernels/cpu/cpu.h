@@ -78,6 +78,7 @@ status cpu_gather(struct stream *st, const struct gather_args *a, struct err *e)
 status cpu_scatter(struct stream *st, const struct scatter_args *a, struct err *e);
 status cpu_add_rows(struct stream *st, const struct add_rows_args *a, struct err *e);
 status cpu_mean_pairs(struct stream *st, const struct mean_pairs_args *a, struct err *e);
+status cpu_page_copy(struct stream *st, const struct page_copy_args *a, struct err *e);
 /* attention.c */
 size_t cpu_page_bytes(const struct stream *st, uint32_t G, uint32_t D, enum dtype dtype);
 size_t cpu_attention_scratch(const struct stream *st, uint32_t H, uint32_t D, uint32_t n, uint32_t max_keys);

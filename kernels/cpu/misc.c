@@ -80,3 +80,20 @@ status cpu_mean_pairs(struct stream *st, const struct mean_pairs_args *a, struct
     cpu_for(st, a->n, rows_of_piece(a->d), mean_pairs_body, &args);
     return OK;
 }
+
+static void page_copy_body(void *arg, int thread, uint32_t begin, uint32_t end)
+{
+    (void)thread;
+    const struct page_copy_args *a = arg;
+    const size_t bytes = a->shape.page_bytes;
+    for (uint32_t i = begin; i < end; i++)
+        memcpy((char *)a->shape.base + a->dst[i] * bytes, (const char *)a->shape.base + a->src[i] * bytes, bytes);
+}
+
+status cpu_page_copy(struct stream *st, const struct page_copy_args *a, struct err *e)
+{
+    (void)e;
+    struct page_copy_args args = *a;
+    cpu_for(st, a->n, 1, page_copy_body, &args);
+    return OK;
+}

@@ -161,6 +161,7 @@ static const struct ops cpu_ops = {
     .scatter = cpu_scatter,
     .add_rows = cpu_add_rows,
     .mean_pairs = cpu_mean_pairs,
+    .page_copy = cpu_page_copy,
     .describe = cpu_describe,
     .close = cpu_close,
 };

@@ -103,11 +103,45 @@ static void test_memory(void **state)
     twin_each(1, memory_body);
 }
 
+static void page_copy_body(struct stream *st, const char *isa)
+{
+    (void)isa;
+    enum { PAGES = 40, BYTES = 96 };
+    const struct kv_shape shape = { .page_bytes = BYTES, .base = twin_random_floats(PAGES * BYTES / sizeof(float)) };
+    unsigned char was[PAGES][BYTES], (*now)[BYTES] = (unsigned char (*)[BYTES])shape.base;
+    memcpy(was, now, sizeof was);
+    uint32_t src[PAGES / 2], dst[PAGES / 2];
+    for (uint32_t i = 0; i < PAGES / 2; i++) {
+        src[i] = 2 * twin_below(PAGES / 2);            /* even pages are read, one perhaps twice; odd ones written */
+        dst[i] = 2 * (PAGES / 2 - 1 - i) + 1;
+    }
+    for (uint32_t n = 0; n <= PAGES / 2; n += n < 2 ? 1 : 9) {
+        memcpy(now, was, sizeof was);
+        TWIN_OK(st->ops->page_copy(st, &(struct page_copy_args){ .shape = shape, .src = src, .dst = dst, .n = n }, e));
+        for (uint32_t i = 0; i < PAGES; i++) {
+            const unsigned char *want = was[i];
+            for (uint32_t k = 0; k < n; k++)
+                if (dst[k] == i) want = was[src[k]];
+            assert_memory_equal(now[i], want, BYTES);
+        }
+    }
+    free(shape.base);
+}
+
+/* A page becomes another's copy and no third one changes. */
+static void test_page_copy(void **state)
+{
+    (void)state;
+    twin_seed("page copy");
+    twin_each(2, page_copy_body);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows),
         cmocka_unit_test(test_add_rows),
+        cmocka_unit_test(test_page_copy),
         cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

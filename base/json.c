@@ -48,6 +48,13 @@ static unsigned depth_of(const char *s, size_t n, size_t *line)
     return deepest;
 }
 
+/* A text that is no document: requests get a tag. Returns st. */
+static status refuse_text(const struct doc_limits *limits, const char *tag, struct err *e, status st)
+{
+    if (limits->code == E_ARG) err_tag(e, tag, NULL);
+    return st;
+}
+
 status doc_parse(const char *text, size_t n, const char *name, const struct doc_limits *limits,
                  struct doc *out, struct err *e)
 {
@@ -57,14 +64,16 @@ status doc_parse(const char *text, size_t n, const char *name, const struct doc_
     size_t line;
     const unsigned depth = depth_of(text, n, &line);
     if (depth > limits->depth_max)
-        return err_set(e, limits->code, "%s: line %zu: nested %u deep, %u are allowed", name, line, depth,
-                       limits->depth_max);
+        return refuse_text(limits, "json_too_complex", e,
+                           err_set(e, limits->code, "%s: line %zu: nested %u deep, %u are allowed", name, line, depth,
+                                   limits->depth_max));
     json_error_t je;
     const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | (limits->allow_nul ? JSON_ALLOW_NUL : 0);
     json_t *root = json_loadb(text, n, flags, &je);
     if (root == NULL)
-        return err_set(e, limits->code, "%s: line %d, column %d: not valid JSON: %s", name, je.line,
-                       je.column, je.text);
+        return refuse_text(limits, "invalid_json", e,
+                           err_set(e, limits->code, "%s: line %d, column %d: not valid JSON: %s", name, je.line,
+                                   je.column, je.text));
     out->root = root;
     out->name = mem_must_strdup(name);
     out->code = limits->code;
@@ -156,15 +165,39 @@ char *doc_path(const struct doc_at *at, char *out, size_t n)
     return out;
 }
 
+/* tag NULL: none. Requests alone have tags and params. */
+static status refuse(const struct doc_at *at, const char *tag, struct err *e, const char *fmt, va_list ap)
+{
+    const status code = at->doc->code;
+    char path[300], text[600];
+    vsnprintf(text, sizeof text, fmt, ap);
+    doc_path(at, path, sizeof path);
+    err_set(e, code, "%s: %s%s%s", at->doc->name, path, path[0] ? ": " : "", text);
+    if (code == E_ARG) err_tag(e, tag, path);
+    return code;
+}
+
 status doc_err(const struct doc_at *at, struct err *e, const char *fmt, ...)
 {
-    char path[300], text[600];
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
+    const status st = refuse(at, NULL, e, fmt, ap);
     va_end(ap);
-    doc_path(at, path, sizeof path);
-    return err_set(e, at->doc->code, "%s: %s%s%s", at->doc->name, path, path[0] ? ": " : "", text);
+    return st;
+}
+
+status doc_err_as(const struct doc_at *at, const char *tag, struct err *e, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    const status st = refuse(at, tag, e, fmt, ap);
+    va_end(ap);
+    return st;
+}
+
+static status not_a(const struct doc_at *at, const char *what, struct err *e)
+{
+    return doc_err_as(at, "invalid_type", e, "is %s, %s is needed", doc_kind(at->v), what);
 }
 
 const char *doc_kind(const json_t *v)
@@ -204,9 +237,9 @@ bool doc_has(const struct doc_at *o, const char *key)
 
 status doc_any(const struct doc_at *o, const char *key, struct doc_at *out, struct err *e)
 {
-    if (!json_is_object(o->v)) return doc_err(o, e, "is %s, an object is needed", doc_kind(o->v));
+    if (!json_is_object(o->v)) return not_a(o, "an object", e);
     const struct doc_at m = member(o, key);
-    if (m.v == NULL) return doc_err(&m, e, "is missing");
+    if (m.v == NULL) return doc_err_as(&m, "missing_required_parameter", e, "is missing");
     *out = m;
     return OK;
 }
@@ -215,43 +248,48 @@ status doc_any(const struct doc_at *o, const char *key, struct doc_at *out, stru
 
 status doc_as_object(const struct doc_at *at, struct err *e)
 {
-    return json_is_object(at->v) ? OK : doc_err(at, e, "is %s, an object is needed", doc_kind(at->v));
+    return json_is_object(at->v) ? OK : not_a(at, "an object", e);
 }
 
 status doc_as_array(const struct doc_at *at, struct err *e)
 {
-    return json_is_array(at->v) ? OK : doc_err(at, e, "is %s, an array is needed", doc_kind(at->v));
+    return json_is_array(at->v) ? OK : not_a(at, "an array", e);
 }
 
 status doc_as_int(const struct doc_at *at, int64_t lo, int64_t hi, int64_t *out, struct err *e)
 {
-    if (!json_is_integer(at->v)) return doc_err(at, e, "is %s, an integer is needed", doc_kind(at->v));
+    if (json_is_real(at->v) && fabs(json_real_value(at->v)) >= 0x1p63)
+        return doc_err_as(at, "invalid_value", e, "is %g, must be %lld to %lld", json_real_value(at->v), (long long)lo,
+                          (long long)hi);
+    if (!json_is_integer(at->v)) return not_a(at, "an integer", e);
     const int64_t v = json_integer_value(at->v);
     if (v < lo || v > hi)
-        return doc_err(at, e, "is %lld, must be %lld to %lld", (long long)v, (long long)lo, (long long)hi);
+        return doc_err_as(at, "invalid_value", e, "is %lld, must be %lld to %lld", (long long)v, (long long)lo,
+                          (long long)hi);
     *out = v;
     return OK;
 }
 
 status doc_as_double(const struct doc_at *at, double lo, double hi, double *out, struct err *e)
 {
-    if (!json_is_number(at->v)) return doc_err(at, e, "is %s, a number is needed", doc_kind(at->v));
+    if (!json_is_number(at->v)) return not_a(at, "a number", e);
     const double v = json_number_value(at->v);
-    if (!isfinite(v) || v < lo || v > hi) return doc_err(at, e, "is %g, must be %g to %g", v, lo, hi);
+    if (!isfinite(v) || v < lo || v > hi)
+        return doc_err_as(at, "invalid_value", e, "is %g, must be %g to %g", v, lo, hi);
     *out = v;
     return OK;
 }
 
 status doc_as_bool(const struct doc_at *at, bool *out, struct err *e)
 {
-    if (!json_is_boolean(at->v)) return doc_err(at, e, "is %s, true or false is needed", doc_kind(at->v));
+    if (!json_is_boolean(at->v)) return not_a(at, "true or false", e);
     *out = json_is_true(at->v);
     return OK;
 }
 
 status doc_as_string(const struct doc_at *at, const char **out, size_t *n, struct err *e)
 {
-    if (!json_is_string(at->v)) return doc_err(at, e, "is %s, a string is needed", doc_kind(at->v));
+    if (!json_is_string(at->v)) return not_a(at, "a string", e);
     const char *s = json_string_value(at->v);
     const size_t len = json_string_length(at->v);
     if (n == NULL && strlen(s) != len) return doc_err(at, e, "has a NUL character inside");

@@ -158,6 +158,45 @@ static void strings_may_hold_nul_only_where_allowed(void **state)
     doc_close(&d);
 }
 
+/* Requests: every refusal has the code and the place that the HTTP interface gives to the client. */
+static void requests_get_tags_and_params(void **state)
+{
+    (void)state;
+    static const struct doc_limits limits = { .bytes_max = 4096, .depth_max = 5, .code = E_ARG };
+    struct err e;
+    struct doc d;
+    struct doc_at root, m;
+    int64_t i;
+    double x;
+    const char *s;
+    assert_int_equal(doc_parse("{\"a\":", 5, "request", &limits, &d, &e), E_ARG);
+    assert_string_equal(e.tag, "invalid_json");
+    assert_int_equal(doc_parse("[[[[[[]]]]]]", 12, "request", &limits, &d, &e), E_ARG);
+    assert_string_equal(e.tag, "json_too_complex");
+    static const char text[] = "{\"a\":{\"n\":5,\"r\":0.5,\"big\":1e99,\"s\":\"x\"}}";
+    MUST_OK(doc_parse(text, sizeof text - 1, "request", &limits, &d, &e));
+    doc_root(&d, &root);
+    MUST_OK(doc_object(&root, "a", &m, &e));
+#define REFUSED(call, code, place)                                                                           \
+    do {                                                                                                     \
+        assert_int_equal(call, E_ARG);                                                                       \
+        assert_string_equal(e.tag, code);                                                                    \
+        assert_string_equal(e.param, place);                                                                 \
+    } while (0)
+    REFUSED(doc_int(&m, "n", 6, 9, &i, &e), "invalid_value", "a.n");
+    REFUSED(doc_int(&m, "big", 0, 9, &i, &e), "invalid_value", "a.big");
+    REFUSED(doc_int(&m, "r", 0, 9, &i, &e), "invalid_type", "a.r");
+    REFUSED(doc_double(&m, "s", 0, 9, &x, &e), "invalid_type", "a.s");
+    REFUSED(doc_double(&m, "r", 1, 9, &x, &e), "invalid_value", "a.r");
+    REFUSED(doc_string(&m, "t", &s, &e), "missing_required_parameter", "a.t");
+    assert_int_equal(doc_err(&m, &e, "is odd"), E_ARG);
+    assert_null(e.tag);
+    assert_string_equal(e.param, "a");
+    REFUSED(doc_err_as(&m, "unsupported_parameter", &e, "is odd"), "unsupported_parameter", "a");
+    assert_int_equal(doc_int(&m, "n", 6, 9, &i, NULL), E_ARG);
+    doc_close(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -166,6 +205,7 @@ int main(void)
         cmocka_unit_test(size_limit_holds_for_files_and_buffers),
         cmocka_unit_test(getters_check_kind_range_and_name_the_path),
         cmocka_unit_test(strings_may_hold_nul_only_where_allowed),
+        cmocka_unit_test(requests_get_tags_and_params),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

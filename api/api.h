@@ -19,8 +19,22 @@
 
 struct api;
 
+/* The functions of engine/service.h that the api calls; tests put their own in their place. */
+struct api_calls {
+    status (*submit)(struct service *s, struct service_request *rq, uint64_t *id, struct err *e);
+    void (*cancel)(struct service *s, uint64_t id);
+    status (*count)(struct service *s, struct service_request *rq, struct token_list *tokens, uint32_t n_kind[4],
+                    struct err *e);
+    const struct engine *(*engine)(const struct service *s);
+};
+
+/* service_request.owner of all that is submitted for a client begins with this, so that a loader's resolve() knows whose
+ * files may be read. */
+struct api_owner { char key[MEDIA_DIGEST_TEXT]; };         /* digest of the API key, or "" */
+
 struct api_options {
     struct service *service;
+    const struct api_calls *calls;     /* NULL: the service's own */
     const char *const *served_name;    /* [n_served_name]; NULL: the model's own name */
     size_t n_served_name;
     uint32_t max_n;                /* 0: 8 */

@@ -19,13 +19,15 @@ const struct doc_limits doc_config_limits = { .bytes_max = (size_t)16 << 20,
 
 /* ---- parsing ----------------------------------------------------------------------------------------- */
 
-/* Deepest nesting of brackets outside strings, so that no parser recurses further than was allowed. */
-static unsigned depth_of(const char *s, size_t n, size_t *line)
+/* Deepest nesting of brackets outside strings, so that no parser recurses further than was allowed. *values: at most so
+ * many values are there (each but the root follows a comma or a bracket that opens). */
+static unsigned depth_of(const char *s, size_t n, size_t *line, size_t *values)
 {
     unsigned depth = 0, deepest = 0;
     size_t at = 1;
     bool in_string = false;
     *line = 1;
+    *values = 1;
     for (size_t i = 0; i < n; i++) {
         const char c = s[i];
         if (c == '\n') at++;
@@ -36,7 +38,10 @@ static unsigned depth_of(const char *s, size_t n, size_t *line)
                 in_string = false;
         } else if (c == '"') {
             in_string = true;
+        } else if (c == ',') {
+            ++*values;
         } else if (c == '[' || c == '{') {
+            ++*values;
             if (++depth > deepest) {
                 deepest = depth;
                 *line = at;
@@ -61,18 +66,25 @@ status doc_parse(const char *text, size_t n, const char *name, const struct doc_
     if (n > limits->bytes_max)
         return err_set(e, limits->code, "%s: %zu bytes of JSON are more than the %zu allowed", name, n,
                        limits->bytes_max);
-    size_t line;
-    const unsigned depth = depth_of(text, n, &line);
+    size_t line, values;
+    const unsigned depth = depth_of(text, n, &line, &values);
     if (depth > limits->depth_max)
         return refuse_text(limits, "json_too_complex", e,
-                           err_set(e, limits->code, "%s: line %zu: nested %u deep, %u are allowed", name, line, depth,
+                           err_set(e, limits->code, "%s%sline %zu: nested %u deep, %u are allowed", name, name[0] ? ": " : "", line,
+                                   depth,
                                    limits->depth_max));
+    if (limits->values_max && values > limits->values_max)
+        return refuse_text(limits, "json_too_complex", e,
+                           err_set(e, limits->code, "%s%s%zu values, %zu are allowed", name, name[0] ? ": " : "", values,
+                                   limits->values_max));
     json_error_t je;
     const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | (limits->allow_nul ? JSON_ALLOW_NUL : 0);
     json_t *root = json_loadb(text, n, flags, &je);
     if (root == NULL)
-        return refuse_text(limits, "invalid_json", e,
-                           err_set(e, limits->code, "%s: line %d, column %d: not valid JSON: %s", name, je.line,
+        return refuse_text(limits,
+                           json_error_code(&je) == json_error_numeric_overflow ? "invalid_value" : "invalid_json", e,
+                           err_set(e, limits->code, "%s%sline %d, column %d: not valid JSON: %s", name, name[0] ? ": " : "",
+                                   je.line,
                                    je.column, je.text));
     out->root = root;
     out->name = mem_must_strdup(name);
@@ -172,7 +184,8 @@ static status refuse(const struct doc_at *at, const char *tag, struct err *e, co
     char path[300], text[600];
     vsnprintf(text, sizeof text, fmt, ap);
     doc_path(at, path, sizeof path);
-    err_set(e, code, "%s: %s%s%s", at->doc->name, path, path[0] ? ": " : "", text);
+    const char *name = at->doc->name;
+    err_set(e, code, "%s%s%s%s%s", name, name[0] ? ": " : "", path, path[0] ? ": " : "", text);
     if (code == E_ARG) err_tag(e, tag, path);
     return code;
 }

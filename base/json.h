@@ -28,6 +28,7 @@
 struct doc_limits {
     size_t bytes_max;   /* larger texts are refused unread */
     unsigned depth_max; /* nesting of arrays and objects, at most 1024 */
+    size_t values_max;  /* values of all kinds, counted before parsing; 0: no limit */
     bool allow_nul;     /* "\u0000" inside strings (chat text); names never */
     status code;        /* of every error below */
 };
@@ -58,7 +59,7 @@ void doc_close(struct doc *d);
 
 void doc_root(const struct doc *d, struct doc_at *out);
 
-/* err_set with "NAME: PATH: " before the text and the doc's code. Requests (E_ARG) also get the path as the error's
+/* err_set with "NAME: PATH: " ("PATH: " where the doc has no name) before the text and the doc's code. Requests (E_ARG) also get the path as the error's
  * param, and from the getters a tag: invalid_type, invalid_value, missing_required_parameter; from doc_parse invalid_json
  * or json_too_complex. doc_err leaves the tag to its caller; doc_err_as sets it. */
 status doc_err(const struct doc_at *at, struct err *e, const char *fmt, ...)

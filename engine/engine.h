@@ -93,7 +93,12 @@ struct eng_request_options {
     struct sample_params sample;
     const char *const *stop;       /* stop strings, not part of the text                                         */
     uint32_t n_stop;
-    bool ignore_eos;               /* measurements */
+    const int32_t *stop_id;        /* [n_stop_id] ids that end the answer beside the model's own; borrowed, also with
+                                      ignore_eos. What sample.stop_id holds is the engine's to fill                */
+    uint32_t n_stop_id;
+    bool keep_stop_text;           /* the stop string that ended the answer stays part of the text               */
+    bool show_special_tokens;      /* special tokens give text too ("<|im_end|>"); a stop id never does          */
+    bool ignore_eos;               /* the model's own stop ids do not end the answer */
     /* Text as it becomes final: n bytes, whole characters. Return false to cancel. */
     bool (*on_text)(void *self, const char *text, size_t n);
     void *on_text_self;

@@ -219,6 +219,21 @@ static void every_spelling_of_a_part(void **state)
         { "{\"type\":\"video\",\"video\":\"u\"}", PART_VIDEO, "u", NULL, NULL },
         { "{\"type\":\"input_video\",\"input_video\":{\"data\":\"QUJDRA==\"}}", PART_VIDEO, NULL, "ABCD",
           NULL },
+        { "{\"type\":\"input_video\",\"input_video\":{\"url\":\"u\",\"format\":\"mp4\"}}", PART_VIDEO, "u", NULL, "mp4" },
+        { "{\"type\":\"video_url\",\"video_url\":\"u\"}", PART_VIDEO, "u", NULL, NULL },
+        { "{\"type\":\"audio_url\",\"audio_url\":\"u\"}", PART_AUDIO, "u", NULL, NULL },
+        { "{\"type\":\"image_url\",\"image_url\":\"DATA:image/png;Base64,QU JD\"}", PART_IMAGE, NULL, "ABC", "image/png" },
+        { "{\"type\":\"image_url\",\"image_url\":\"data:;base64,QUJD\"}", PART_IMAGE, NULL, "ABC", NULL },
+        { "{\"type\":\"file\",\"file\":{\"file_id\":\"file-a_9\"}}", PART_FILE, "file-id:file-a_9", NULL, NULL },
+        { "{\"type\":\"file\",\"file\":{\"file_data\":\"data:video/mp4;base64,QUI=\",\"filename\":\"x.mp4\"}}", PART_FILE,
+          NULL, "AB", "video/mp4" },
+        { "{\"file\":{\"file_data\":\"QUI=\"}}", PART_FILE, NULL, "AB", NULL },
+        { "{\"type\":\"input_audio\",\"input_audio\":{\"data\":\"QUI=\",\"format\":\"pcm16\",\"sample_rate\":24000}}",
+          PART_AUDIO, NULL,
+          "RIFF\x26\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\xc0\x5d\0\0\x80\xbb\0\0\2\0\x10\0data\2\0\0\0AB", "pcm16" },
+        { "{\"type\":\"input_audio\",\"input_audio\":{\"data\":\"data:;base64,UklGRgAAAABXQVZF\",\"format\":\"pcm16\","
+          "\"sample_rate\":8000}}",
+          PART_AUDIO, NULL, "RIFF\0\0\0\0WAVE", "pcm16" },
     };
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         struct err e;
@@ -233,9 +248,11 @@ static void every_spelling_of_a_part(void **state)
         if (p->url != NULL) assert_string_equal(p->url, good[i].url);
         assert_int_equal(p->data != NULL, good[i].data != NULL);
         if (p->data != NULL) {
-            assert_int_equal(p->n_data, strlen(good[i].data));
+            const size_t want = good[i].data[0] != 'R' ? strlen(good[i].data) : good[i].data[4] == 0 ? 12 : 46;
+            assert_int_equal(p->n_data, want);
             assert_memory_equal(p->data, good[i].data, p->n_data);
         }
+        assert_int_equal(p->format != NULL, good[i].format != NULL);
         if (good[i].format != NULL) assert_string_equal(p->format, good[i].format);
         chat_free(&c);
     }
@@ -258,34 +275,151 @@ static void options_of_a_part(void **state)
     chat_free(&c);
 }
 
+static void a_list_of_frames(void **state)
+{
+    (void)state;
+    struct err e;
+    struct chat c;
+    MUST_OK(parse("[{\"role\":\"user\",\"content\":[{\"type\":\"video\",\"video\":[\"a.png\",\"data:image/png;base64,QUJD\","
+                  "\"c.png\"],\"sample_fps\":0.5,\"fps\":4,\"max_pixels\":9000},{\"video\":[\"d.png\"],\"fps\":4},"
+                  "{\"type\":\"video_url\",\"video_url\":[\"e.png\"]}]}]",
+                  NULL, &c, &e));
+    const struct chat_part *p = c.message[0].part;
+    assert_true(p->kind == PART_VIDEO && p->url == NULL && p->data == NULL && p->n_frames == 3);
+    assert_string_equal(p->frame[0], "a.png");
+    assert_string_equal(p->frame[1], "data:image/png;base64,QUJD");
+    assert_string_equal(p->frame[2], "c.png");
+    assert_true(p->list_fps == 0.5 && p->options.max_pixels == 9000);
+    assert_true(p[1].n_frames == 1 && p[1].list_fps == 4);
+    assert_true(p[2].n_frames == 1 && p[2].list_fps == 0);
+    chat_free(&c);
+}
+
+static void times_of_a_part(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        double seconds; /* -1: refused */
+    } texts[] = {
+        { "0", 0 },           { "12.5", 12.5 },      { "01:02", 62 },      { "61:00", 3660 },  { "1:02:03.250", 3723.25 },
+        { "00:00:00.001", 1e-3 }, { "1:60", -1 },    { "1:2:60", -1 },     { "1:60:0", -1 },   { "1.5:30", -1 },
+        { "-1", -1 },         { "1e3", -1 },         { "0x10", -1 },       { "1:", -1 },       { ":1", -1 },
+        { "1.", -1 },         { " 1", -1 },          { "inf", -1 },        { "nan", -1 },      { "1 ", -1 },
+        { "9999999999", -1 },
+    };
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        struct err e;
+        struct chat c;
+        char json[200];
+        snprintf(json, sizeof json, "[{\"role\":\"user\",\"content\":[{\"video\":\"u\",\"start\":\"%s\"}]}]", texts[i].text);
+        const status st = parse(json, NULL, &c, &e);
+        if (st != (texts[i].seconds < 0 ? E_ARG : OK)) fail_msg("'%s': status %d", texts[i].text, st);
+        if (st != OK) {
+            assert_string_equal(e.tag, "invalid_value");
+            assert_string_equal(e.param, "messages[0].content[0].start");
+            continue;
+        }
+        const double got = c.message[0].part[0].options.start_s;
+        if (got < texts[i].seconds - 1e-9 || got > texts[i].seconds + 1e-9) fail_msg("'%s': %g", texts[i].text, got);
+        chat_free(&c);
+    }
+}
+
+static void the_last_message_may_stay_open(void **state)
+{
+    (void)state;
+    struct err e;
+    struct chat c;
+    struct chat_prompt p;
+    const struct chat_render_options go_on = { .continue_final = true };
+    MUST_OK(parse("[{\"role\":\"user\",\"content\":\"Count.\"},{\"role\":\"assistant\",\"content\":\"One, two, \"}]", NULL, &c, &e));
+    MUST_OK(chat_render(&c, &go_on, &p, &e));
+    char *text = text_of(&p);
+    assert_string_equal(text, "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nCount.<|im_end|>\n"
+                              "<|im_start|>assistant\nOne, two, ");
+    assert_false(p.seg[p.n_seg - 1].is_template);
+    free(text);
+    chat_prompt_free(&p);
+    assert_int_equal(chat_render(&c, NULL, &p, &e), E_ARG);
+    assert_string_equal(e.tag, "invalid_value");
+    assert_string_equal(e.param, "messages");
+    chat_drop_last(&c);
+    assert_int_equal(chat_render(&c, &go_on, &p, &e), E_ARG);
+    assert_string_equal(e.param, "continue_final_message");
+    MUST_OK(chat_add_media(&c, PART_FILE, "file-id:x", &e));
+    assert_int_equal(chat_render(&c, NULL, &p, &e), E_ARG);
+    assert_string_equal(e.param, "messages[0].content[1]");
+    c.message[0].part[1].kind = PART_AUDIO;
+    MUST_OK(chat_render(&c, NULL, &p, &e));
+    chat_prompt_free(&p);
+    chat_free(&c);
+}
+
 static void what_is_wrong_is_named(void **state)
 {
     (void)state;
 #define USER(content) "[{\"role\":\"user\",\"content\":" content "}]"
     static const struct {
-        const char *json, *words;
+        const char *json, *words, *tag, *param; /* tag NULL: invalid_value; param NULL: not looked at */
     } bad[] = {
-        { "7", "messages: is an integer, an array is needed" },
-        { "[]", "messages: has 0 messages" },
-        { "[1]", "messages[0]: is an integer" },
-        { "[{\"content\":\"x\"}]", "messages[0].role: is missing" },
-        { "[{\"role\":\"wizard\",\"content\":\"x\"}]", "messages[0].role: \"wizard\" is not supported" },
-        { "[{\"role\":\"tool\",\"content\":\"x\"}]", "messages[0].role: \"tool\" is not supported" },
-        { "[{\"role\":\"user\"}]", "messages[0].content: is missing" },
-        { "[{\"role\":\"assistant\",\"tool_calls\":[1]}]", "messages[0].tool_calls: is not supported" },
-        { USER("7"), "messages[0].content: is an integer, a string or an array" },
+        { "7", "messages: is an integer, an array is needed", "invalid_type",
+          "messages" },
+        { "[]", "messages: has 0 messages", "invalid_value",
+          "messages" },
+        { "[1]", "messages[0]: is an integer", "invalid_type",
+          "messages[0]" },
+        { "[{\"content\":\"x\"}]", "messages[0].role: is missing", "missing_required_parameter",
+          "messages[0].role" },
+        { "[{\"role\":\"wizard\",\"content\":\"x\"}]", "messages[0].role: \"wizard\" is not supported", "invalid_value",
+          "messages[0].role" },
+        { "[{\"role\":\"tool\",\"content\":\"x\"}]", "messages[0].role: \"tool\" is not supported", "unsupported_parameter",
+          "messages[0].role" },
+        { "[{\"role\":\"user\"}]", "messages[0].content: is missing", "missing_required_parameter",
+          "messages[0].content" },
+        { "[{\"role\":\"assistant\",\"tool_calls\":[1]}]", "messages[0].tool_calls: is not supported", "unsupported_parameter",
+          "messages[0].tool_calls" },
+        { USER("7"), "messages[0].content: is an integer, a string or an array", "invalid_type",
+          "messages[0].content" },
         { USER("[]"), "messages[0].content: has 0 parts" },
-        { USER("[7]"), "messages[0].content[0]: is an integer" },
-        { USER("[{}]"), "messages[0].content[0].type: is missing" },
-        { USER("[{\"type\":\"smell\"}]"), "messages[0].content[0].type: \"smell\" is unknown" },
-        { USER("[{\"type\":\"file\",\"file\":{}}]"), "content[0].type: \"file\" is not supported" },
-        { USER("[{\"type\":\"text\"}]"), "messages[0].content[0].text: is missing" },
-        { USER("[{\"type\":\"text\",\"text\":7}]"), "content[0].text: is an integer" },
-        { USER("[{\"type\":\"image_url\",\"image_url\":{}}]"), "content[0].image_url.url: is missing" },
-        { USER("[{\"type\":\"image_url\",\"image_url\":{\"url\":\"\"}}]"), "image_url.url: is empty" },
+        { USER("[7]"), "messages[0].content[0]: is an integer", "invalid_type",
+          "messages[0].content[0]" },
+        { USER("[{}]"), "messages[0].content[0].type: is missing", "missing_required_parameter",
+          "messages[0].content[0].type" },
+        { USER("[{\"type\":\"smell\"}]"), "messages[0].content[0].type: \"smell\" is unknown", "invalid_value",
+          "messages[0].content[0].type" },
+        { USER("[{\"type\":\"file\",\"file\":{}}]"), "file.file_id: is missing", "missing_required_parameter" },
+        { USER("[{\"type\":\"file\",\"file\":{\"file_id\":\"../x\"}}]"), "file.file_id: is no file id" },
+        { USER("[{\"type\":\"file\",\"file\":{\"file_id\":\"a\",\"file_data\":\"QUI=\"}}]"), "file: has file_id and file_data" },
+        { USER("[{\"type\":\"file\",\"file\":{\"file_data\":\"data:a/b;base64,\"}}]"), "file_data: the base64 data is empty" },
+        { USER("[{\"type\":\"image_embeds\",\"image_embeds\":\"QUI=\"}]"), "\"image_embeds\" is not supported",
+          "unsupported_parameter", "messages[0].content[0].type" },
+        { USER("[{\"type\":\"prompt_embeds\"}]"), "\"prompt_embeds\" is not supported", "unsupported_parameter" },
+        { USER("[{\"audio_embeds\":{}}]"), "\"audio_embeds\" is not supported", "unsupported_parameter" },
+        { "[{\"role\":\"function\",\"content\":\"x\"}]", "\"function\" is not supported", "unsupported_parameter",
+          "messages[0].role" },
+        { USER("[{\"input_audio\":{\"data\":\"QUI=\",\"format\":\"pcm16\"}}]"), "input_audio.sample_rate: is missing",
+          "missing_required_parameter", "messages[0].content[0].input_audio.sample_rate" },
+        { USER("[{\"input_audio\":{\"data\":\"QUJD\",\"format\":\"pcm16\",\"sample_rate\":16000}}]"), "no whole 16-bit samples" },
+        { USER("[{\"input_audio\":{\"url\":\"u\",\"format\":\"pcm16\",\"sample_rate\":16000}}]"), "not behind a URL" },
+        { USER("[{\"type\":\"text\"}]"), "messages[0].content[0].text: is missing", "missing_required_parameter",
+          "messages[0].content[0].text" },
+        { USER("[{\"type\":\"text\",\"text\":7}]"), "content[0].text: is an integer", "invalid_type",
+          "messages[0].content[0].text" },
+        { USER("[{\"type\":\"image_url\",\"image_url\":{}}]"), "content[0].image_url.url: is missing", "missing_required_parameter",
+          "messages[0].content[0].image_url.url" },
+        { USER("[{\"type\":\"image_url\",\"image_url\":{\"url\":\"\"}}]"), "image_url.url: is empty", "invalid_value",
+          "messages[0].content[0].image_url.url" },
         { USER("[{\"type\":\"image_url\",\"image_url\":{\"url\":\"a\\u0000b\"}}]"), "NUL character" },
         { USER("[{\"type\":\"image_url\",\"image_url\":{\"url\":\"u\",\"detail\":\"x\"}}]"), "detail \"x\"" },
-        { USER("[{\"type\":\"video\",\"video\":[\"a.png\"]}]"), "content[0].video: a list of frames" },
+        { USER("[{\"type\":\"video\",\"video\":[]}]"), "content[0].video: has 0 frames" },
+        { USER("[{\"type\":\"video\",\"video\":[\"a\",7]}]"), "video[1]: is an integer", "invalid_type",
+          "messages[0].content[0].video[1]" },
+        { USER("[{\"type\":\"video\",\"video\":[\"a\",\"data:image/png;base64,@\"]}]"), "video[1]: the byte 0x40" },
+        { USER("[{\"type\":\"video\",\"video\":[\"a\"],\"start\":1}]"), "no start and end" },
+        { USER("[{\"type\":\"video\",\"video\":[\"a\",\"b\"],\"max_frames\":1}]"), "more than max_frames 1" },
+        { USER("[{\"type\":\"video\",\"video\":[\"a\"],\"sample_fps\":0}]"), "sample_fps: is 0" },
+        { USER("[{\"type\":\"image\",\"image\":[\"a\"]}]"), "image: is an array", "invalid_type" },
         { USER("[{\"type\":\"image_url\",\"image_url\":\"data:image/png;base64,\"}]"),
           "base64 data is empty" },
         { USER("[{\"type\":\"image_url\",\"image_url\":\"data:image/png;base64,@@@\"}]"), "0x40 at place 0" },
@@ -310,6 +444,10 @@ static void what_is_wrong_is_named(void **state)
         struct chat c;
         if (parse(bad[i].json, NULL, &c, &e) != E_ARG) fail_msg("not refused: %s", bad[i].json);
         if (strstr(e.text, bad[i].words) == NULL) fail_msg("'%s' does not say '%s'", e.text, bad[i].words);
+        const char *tag = bad[i].tag != NULL ? bad[i].tag : "invalid_value";
+        if (e.tag == NULL || strcmp(e.tag, tag) != 0) fail_msg("'%s' has the tag %s, not %s", e.text, e.tag, tag);
+        if (e.param[0] == '\0') fail_msg("'%s' names no place", e.text);
+        if (bad[i].param != NULL) assert_string_equal(e.param, bad[i].param);
     }
 }
 
@@ -324,6 +462,8 @@ static void limits_hold(void **state)
           "{\"role\":\"user\",\"content\":\"a\"}]",
           "has 3 messages, must have 1 to 2" },
         { USER("[\"a\",\"b\",\"c\"]"), "has 3 parts, must have 1 to 2" },
+        { USER("[{\"video\":[\"a\",\"b\",\"c\"]}]"), "has 3 frames, must have 1 to 2" },
+        { USER("[{\"video\":[\"data:;base64,QUJD\",\"data:;base64,QUJD\"]}]"), "3 bytes of inline data are more than the 2" },
         { USER("[\"123456\",\"12345\"]"), "content[1]: 5 bytes of text are more than the 4 left" },
         { USER("[{\"type\":\"input_audio\",\"input_audio\":{\"data\":\"QUJD\"}},"
                "{\"type\":\"input_audio\",\"input_audio\":{\"data\":\"QUJD\"}}]"),
@@ -393,6 +533,9 @@ int main(void)
         cmocka_unit_test(a_chat_built_by_hand),
         cmocka_unit_test(every_spelling_of_a_part),
         cmocka_unit_test(options_of_a_part),
+        cmocka_unit_test(a_list_of_frames),
+        cmocka_unit_test(times_of_a_part),
+        cmocka_unit_test(the_last_message_may_stay_open),
         cmocka_unit_test(what_is_wrong_is_named),
         cmocka_unit_test(limits_hold),
         cmocka_unit_test(base64_of_every_length),

@@ -6,6 +6,7 @@
 
 #include "cli/cli.h"
 #include "engine/version.h"
+#include "media/extract.h"
 
 static const struct { const char *name; int (*run)(int argc, char **argv); const char *summary; } COMMANDS[] = {
     { "chat", cli_main_chat, "ask about pictures, sound and films" },
@@ -35,6 +36,7 @@ static int finish(int code)
 
 int main(int argc, char **argv)
 {
+    if (argc == 2 && strcmp(argv[1], "--media-child") == 0) return extract_child_main(argc, argv);
     signal(SIGPIPE, SIG_IGN);
     if (argc < 2) {
         usage(stderr);

@@ -48,7 +48,7 @@ struct extract_options {
 struct extract_limits {
     const char *dir;               /* where the result file lives (the spool); NULL: /tmp                          */
     double wall_s;                 /* 0: 2 x the media's length + 60 s                                             */
-    uint64_t memory_bytes;         /* address space of the child; 0: 2 GiB                                         */
+    uint64_t memory_bytes;         /* address space of the child, beside the program itself; 0: 2 GiB              */
     uint64_t max_pixels;           /* of one picture or frame; 0: 64 Mpx pictures, 8192 x 8192 frames              */
     double max_duration_s;         /* 0: 24 h                                                                      */
     const atomic_bool *stop;       /* may be NULL                                                                  */
@@ -82,6 +82,10 @@ status extract_probe(const struct media_source *s, const struct extract_limits *
  * E_IO with tag spool_full. */
 status extract_run(const struct media_source *s, uint32_t n_sources, const struct extract_options *o,
                    const struct extract_limits *l, struct extract *out, struct err *e);
+
+/* The program that is started as the child in place of this one (a path, borrowed for good); for programs whose main()
+ * does not call extract_child_main. Before the first call of the above. */
+void extract_set_program(const char *path);
 
 /* The child's main, called by main() before anything else where argv[1] is "--media-child". Returns the exit status. */
 int extract_child_main(int argc, char **argv);

@@ -80,14 +80,19 @@ struct media_video_options {
     uint32_t n_frames;                    /* sample exactly so many (made even) in place of fps; 0: by fps */
     uint32_t min_frames, max_frames;      /* 0: 4 and 768 */
     int n_threads;                        /* CPUs for decoding; 0: all, at most 8 */
+    double start_s, end_s;                /* the part to see, in seconds; 0: from the start, to the end. It is the
+                                             frames ceil(start * rate) to floor(end * rate) by the average rate,
+                                             and is sampled as a film of them alone (qwen-vl-utils' video_start and
+                                             video_end) */
 };
 
 /* What is sampled of a film and how large it becomes. */
 struct media_video_plan {
     uint64_t total_frames;                /* that the film decodes to */
+    uint64_t first_frame, n_frames;       /* the part to see: 0 and total_frames where all of it is */
     double frame_rate;                    /* frames a second: the stream's average */
     uint32_t n_sampled;                   /* even, >= 2 */
-    double sample_fps;                    /* n_sampled / total_frames * frame_rate */
+    double sample_fps;                    /* n_sampled / n_frames * frame_rate */
     uint32_t load_h, load_w;              /* pixels after the loader */
     uint32_t height, width;               /* pixels after the processor */
     uint32_t grid_t, grid_h, grid_w;      /* slices, patches down, patches across */
@@ -97,11 +102,11 @@ struct media_video_plan {
 
 /* The plan of a film of total_frames at frame_rate, w x h pixels. E_INPUT: fewer than 2 frames, an unknown
  * rate, a side of 0, an aspect ratio above 200. E_ARG: options that cannot be (min above max, fps not above
- * 0). */
+ * 0, an end before the start, a part of fewer than 2 frames or behind the film's end). */
 status media_video_plan(uint64_t total_frames, double frame_rate, uint32_t h, uint32_t w,
                         const struct media_video_options *o, struct media_video_plan *out, struct err *e);
 
-/* Which frame is sample i of the plan: the exact i * (total - 1) / (n - 1), rounded half to even. */
+/* Which frame of the film is sample i of the plan: first + the exact i * (n_frames - 1) / (n - 1), rounded half to even. */
 uint64_t media_frame_index(const struct media_video_plan *p, uint32_t i);
 
 /* How large a picture becomes. */

@@ -11,6 +11,7 @@
 
 struct media {
     int fd;                               /* -1: memory */
+    bool fd_borrowed;                     /* not closed with the file */
     const uint8_t *bytes;                 /* borrowed; NULL: file */
     int64_t size;
     char *name;                           /* owned; for messages */

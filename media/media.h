@@ -51,11 +51,14 @@ struct media_info {
     struct media_video_info video;        /* also of the picture */
 };
 
-/* Open a file, or n bytes of memory (borrowed until media_close; `name` is for messages). *out is owned.
+/* Open a file, or n bytes of memory, or an open file of so many bytes that is read with pread alone (both borrowed
+ * until media_close; `name` is for messages). *out is owned.
  * E_INPUT: not there, not a regular file, not a media file, a playlist (it names other files), neither sound
- * nor pictures inside, a picture above MEDIA_MAX_PIXELS. */
+ * nor pictures inside, a picture above MEDIA_MAX_PIXELS. Tags: unsupported_media, media_too_large; an error without
+ * one says that the file is damaged. */
 status media_open(const char *path, struct media **out, struct err *e);
 status media_open_memory(const void *bytes, size_t n, const char *name, struct media **out, struct err *e);
+status media_open_fd(int fd, uint64_t bytes, const char *name, struct media **out, struct err *e);
 void media_close(struct media **m);
 
 const struct media_info *media_info(const struct media *m);

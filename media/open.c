@@ -33,6 +33,8 @@ static void log_take(void *ctx, int level, const char *fmt, va_list ap)
     char line[sizeof complaint];
     vsnprintf(line, sizeof line, fmt, ap);
     size_t n = strlen(line);
+    for (size_t i = 0; i < n; i++)                /* what a file says of itself may be any bytes */
+        if (line[i] != '\n' && (line[i] < 32 || line[i] > 126)) line[i] = '?';
     while (n > 0 && (line[n - 1] == '\n' || line[n - 1] == ' ' || line[n - 1] == '.')) line[--n] = 0;
     unsigned w, h;
     if (sscanf(line, "Picture size %ux%u exceeds", &w, &h) == 2) too_wide = w, too_high = h;
@@ -119,11 +121,9 @@ static bool format_is_list(const char *names)
 static status size_check(const struct media *m, uint64_t w, uint64_t h, struct err *e)
 {
     if (w * h <= MEDIA_MAX_PIXELS) return OK;
-    return err_set(e, E_INPUT,
-                   "%s: %" PRIu64 " x %" PRIu64 " pixels are %" PRIu64
-                   ", more than the limit of %u: scale it "
-                   "down first",
-                   m->name, w, h, w * h, MEDIA_MAX_PIXELS);
+    err_set(e, E_INPUT, "%s: %" PRIu64 " x %" PRIu64 " pixels are %" PRIu64 ", more than the limit of %u: scale it down first",
+            m->name, w, h, w * h, MEDIA_MAX_PIXELS);
+    return err_tag(e, "media_too_large", NULL), E_INPUT;
 }
 
 /* PNG says its size in bytes 16 to 23; its decoder refuses large ones without telling. */
@@ -137,23 +137,31 @@ static status png_check(struct demux *d, struct err *e)
     return size_check(d->m, AV_RB32(head + 16), AV_RB32(head + 20), e);
 }
 
+/* No way to read it, whole as it may be. */
+static status unsupported(struct err *e)
+{
+    err_tag(e, "unsupported_media", NULL);
+    return E_INPUT;
+}
+
 static status container_open(struct demux *d, struct err *e)
 {
     const struct media *m = d->m;
     const AVInputFormat *format = NULL;
     int rc = av_probe_input_buffer2(d->io, &format, NULL, NULL, 0, 0);
     if (rc < 0) {
-        if (complaint[0] == 0 || rc == AVERROR_INVALIDDATA)
-            return err_set(e, E_INPUT,
-                           "%s: neither sound, nor a picture, nor a film: its first bytes are of no known "
-                           "format",
-                           m->name);
+        if (complaint[0] == 0 || rc == AVERROR_INVALIDDATA) {
+            err_set(e, E_INPUT, "%s: neither sound, nor a picture, nor a film: its first bytes are of no known format",
+                    m->name);
+            return unsupported(e);
+        }
         return libav_fail(e, m, "cannot be read", rc);
     }
-    if (format_is_list(format->name))
-        return err_set(e, E_INPUT,
-                       "%s: a list that names other files or places (%s): give the media file itself",
-                       m->name, format->name);
+    if (format_is_list(format->name)) {
+        err_set(e, E_INPUT, "%s: a list that names other files or places (%s): give the media file itself", m->name,
+                format->name);
+        return unsupported(e);
+    }
     d->fc = avformat_alloc_context();
     if (d->fc == NULL) return err_set(e, E_NOMEM, "%s: out of memory", m->name);
     d->fc->pb = d->io;
@@ -252,9 +260,9 @@ status decoder_open(const struct demux *d, int stream, int n_threads, int idct, 
     if (codec == NULL) {
         char name[32];
         codec_name(name, sizeof name, s->codecpar);
-        return err_set(e, E_INPUT, "%s: no decoder for its %s (%s): convert it to a common format",
-                       d->m->name, s->codecpar->codec_type == AVMEDIA_TYPE_AUDIO ? "sound" : "pictures",
-                       name);
+        err_set(e, E_INPUT, "%s: no decoder for its %s (%s): convert it to a common format", d->m->name,
+                s->codecpar->codec_type == AVMEDIA_TYPE_AUDIO ? "sound" : "pictures", name);
+        return unsupported(e);
     }
     AVCodecContext *c = avcodec_alloc_context3(codec);
     if (c == NULL) return err_set(e, E_NOMEM, "%s: out of memory", d->m->name);
@@ -430,10 +438,20 @@ status media_open_memory(const void *bytes, size_t n, const char *name, struct m
     return start(m, out, e);
 }
 
+status media_open_fd(int fd, uint64_t bytes, const char *name, struct media **out, struct err *e)
+{
+    struct media *m = mem_must(1, sizeof *m);
+    m->fd = fd;
+    m->fd_borrowed = true;
+    m->size = bytes > INT64_MAX ? INT64_MAX : (int64_t)bytes;
+    m->name = mem_must_strdup(name);
+    return start(m, out, e);
+}
+
 void media_close(struct media **m)
 {
     if (*m == NULL) return;
-    if ((*m)->fd >= 0) close((*m)->fd);
+    if ((*m)->fd >= 0 && !(*m)->fd_borrowed) close((*m)->fd);
     free((*m)->name);
     free(*m);
     *m = NULL;

@@ -85,7 +85,7 @@ $(BUILD)/tests/$(1)/%: tests/$(1)/%.c $(call obj_of,$(1))
 endef
 $(foreach m,$(MODULES),$(eval $(call test_rule,$(m))))
 
-$(BUILD)/tests/golden: tests/golden.c $(LIBOBJ)
+$(BUILD)/tests/golden: tests/golden.c $(call obj_of,engine)
 $(BUILD)/tests/vectors: tests/vectors.c $(call obj_of,prune) $(BUILD)/model/safetensors.o $(BUILD)/model/prompt.o
 $(BUILD)/tests/cli/json_get: tests/cli/json_get.c
 $(BUILD)/bench: $(wildcard tests/bench/*.c) $(LIBOBJ)

@@ -230,7 +230,10 @@ void engine_close(struct engine **pen)
 {
     struct engine *en = *pen;
     if (en == NULL) return;
-    run_buffers_free(en);
+    for (uint32_t g = 0; g < SCHED_GROUPS; g++) march_free(en, g);
+    decode_free(en);
+    kv_prefix_destroy(&en->prefixes);
+    media_cache_destroy(&en->media_cache);
     if (en->pool) kv_pool_destroy(&en->pool);
     if (en->st) {
         en->ops->release(en->st, en->kv.base);

@@ -1,16 +1,29 @@
-/* engine/inside.h - what the files of engine/ share; no other folder includes it, tests and measurements apart. */
+/* engine/inside.h - what the files of engine/ share; no other folder includes it, tests and measurements apart.
+ *
+ *   request.c      messages -> features' counts, prompt, plan: any thread, no pages
+ *   loop.c         requests -> scheduler -> steps -> ends; eng_run, and what the service's thread drives
+ *   encode.c       the towers, a few batches at a time
+ *   march.c        a group through the layers, a quantum at a time
+ *   decode.c       one token of every running choice
+ *   accept.c       a token to text: detokenizing, stops, ends */
 #ifndef ENGINE_INSIDE_H
 #define ENGINE_INSIDE_H
 
 #include <signal.h>
+#include <stdatomic.h>
 
 #include "engine/engine.h"
+#include "engine/media_cache.h"
 #include "kvcache/block_table.h"
 #include "kvcache/pool.h"
+#include "kvcache/prefix.h"
 #include "media/media.h"
 #include "model/checkpoint.h"
 #include "model/decoder.h"
 #include "model/towers.h"
+#include "scheduler/scheduler.h"
+
+struct service_loader;
 
 struct engine {
     struct engine_info info;
@@ -27,7 +40,13 @@ struct engine {
     uint8_t *allowed;              /* [V] ids that the tokenizer defines */
     uint64_t film_at_once;         /* a film of more bytes of patches is streamed into the tower */
     volatile sig_atomic_t interrupted;
-    struct run_buffers *run;       /* run.c's own */
+    struct march *march[SCHED_GROUPS];     /* march.c's own */
+    struct decode_buffers *decode;         /* decode.c's own */
+    struct sched *sched;           /* of the loop that runs */
+    /* The service's; NULL without. */
+    struct media_cache *media_cache;
+    struct kv_prefix_cache *prefixes;
+    uint64_t prefix_queries, prefix_hits;
 };
 
 /* One media part of the messages. */
@@ -36,11 +55,44 @@ struct req_part {
     struct prompt_media media;
     struct media *file;            /* owned */
     struct media_video *video;     /* owned; a film's reader, until the tower has eaten it */
-    float *mel;                    /* owned unless `given` */
+    float *mel;                    /* owned unless `given` or `entry` */
     uint32_t n_frames;
-    float *patches;                /* owned unless `given`; pictures, and films only where asked for */
+    float *patches;                /* owned unless `given` or `entry`; pictures, and films only where asked for */
     bool given;
+    struct media_entry *entry;     /* held: features and embeddings are the cache's */
+    bool was_cached;               /* its embeddings were there already */
+    char identity[160];            /* what its content is, for prefixes; "": unknown, nothing is shared */
+    double seconds;                /* of sound or film */
     struct media_video_plan plan;  /* films that were opened; else total_frames is 0 */
+    uint32_t film_h, film_w;       /* of its frames as they are in the file */
+};
+
+/* One answer to a prompt. */
+struct eng_choice {
+    struct eng_request *r;
+    uint32_t index;
+    struct block_table *table;     /* [L] */
+    struct sampler *sampler;
+    struct detokenizer detok;
+    uint32_t n_played;             /* ids that were fed back; n_ids - 1 but after a preemption, when they are fed anew */
+    char *text;                    /* generated so far; the first n_sent bytes were handed out */
+    size_t n_text_bytes, text_cap, n_sent;
+    int32_t *ids;
+    size_t n_ids, ids_cap;
+    double *token_s;
+    size_t token_cap;
+    struct eng_result result;
+};
+
+/* Who is told, on the thread that runs the loop. Any function may be NULL. */
+struct eng_watch {
+    void *self;
+    void (*admitted)(void *self);
+    void (*progress)(void *self, double done);
+    /* A token was taken: text that became final with it (may be empty). Return false to cancel. */
+    bool (*token)(void *self, struct eng_choice *c, const char *text, size_t n, int32_t id, float logprob);
+    void (*choice)(void *self, struct eng_choice *c);  /* it ended: stop or length */
+    void (*ended)(void *self);     /* all of it, whatever the end; it may be destroyed from now on, not in here */
 };
 
 struct eng_request {
@@ -54,29 +106,28 @@ struct eng_request {
     struct policy_plan plan;
     struct policy_params policy;
     const float *given_audio, *given_vision, *given_saliency;
+    char salt[MEDIA_DIGEST_TEXT];
 
-    /* Towers' outputs: device memory, freed after prefill. */
+    /* Towers' outputs: device memory, freed after prefill unless it may have to be done again. */
     float *audio_embeds, *vision_embeds;
     float *audio_saliency, *vision_saliency;   /* host; where the plan needs them */
+    uint32_t enc_part, enc_step;   /* encode.c: how far it came */
+    bool enc_sound, encoded, keep_embeds;
 
-    /* Pages. */
-    struct kv_reservation reservation;
-    struct block_table *table;     /* [L] */
+    struct sched_request sched;
+    uint32_t *bound;               /* [L] */
     uint32_t n_text, n_new_max;
+    struct eng_choice *choice;     /* [n_choices] */
+    uint32_t n_choices, n_open;    /* n_open: choices that have not ended */
+    bool over;
+    struct eng_watch watch;
+    void *group_member;            /* march.c: its place while it marches */
+    uint32_t n_cached, cached_layers, n_cached_early;
 
-    /* Decode. */
-    struct sampler *sampler;
-    struct detokenizer detok;
-    int32_t next_id, next_pos;
-    char *text;                    /* generated so far; the first n_sent bytes were handed out */
-    size_t n_text_bytes, text_cap, n_sent;
-    int32_t *ids;
-    size_t n_ids, ids_cap;
-    double started, *token_s;      /* clock at the start of eng_run; result.token_s */
-    size_t token_cap;
-
-    /* Results. */
-    struct eng_result result;
+    /* Results, of all choices. */
+    double started;                /* clock at the start of eng_run, or at submit */
+    uint32_t n_av[4];
+    double mean_retention, media_s, tower_s, prefill_s, select_s, decode_s;
     uint32_t (*alive)[4];          /* [L + 1] */
     uint32_t *pages;               /* [L] */
     uint32_t **survivors;          /* [L + 1], each owned */
@@ -88,12 +139,97 @@ struct eng_request {
 status engine_open_source(const struct engine_options *o, const struct decoder_shape *shape,
                           const struct decoder_source *src, enum dtype compute, struct engine **out, struct err *e);
 
-/* Readers and features of all parts, which the towers have eaten or nobody wants any more. */
-void request_free_media(struct eng_request *r);
+/* ---- request.c -------------------------------------------------------------------------------------------- */
 
-/* run.c */
-void run_buffers_free(struct engine *en);
-/* Every page and promise back; buffers of the run freed. Called once for each request, whatever its end. */
+/* How a request comes to its media where files may not simply be opened. */
+struct request_source {
+    const struct service_loader *loader;   /* NULL: files are opened in this process */
+    struct media_cache *cache;             /* with a loader */
+    void *owner;                           /* resolve() gets it */
+    const char *salt;
+    const atomic_bool *stop;
+};
+struct request_extra {
+    const struct request_source *source;   /* may be NULL */
+    const struct chat_render_options *render;
+    const int32_t *ids;                    /* a raw prompt instead of a chat */
+    uint32_t n_ids, n_choices;
+};
+/* eng_request_create with all of it. Any thread where source has a loader; touches no pages and no device. */
+status request_create(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
+                      const struct eng_given *given, const struct request_extra *x, struct eng_request **out, struct err *e);
+/* Readers and features of all parts, which the towers have eaten or nobody wants any more. */
+void request_free_media(struct engine *en, struct eng_request *r);
+/* Pages, embeddings and media: what a request holds while it runs. Not its promise, which is the scheduler's. */
 void request_give_back(struct engine *en, struct eng_request *r);
+/* Pages alone: it will march again. */
+void request_drop_pages(struct engine *en, struct eng_request *r);
+bool choice_open(const struct eng_choice *c);
+
+/* ---- encode.c --------------------------------------------------------------------------------------------- */
+
+/* About max_work units of tower work for r; *done when its embeddings are complete. */
+status encode_some(struct engine *en, struct eng_request *r, double max_work, double *work, bool *done, struct err *e);
+
+/* ---- march.c ---------------------------------------------------------------------------------------------- */
+
+struct march;
+void march_free(struct engine *en, uint32_t group);
+void march_free_hidden(void *engine, void *hidden);    /* for struct kv_prefix_options */
+/* How one request ends alone: `self` is the loop. */
+typedef void (*march_fail)(void *self, struct eng_request *r, const struct err *why);
+/* The members of a new group, in order; reqs is borrowed for the call. A member that cannot begin fails alone. */
+status march_begin(struct engine *en, uint32_t group, struct eng_request *const *reqs, uint32_t n, march_fail fail,
+                   void *self, struct err *e);
+/* About max_work units; *work what was done, *left what is still before the group, *done at its end: every member that
+ * is left has its first token then. */
+status march_some(struct engine *en, uint32_t group, double max_work, double *work, double *left, bool *done,
+                  march_fail fail, void *self, struct err *e);
+/* r leaves its group at once; its pages may go. */
+void march_leave(struct engine *en, struct eng_request *r);
+/* Its members that are still there; reqs [that many], may be NULL. Returns how many. */
+uint32_t march_members(const struct engine *en, uint32_t group, struct eng_request **reqs);
+/* Rows of the group's last quantum, for metrics. */
+uint32_t march_rows(const struct engine *en, uint32_t group);
+/* 0..1 of the group's layers; the layer that it is in. */
+double march_progress(const struct engine *en, uint32_t group, uint32_t *layer);
+
+/* ---- decode.c, accept.c ------------------------------------------------------------------------------------ */
+
+#define LOGIT_ROWS 96              /* choices whose logits are held at once: 8 tiles of 12 */
+
+void decode_free(struct engine *en);
+/* One token of each open choice of the n requests. */
+status decode_step(struct engine *en, struct eng_request *const *reqs, uint32_t n, uint32_t *n_rows, march_fail fail, void *self,
+                   struct err *e);
+/* The first token of each of n requests, from row i of x (device). */
+status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t n, const float *x, march_fail fail,
+                    void *self, struct err *e);
+/* Further choices of r begin where its first one stands: pages shared or copied. After prefill. */
+status fork_choices(struct engine *en, struct eng_request *r, struct err *e);
+/* Sample, detokenize, hand out, decide. */
+status accept_token(struct engine *en, struct eng_choice *c, const float *logits, struct err *e);
+/* An open choice ends so. */
+void choice_end(struct engine *en, struct eng_choice *c, enum eng_finish how, const struct err *why);
+
+/* ---- loop.c ----------------------------------------------------------------------------------------------- */
+
+struct loop;
+struct loop_options {
+    uint32_t max_running, max_waiting, group_rows, overtake_max;
+    double itl_target_s;
+    bool preempt;
+    void (*on_step)(void *self, uint32_t n_rows);
+    void *self;
+};
+status loop_create(struct engine *en, const struct loop_options *o, struct loop **out, struct err *e);
+void loop_destroy(struct engine *en, struct loop **lp);    /* every request must be over */
+/* E_FULL, E_BUSY: r is as it was. */
+status loop_add(struct loop *lp, struct eng_request *r, struct err *e);
+/* One step. *idle: there was nothing to do. E_DEVICE: every request has failed with it. */
+status loop_step(struct loop *lp, bool *idle, struct err *e);
+/* Ends r so, from any phase; nothing where it is over. */
+void loop_end(struct loop *lp, struct eng_request *r, enum eng_finish how, const struct err *why);
+struct sched *loop_sched(struct loop *lp);
 
 #endif

@@ -1,5 +1,5 @@
-/* engine/request.c - from messages to a request that cannot fail for want of room: media are opened and measured, the
- * prompt is built, the plan counted and its pages promised, in this order. The towers have not run yet. */
+/* engine/request.c - from messages to a request whose demand is known: media are opened and measured, the prompt is
+ * built, the plan and its pages counted, in this order. No page is promised and no tower has run yet. */
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/inside.h"
+#include "engine/service.h"
 
 struct eng_request_options eng_request_defaults(void)
 {
@@ -26,6 +27,18 @@ static uint64_t min_pixels(const struct eng_request *r, const struct req_part *p
 static uint64_t max_pixels(const struct eng_request *r, const struct req_part *p)
 {
     return p->chat->options.max_pixels ? p->chat->options.max_pixels : r->o.max_pixels;
+}
+
+/* detail "low": a quarter of what a picture may have otherwise. */
+static struct media_image_options image_options(const struct engine *en, const struct eng_request *r,
+                                                const struct req_part *p)
+{
+    struct media_image_options o = engine_image_options(&en->config, min_pixels(r, p), max_pixels(r, p));
+    if (!p->chat->options.low_detail) return o;
+    if (o.limits.max_pixels == 0) o.limits.max_pixels = 12845056;
+    o.limits.max_pixels /= 4;
+    if (o.limits.min_pixels > o.limits.max_pixels) o.limits.min_pixels = o.limits.max_pixels;
+    return o;
 }
 
 static struct media_video_options video_options(const struct engine *en, const struct eng_request *r,
@@ -116,7 +129,7 @@ static status load_sound(struct engine *en, struct req_part *p, struct err *e)
 
 static status load_picture(struct engine *en, struct eng_request *r, struct req_part *p, struct err *e)
 {
-    const struct media_image_options io = engine_image_options(&en->config, min_pixels(r, p), max_pixels(r, p));
+    const struct media_image_options io = image_options(en, r, p);
     struct media_patches got = { 0 };
     TRY(media_image_load(p->file, &io, &got, e));
     p->patches = got.patches;
@@ -148,6 +161,9 @@ static status open_film(struct engine *en, struct eng_request *r, struct req_par
     p->media.w = plan.grid_w;
     p->media.second_per_grid = plan.second_per_grid;
     p->plan = plan;
+    p->film_h = media_info(p->file)->video.height;
+    p->film_w = media_info(p->file)->video.width;
+    p->seconds = plan.grid_t * plan.second_per_grid;
     return OK;
 }
 
@@ -165,6 +181,139 @@ static bool wants_sound(const struct eng_request *r, const struct req_part *p)
 {
     if (p->chat->options.use_audio >= 0) return p->chat->options.use_audio == 1;
     return r->o.audio_in_video;
+}
+
+/* ---- media that strangers sent: through the loader, the confined child and the cache ----------------------- */
+
+/* What a part becomes, as a digest: its bytes, how it is read, and whose caches it may share. */
+static status content_key(const struct media_source *src, uint32_t n, const struct extract_options *o, const char *salt,
+                          char key[MEDIA_DIGEST_TEXT], struct err *e)
+{
+    struct media_digest *d;
+    char text[512];
+    const int len = snprintf(text, sizeof text, "%s|%d|%d|%.6f|%.6f|%llu|%llu|%llu|%llu|%llu|%llu|%.6f|%u|%u|%u|%.6f|", salt,
+                             (int)o->kind, o->sound, o->start_s, o->end_s, (unsigned long long)o->image.limits.min_pixels,
+                             (unsigned long long)o->image.limits.max_pixels, (unsigned long long)o->video.limits.min_pixels,
+                             (unsigned long long)o->video.limits.max_pixels, (unsigned long long)o->video.cap_pixels,
+                             (unsigned long long)o->video.total_pixels, o->video.fps, o->video.n_frames, o->video.min_frames,
+                             o->video.max_frames, o->list_fps);
+    TRY(media_digest_begin(&d, e));
+    media_digest_add(d, text, (size_t)len);
+    for (uint32_t i = 0; i < n; i++) media_digest_add(d, src[i].digest, sizeof src[i].digest);
+    media_digest_end(&d, key);
+    return OK;
+}
+
+static int sound_wish(const struct eng_request *r, const struct req_part *p)
+{
+    if (p->chat->options.use_audio >= 0) return p->chat->options.use_audio;
+    return r->o.audio_in_video ? 1 : r->o.auto_audio ? -1 : 0;
+}
+
+static status extract_part(struct engine *en, struct eng_request *r, struct req_part *p, const struct request_source *from,
+                           const struct media_source *src, uint32_t n, struct err *e)
+{
+    static const enum media_kind kind_of[] = { [PART_IMAGE] = MEDIA_IMAGE, [PART_AUDIO] = MEDIA_AUDIO,
+                                               [PART_VIDEO] = MEDIA_VIDEO };
+    const struct chat_media_options *c = &p->chat->options;
+    const struct extract_options o = {
+        .kind = kind_of[p->chat->kind], .sound = p->chat->kind == PART_VIDEO ? sound_wish(r, p) : 1,
+        .start_s = c->start_s > 0 ? c->start_s : 0, .end_s = c->end_s > 0 ? c->end_s : 0, .image = image_options(en, r, p),
+        .video = video_options(en, r, p), .max_tokens = en->info.max_model_len, .list_fps = p->chat->list_fps };
+    struct extract_limits limits = from->loader->limits;
+    limits.stop = from->stop;
+    char key[MEDIA_DIGEST_TEXT];
+    TRY(content_key(src, n, &o, from->salt, key, e));
+    TRY(media_cache_find(from->cache, key, from->stop, &p->entry, e));
+    if (media_entry_state(from->cache, p->entry) == MEDIA_EMPTY) {
+        struct extract x = { 0 };
+        const status st = extract_run(src, n, &o, &limits, &x, e);
+        if (st != OK) {
+            media_entry_give_up(from->cache, p->entry);
+            p->entry = NULL;
+            return st;
+        }
+        media_entry_set_features(from->cache, p->entry, &x);
+    }
+    p->was_cached = media_entry_state(from->cache, p->entry) == MEDIA_EMBEDDED;
+    snprintf(p->identity, sizeof p->identity, "%s", key);
+    p->media = p->entry->media;
+    p->plan = p->entry->plan;
+    p->film_h = p->entry->info.video.height;
+    p->film_w = p->entry->info.video.width;
+    p->seconds = p->entry->seconds;
+    return OK;
+}
+
+static status load_from(struct engine *en, struct eng_request *r, struct req_part *p, const struct request_source *from,
+                        struct err *e)
+{
+    const uint32_t n = p->chat->n_frames ? (uint32_t)p->chat->n_frames : 1;
+    struct media_source *src;
+    uint32_t k = 0;
+    status st = mem_alloc(&src, n, sizeof *src, e);
+    if (st != OK) return st;
+    for (uint32_t i = 0; i < n; i++) src[i].fd = -1;
+    for (; k < n && st == OK; k++)
+        st = from->loader->resolve(from->loader->self, from->owner, p->chat, p->chat->n_frames ? (int)k : -1, from->stop,
+                                   &src[k], e);
+    if (st == OK) st = extract_part(en, r, p, from, src, n, e);
+    for (uint32_t i = 0; i < n; i++) media_source_close(&src[i]);
+    free(src);
+    return st == OK ? OK : err_tag(e, NULL, p->chat->path);
+}
+
+/* A film without sound beside one that has some: the layout knows one rule a request, so all of them go without. */
+static void settle_sound(struct eng_request *r)
+{
+    bool some = false, all = true;
+    for (uint32_t i = 0; i < r->n_parts; i++)
+        if (r->part[i].media.kind == TOKEN_VIDEO) {
+            some = some || r->part[i].media.has_audio;
+            all = all && r->part[i].media.has_audio;
+        }
+    for (uint32_t i = 0; i < r->n_parts && some && !all; i++)
+        if (r->part[i].media.kind == TOKEN_VIDEO) {
+            r->part[i].media.has_audio = false;
+            r->part[i].media.n_audio = 0;
+        }
+    r->o.audio_in_video = some && all;
+}
+
+/* A `file` part is what its content is. */
+static status find_kinds(const struct chat *chat, const struct request_source *from, struct err *e)
+{
+    for (size_t m = 0; m < chat->n_messages; m++)
+        for (size_t i = 0; i < chat->message[m].n_parts; i++) {
+            struct chat_part *p = &chat->message[m].part[i];
+            struct media_source src = { .fd = -1 };
+            struct media_info info;
+            struct extract_limits limits = from->loader->limits;
+            limits.stop = from->stop;
+            if (p->kind != PART_FILE) continue;
+            status st = from->loader->resolve(from->loader->self, from->owner, p, -1, from->stop, &src, e);
+            if (st == OK) st = extract_probe(&src, &limits, &info, e);
+            media_source_close(&src);
+            if (st != OK) return err_tag(e, NULL, p->path);
+            p->kind = info.is_image ? PART_IMAGE : info.has_video ? PART_VIDEO : PART_AUDIO;
+        }
+    return OK;
+}
+
+static status check_count(const char *what, uint32_t n, uint32_t most, struct err *e)
+{
+    if (most == 0 || n <= most) return OK;
+    err_set(e, E_ARG, "the request has %u %s, at most %u are taken", n, what, most);
+    return err_tag(e, "too_many_media", "messages");
+}
+
+static status check_counts(const struct eng_request *r, const struct service_loader *l, struct err *e)
+{
+    uint32_t n[4] = { 0 };
+    for (uint32_t i = 0; i < r->n_parts; i++) n[r->part[i].chat->kind]++;
+    TRY(check_count("images", n[PART_IMAGE], l->max_images, e));
+    TRY(check_count("sounds", n[PART_AUDIO], l->max_audios, e));
+    return check_count("films", n[PART_VIDEO], l->max_videos, e);
 }
 
 static status load_part(struct engine *en, struct eng_request *r, struct req_part *p, struct err *e)
@@ -202,7 +351,8 @@ static status decide_sound(struct eng_request *r, struct err *e)
     return OK;
 }
 
-static status load_media(struct engine *en, struct eng_request *r, const struct eng_given *given, struct err *e)
+static status load_media(struct engine *en, struct eng_request *r, const struct eng_given *given,
+                         const struct request_source *from, struct err *e)
 {
     TRY(mem_alloc(&r->part, r->rendered.n_media, sizeof *r->part, e));
     r->n_parts = (uint32_t)r->rendered.n_media;
@@ -229,6 +379,16 @@ static status load_media(struct engine *en, struct eng_request *r, const struct 
         }
         return OK;
     }
+    if (from && from->loader) {
+        TRY(check_counts(r, from->loader, e));
+        for (uint32_t i = 0; i < r->n_parts; i++) {
+            struct req_part *p = &r->part[i];
+            const bool pcm = p->chat->kind == PART_AUDIO && p->chat->url && strncmp(p->chat->url, "pcm:", 4) == 0;
+            TRY(pcm ? load_part(en, r, p, e) : load_from(en, r, p, from, e));
+        }
+        settle_sound(r);
+        return OK;
+    }
     TRY(decide_sound(r, e));
     for (uint32_t i = 0; i < r->n_parts; i++) TRY(load_part(en, r, &r->part[i], e));
     return OK;
@@ -245,7 +405,8 @@ static status build_prompt(struct engine *en, struct eng_request *r, struct err 
         .position_id_per_seconds = en->config.position_id_per_seconds,
         .seconds_per_chunk = en->config.seconds_per_chunk, .audio_in_video = r->o.audio_in_video, .n_query_max = 256 };
     struct prompt_media *media;
-    TRY(tokenizer_encode(en->tok, r->rendered.seg, r->rendered.n_seg, &r->tokens, e));
+    if (r->tokens.token == NULL)   /* else a raw prompt */
+        TRY(tokenizer_encode(en->tok, r->rendered.seg, r->rendered.n_seg, &r->tokens, e));
     TRY(mem_alloc(&media, r->n_parts, sizeof *media, e));
     for (uint32_t i = 0; i < r->n_parts; i++) media[i] = r->part[i].media;
     const status st = prompt_build(&rules, r->tokens.token, (uint32_t)r->tokens.n, media, r->n_parts, &r->prompt, e);
@@ -263,11 +424,9 @@ static uint64_t film_tokens_at(struct engine *en, const struct eng_request *r, d
         struct media_video_plan plan;
         if (p->media.kind != TOKEN_VIDEO) continue;
         if (p->plan.total_frames == 0) return UINT64_MAX;
-        const struct media_info *info = media_info(p->file);
         vo = video_options(en, r, p);
         vo.fps = fps;
-        if (media_video_plan(p->plan.total_frames, p->plan.frame_rate, info->video.height, info->video.width, &vo, &plan,
-                             NULL) != OK)
+        if (media_video_plan(p->plan.total_frames, p->plan.frame_rate, p->film_h, p->film_w, &vo, &plan, NULL) != OK)
             return UINT64_MAX;
         sum += plan.n_tokens;
     }
@@ -310,9 +469,10 @@ static status check_length(struct engine *en, struct eng_request *r, struct err 
         snprintf(way, sizeof way, ": --fps %.2f fits, or smaller frames (--max-pixels)", thinner);
     else if (shorter >= 0.1)
         snprintf(way, sizeof way, ": about %.1f s of the %.1f s fit", floor(shorter * 10) / 10, seconds);
-    return err_set(e, E_ARG, "the prompt has %u tokens (%llu of film, %llu of sound) and the answer up to %u; the context "
+    err_set(e, E_ARG, "the prompt has %u tokens (%llu of film, %llu of sound) and the answer up to %u; the context "
                              "holds %u%s%s%s", n, (unsigned long long)n_film, (unsigned long long)n_sound, r->o.max_tokens,
-                   max, way, shorter_answer[0] == 0 ? "" : way[0] ? "; " : ": ", shorter_answer);
+            max, way, shorter_answer[0] == 0 ? "" : way[0] ? "; " : ": ", shorter_answer);
+    return err_tag(e, "context_length_exceeded", "messages");
 }
 
 /* ---- plan and pages --------------------------------------------------------------------------------------- */
@@ -326,30 +486,81 @@ static status make_plan(struct engine *en, struct eng_request *r, struct err *e)
         return err_set(e, E_ARG, "policy %s asks the text which media tokens matter, and no text comes after the media: "
                                  "put the question behind them", prune_params_name(&r->policy));
     r->n_text = r->prompt.n - r->prompt.n_av;
+    TRY(mem_alloc(&r->bound, L, sizeof *r->bound, e));
     uint64_t pages = 0;
-    for (uint32_t l = 0; l < L; l++) pages += kv_pages_of(en->pool, r->plan.alive[l] + r->n_text + r->n_new_max);
+    for (uint32_t l = 0; l < L; l++) {
+        r->bound[l] = r->plan.alive[l] + r->n_text;
+        pages += kv_pages_of(en->pool, r->bound[l] + r->n_new_max);
+        pages += (uint64_t)(r->n_choices - 1) * (kv_pages_of(en->pool, r->n_new_max) + 1);
+    }
     if (pages > en->info.n_pages) {
         uint64_t none = (uint64_t)L * kv_pages_of(en->pool, r->prompt.n + r->n_new_max);
-        return err_set(e, E_FULL, "the request needs %llu pages of KV (%u tokens of prompt, up to %u of answer, policy %s) "
-                                  "and the pool has %u: a pool of %.0f MB holds it%s", (unsigned long long)pages,
-                       r->prompt.n, r->n_new_max, prune_params_name(&r->policy), en->info.n_pages,
-                       ceil((double)pages * (double)en->info.page_bytes / 1e6),
-                       pages == none && r->prompt.n_av ? ", or prune with --policy omnidrop" : "");
+        err_set(e, E_FULL, "the request needs %llu pages of KV (%u tokens of prompt, up to %u of answer, policy %s) "
+                           "and the pool has %u: a pool of %.0f MB holds it%s", (unsigned long long)pages,
+                r->prompt.n, r->n_new_max, prune_params_name(&r->policy), en->info.n_pages,
+                ceil((double)pages * (double)en->info.page_bytes / 1e6),
+                pages == none && r->prompt.n_av ? ", or prune with --policy omnidrop" : "");
+        return err_tag(e, "insufficient_memory", NULL);
     }
-    TRY(kv_reserve(en->pool, (uint32_t)pages, &r->reservation, e));
-    TRY(mem_alloc(&r->table, L, sizeof *r->table, e));
-    for (uint32_t l = 0; l < L; l++)
-        TRY(block_table_init(&r->table[l], en->pool, r->plan.alive[l] + r->n_text + r->n_new_max, e));
+    r->sched = (struct sched_request){ .n_choices = r->n_choices, .n_new = r->n_new_max, .bound = r->bound,
+                                       .n_rows = r->bound[0], .encodes = r->prompt.n_av > 0, .driver = r };
     TRY(mem_alloc(&r->alive, L + 1, sizeof *r->alive, e));
     TRY(mem_alloc(&r->pages, L, sizeof *r->pages, e));
-    TRY(mem_alloc(&r->survivors, L + 1, sizeof *r->survivors, e));
+    return mem_alloc(&r->survivors, L + 1, sizeof *r->survivors, e);
+}
+
+/* Samplers of seeds seed, seed + 1, ... stop: room for all stop ids. */
+static status make_samplers(struct engine *en, struct eng_request *r, int32_t *stop, struct err *e)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < en->config.n_stop && !r->o.ignore_eos; i++) stop[n++] = en->config.stop[i];
+    for (uint32_t i = 0; i < r->o.n_stop_id; i++) stop[n++] = r->o.stop_id[i];
+    for (uint32_t i = 0; i < r->n_choices; i++) {
+        struct eng_choice *c = &r->choice[i];
+        struct sample_params p = r->o.sample;
+        p.seed += i;
+        p.stop_id = stop;
+        p.n_stop_ids = n;
+        TRY(sampler_create(&p, en->config.text.vocab, en->allowed, r->prompt.id, r->prompt.n, &c->sampler, e));
+        detok_init(&c->detok, en->tok);
+        c->detok.keep_special = r->o.show_special_tokens;
+    }
+    return OK;
+}
+
+static status make_choices(struct engine *en, struct eng_request *r, struct err *e)
+{
+    int32_t *stop;
+    TRY(mem_alloc(&stop, en->config.n_stop + r->o.n_stop_id, sizeof *stop, e));
+    const status st = make_samplers(en, r, stop, e);
+    free(stop);
+    r->n_open = r->n_choices;
+    return st;
+}
+
+/* The tokens of a raw prompt. */
+static status take_ids(struct engine *en, struct eng_request *r, const struct request_extra *x, struct err *e)
+{
+    for (uint32_t i = 0; i < x->n_ids; i++)
+        if (!tokenizer_has(en->tok, x->ids[i])) {
+            err_set(e, E_ARG, "token id %d at %u of the prompt is not in the vocabulary", x->ids[i], i);
+            return err_tag(e, "invalid_value", "prompt");
+        }
+    TRY(mem_grow(&r->tokens.token, &r->tokens.cap, x->n_ids, sizeof *r->tokens.token, e));
+    for (uint32_t i = 0; i < x->n_ids; i++) r->tokens.token[i] = (struct prompt_token){ .id = x->ids[i] };
+    r->tokens.n = x->n_ids;
     return OK;
 }
 
 static status create(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
-                     const struct eng_given *given, struct eng_request *r, struct err *e)
+                     const struct eng_given *given, const struct request_extra *x, struct eng_request *r, struct err *e)
 {
+    const struct request_source *from = x ? x->source : NULL;
     r->o = *o;
+    if (from && from->salt) snprintf(r->salt, sizeof r->salt, "%s", from->salt);
+    r->n_choices = x && x->n_choices ? x->n_choices : 1;
+    TRY(mem_alloc(&r->choice, r->n_choices, sizeof *r->choice, e));
+    for (uint32_t i = 0; i < r->n_choices; i++) r->choice[i] = (struct eng_choice){ .r = r, .index = i };
     TRY(sample_check(&o->sample, e));
     if (o->fps < 0 || o->fps > 240) return err_set(e, E_ARG, "fps is %g: give a rate above 0, at most 240", o->fps);
     if (o->min_pixels && o->max_pixels && o->min_pixels > o->max_pixels)
@@ -362,29 +573,36 @@ static status create(struct engine *en, const struct chat *chat, const struct en
         r->given_audio = given->audio_embeds;
         r->given_vision = given->vision_embeds;
         r->given_saliency = given->audio_saliency;
+    } else if (x && x->ids) {
+        TRY(take_ids(en, r, x, e));
+        TRY(build_prompt(en, r, e));
     } else {
-        TRY(chat_render(chat, NULL, &r->rendered, e));
-        TRY(load_media(en, r, given, e));
+        if (from && from->loader) TRY(find_kinds(chat, from, e));
+        TRY(chat_render(chat, x ? x->render : NULL, &r->rendered, e));
+        TRY(load_media(en, r, given, from, e));
         TRY(build_prompt(en, r, e));
     }
-    r->result.media_s = clock_s() - start;
+    r->media_s = clock_s() - start;
     TRY(check_length(en, r, e));
     TRY(make_plan(en, r, e));
-    TRY(sampler_create(&o->sample, en->config.text.vocab, en->allowed, r->prompt.id, r->prompt.n, &r->sampler, e));
-    detok_init(&r->detok, en->tok);
-    r->next_pos = r->prompt.next_pos;
-    return OK;
+    return make_choices(en, r, e);
+}
+
+status request_create(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
+                      const struct eng_given *given, const struct request_extra *x, struct eng_request **out, struct err *e)
+{
+    struct eng_request *r;
+    TRY(mem_alloc(&r, 1, sizeof *r, e));
+    const status st = create(en, chat, o, given, x, r, e);
+    if (st != OK) eng_request_destroy(en, &r);
+    else *out = r;
+    return st;
 }
 
 status eng_request_create_given(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
                                 const struct eng_given *given, struct eng_request **out, struct err *e)
 {
-    struct eng_request *r;
-    TRY(mem_alloc(&r, 1, sizeof *r, e));
-    const status st = create(en, chat, o, given, r, e);
-    if (st != OK) eng_request_destroy(en, &r);
-    else *out = r;
-    return st;
+    return request_create(en, chat, o, given, NULL, out, e);
 }
 
 status eng_request_create(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
@@ -398,6 +616,7 @@ status eng_request_features(struct engine *en, struct eng_request *r, uint32_t p
 {
     if (part >= r->n_parts) return err_set(e, E_ARG, "media part %u of %u", part, r->n_parts);
     struct req_part *p = &r->part[part];
+    if (p->entry) return err_set(e, E_ARG, "media part %u: its features belong to the cache", part);
     if (p->patches == NULL && p->video != NULL) {
         const size_t rows = (size_t)p->media.t * p->media.h * p->media.w, row = patch_width(en);
         TRY(mem_alloc(&p->patches, rows * row, sizeof(float), e));
@@ -418,7 +637,7 @@ status eng_request_features(struct engine *en, struct eng_request *r, uint32_t p
 
 const struct prompt *eng_request_prompt(const struct eng_request *r) { return &r->prompt; }
 const struct policy_plan *eng_request_plan(const struct eng_request *r) { return &r->plan; }
-const struct eng_result *eng_request_result(const struct eng_request *r) { return &r->result; }
+const struct eng_result *eng_request_result(const struct eng_request *r) { return &r->choice[0].result; }
 const char *eng_request_warnings(const struct eng_request *r) { return r->warnings; }
 
 static void keep_warning(struct eng_request *r, const char *text)
@@ -430,13 +649,16 @@ static void keep_warning(struct eng_request *r, const char *text)
     r->warnings = all;
 }
 
-void request_free_media(struct eng_request *r)
+void request_free_media(struct engine *en, struct eng_request *r)
 {
     for (uint32_t i = 0; i < r->n_parts; i++) {
         struct req_part *p = &r->part[i];
         media_video_close(&p->video);
         if (p->file && media_warning(p->file)) keep_warning(r, media_warning(p->file));
         media_close(&p->file);
+        if (p->entry && p->entry->warning) keep_warning(r, p->entry->warning);
+        if (p->entry) media_entry_release(en->media_cache, p->entry);
+        p->entry = NULL;
         if (!p->given) {
             free(p->mel);
             free(p->patches);
@@ -445,17 +667,24 @@ void request_free_media(struct eng_request *r)
     }
 }
 
-void request_give_back(struct engine *en, struct eng_request *r)
+void request_drop_pages(struct engine *en, struct eng_request *r)
 {
     const uint32_t L = decoder_shape(en->dec)->L;
-    for (uint32_t l = 0; r->table && l < L; l++) block_table_fini(&r->table[l], en->pool);
-    free(r->table);
-    r->table = NULL;
-    kv_forfeit_all(en->pool, &r->reservation);
+    for (uint32_t i = 0; r->choice && i < r->n_choices; i++) {
+        struct block_table *t = r->choice[i].table;
+        for (uint32_t l = 0; t && l < L; l++) block_table_fini(&t[l], en->pool);
+        free(t);
+        r->choice[i].table = NULL;
+    }
+}
+
+void request_give_back(struct engine *en, struct eng_request *r)
+{
+    request_drop_pages(en, r);
     en->ops->release(en->st, r->audio_embeds);
     en->ops->release(en->st, r->vision_embeds);
     r->audio_embeds = r->vision_embeds = NULL;
-    request_free_media(r);
+    request_free_media(en, r);
 }
 
 void eng_request_destroy(struct engine *en, struct eng_request **pr)
@@ -465,17 +694,22 @@ void eng_request_destroy(struct engine *en, struct eng_request **pr)
     request_give_back(en, r);
     const uint32_t L = decoder_shape(en->dec)->L;
     for (uint32_t l = 0; r->survivors && l <= L; l++) free(r->survivors[l]);
+    for (uint32_t i = 0; r->choice && i < r->n_choices; i++) {
+        struct eng_choice *c = &r->choice[i];
+        free(c->text);
+        free(c->ids);
+        free(c->token_s);
+        sampler_destroy(&c->sampler);
+    }
+    free(r->choice);
     free(r->survivors);
     free(r->alive);
     free(r->pages);
+    free(r->bound);
     free(r->part);
     free(r->warnings);
     free(r->audio_saliency);
     free(r->vision_saliency);
-    free(r->text);
-    free(r->ids);
-    free(r->token_s);
-    sampler_destroy(&r->sampler);
     prune_plan_free(&r->plan);
     prompt_free(&r->prompt);
     token_list_free(&r->tokens);

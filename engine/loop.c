@@ -1,0 +1,255 @@
+/* engine/loop.c - the scheduler's steps, done: see scheduler/scheduler.h and inside.h. One loop at a time per engine,
+ * one thread at a time per loop. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "engine/inside.h"
+
+struct loop {
+    struct engine *en;
+    struct sched *s;
+    struct loop_options o;
+    struct eng_request **list;     /* of the step; requests leave the scheduler's lists while it is worked on */
+    size_t list_cap;
+};
+
+static uint32_t reclaim(void *self, uint32_t n_pages)
+{
+    struct loop *lp = self;
+    return lp->en->prefixes ? kv_prefix_reclaim(lp->en->prefixes, n_pages) : 0;
+}
+
+/* Preempted: all it has goes but its tokens and what it needs to come back. */
+static void drop(void *self, struct sched_request *sr)
+{
+    struct loop *lp = self;
+    struct eng_request *r = sr->driver;
+    request_drop_pages(lp->en, r);
+    for (uint32_t i = 0; i < r->n_choices; i++) r->choice[i].n_played = 0;
+    sr->n_pages = (uint32_t)sched_demand(lp->s, sr);   /* pruning may have shown that less will do */
+    sr->encodes = !r->encoded && r->prompt.n_av > 0;
+}
+
+status loop_create(struct engine *en, const struct loop_options *o, struct loop **out, struct err *e)
+{
+    struct loop *lp;
+    TRY(mem_alloc(&lp, 1, sizeof *lp, e));
+    *lp = (struct loop){ .en = en, .o = *o };
+    const struct sched_options so = { .n_layers = decoder_shape(en->dec)->L, .max_running = o->max_running,
+                                      .max_waiting = o->max_waiting, .group_rows = o->group_rows,
+                                      .overtake_max = o->overtake_max, .itl_target_s = o->itl_target_s,
+                                      .preempt = o->preempt, .self = lp, .reclaim = reclaim, .drop = drop };
+    const status st = sched_create(&so, en->pool, &lp->s, e);
+    if (st != OK) {
+        free(lp);
+        return st;
+    }
+    en->sched = lp->s;
+    *out = lp;
+    return OK;
+}
+
+void loop_destroy(struct engine *en, struct loop **plp)
+{
+    struct loop *lp = *plp;
+    if (lp == NULL) return;
+    en->sched = NULL;
+    sched_destroy(&lp->s);
+    free(lp->list);
+    free(lp);
+    *plp = NULL;
+}
+
+struct sched *loop_sched(struct loop *lp) { return lp->s; }
+
+status loop_add(struct loop *lp, struct eng_request *r, struct err *e) { return sched_add(lp->s, &r->sched, e); }
+
+/* All choices have ended: pages home, watchers told. */
+static void over(struct loop *lp, struct eng_request *r)
+{
+    if (r->over) return;
+    r->over = true;
+    march_leave(lp->en, r);
+    request_give_back(lp->en, r);
+    sched_end(lp->s, &r->sched);
+    if (r->watch.ended) r->watch.ended(r->watch.self);
+}
+
+void loop_end(struct loop *lp, struct eng_request *r, enum eng_finish how, const struct err *why)
+{
+    for (uint32_t i = 0; i < r->n_choices; i++) choice_end(lp->en, &r->choice[i], how, why);
+    over(lp, r);
+}
+
+static void fail_one(void *self, struct eng_request *r, const struct err *why) { loop_end(self, r, ENG_FAILED, why); }
+
+/* The step's requests, in a list that stays. */
+static status take_list(struct loop *lp, const struct sched_step *step, struct err *e)
+{
+    TRY(mem_grow(&lp->list, &lp->list_cap, step->n, sizeof *lp->list, e));
+    for (uint32_t i = 0; i < step->n; i++) lp->list[i] = step->list[i]->driver;
+    return OK;
+}
+
+/* What came of work for n requests of the list: a device that failed and an interrupt end the whole run, any other failure
+ * those n. */
+static status settle(struct loop *lp, uint32_t n, status st, const struct err *why, struct err *e)
+{
+    if (st == E_DEVICE || st == E_CANCELLED) {
+        *e = *why;
+        return st;
+    }
+    for (uint32_t i = 0; st != OK && i < n; i++)
+        if (!lp->list[i]->over) loop_end(lp, lp->list[i], ENG_FAILED, why);
+    return OK;
+}
+
+static void told(struct loop *lp, uint32_t rows)
+{
+    if (lp->o.on_step && rows) lp->o.on_step(lp->o.self, rows);
+}
+
+static status do_encode(struct loop *lp, const struct sched_step *step, struct err *e)
+{
+    struct eng_request *r = step->one->driver;
+    const double start = clock_s();
+    struct err why;
+    double work;
+    bool done;
+    TRY(mem_grow(&lp->list, &lp->list_cap, 1, sizeof *lp->list, e));
+    lp->list[0] = r;
+    const status st = encode_some(lp->en, r, step->max_work, &work, &done, &why);
+    if (st != OK) return settle(lp, 1, st, &why, e);
+    sched_encoded(lp->s, &r->sched, done, work, clock_s() - start);
+    if (r->watch.progress && r->n_parts) r->watch.progress(r->watch.self, 0.5 * r->enc_part / r->n_parts);
+    return OK;
+}
+
+/* Members of the group that are still there. */
+static status list_members(struct loop *lp, uint32_t group, struct err *e);
+
+static status do_prefill(struct loop *lp, const struct sched_step *step, struct err *e)
+{
+    struct engine *en = lp->en;
+    const double start = clock_s();
+    struct err why;
+    double work, left;
+    bool done;
+    if (step->begins) {
+        TRY(take_list(lp, step, e));
+        for (uint32_t i = 0; i < step->n; i++)
+            if (lp->list[i]->watch.admitted) lp->list[i]->watch.admitted(lp->list[i]->watch.self);
+        const status st = march_begin(en, step->group, lp->list, step->n, fail_one, lp, &why);
+        if (st != OK) {
+            TRY(settle(lp, step->n, st, &why, e));
+            sched_prefilled(lp->s, step->group, clock_s());
+            return OK;
+        }
+    }
+    TRY(list_members(lp, step->group, e));
+    uint32_t n = 0;
+    while (lp->list[n]) n++;
+    status st = march_some(en, step->group, step->max_work, &work, &left, &done, fail_one, lp, &why);
+    const double now = clock_s();
+    told(lp, march_rows(en, step->group));
+    if (st != OK) {
+        TRY(settle(lp, n, st, &why, e));
+        sched_prefilled(lp->s, step->group, now);
+        return OK;
+    }
+    sched_quantum(lp->s, step->group, work, now - start);
+    sched_group_left(lp->s, step->group, left);
+    const double part = march_progress(en, step->group, NULL);
+    for (uint32_t i = 0; i < n && !done; i++)
+        if (!lp->list[i]->over && lp->list[i]->watch.progress)
+            lp->list[i]->watch.progress(lp->list[i]->watch.self, 0.5 + 0.5 * part);
+    if (!done) return OK;
+    sched_prefilled(lp->s, step->group, now);
+    for (uint32_t i = 0; i < n; i++)           /* answers of one token */
+        if (!lp->list[i]->over && lp->list[i]->n_open == 0) over(lp, lp->list[i]);
+    return OK;
+}
+
+static status list_members(struct loop *lp, uint32_t group, struct err *e)
+{
+    uint32_t n = 0, m = march_members(lp->en, group, NULL);
+    TRY(mem_grow(&lp->list, &lp->list_cap, m + 1, sizeof *lp->list, e));
+    n = march_members(lp->en, group, lp->list);
+    lp->list[n] = NULL;
+    return OK;
+}
+
+static status do_decode(struct loop *lp, const struct sched_step *step, struct err *e)
+{
+    const double start = clock_s();
+    struct err why;
+    uint32_t rows = 0;
+    TRY(take_list(lp, step, e));
+    const status st = decode_step(lp->en, lp->list, step->n, &rows, fail_one, lp, &why);
+    const double now = clock_s();
+    TRY(settle(lp, step->n, st, &why, e));
+    told(lp, rows);
+    sched_decoded(lp->s, now, now - start);
+    for (uint32_t i = 0; i < step->n; i++)
+        if (!lp->list[i]->over && lp->list[i]->n_open == 0) over(lp, lp->list[i]);
+    return OK;
+}
+
+status loop_step(struct loop *lp, bool *idle, struct err *e)
+{
+    struct sched_step step;
+    *idle = false;
+    if (lp->en->interrupted) return err_set(e, E_CANCELLED, "interrupted");
+    sched_next(lp->s, clock_s(), &step);
+    switch (step.kind) {
+    case SCHED_ENCODE: return do_encode(lp, &step, e);
+    case SCHED_PREFILL: return do_prefill(lp, &step, e);
+    case SCHED_DECODE: return do_decode(lp, &step, e);
+    case SCHED_IDLE: break;
+    }
+    *idle = true;
+    return OK;
+}
+
+/* ---- requests that are all there from the start ------------------------------------------------------------ */
+
+#define GROUP_ROWS 16384           /* rows that march together; a longer prompt is a group of its own */
+
+static status run_all(struct loop *lp, struct eng_request **reqs, uint32_t n, struct err *e)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        struct err why;
+        if (reqs[i]->over) continue;
+        if (loop_add(lp, reqs[i], &why) != OK) loop_end(lp, reqs[i], ENG_FAILED, &why);
+    }
+    for (bool idle = false; !idle;) TRY(loop_step(lp, &idle, e));
+    return OK;
+}
+
+status eng_run(struct engine *en, struct eng_request **reqs, uint32_t n, struct err *e)
+{
+    struct loop *lp = NULL;
+    struct err why = { 0 };
+    const struct loop_options o = { .max_running = UINT32_MAX, .max_waiting = UINT32_MAX, .group_rows = GROUP_ROWS,
+                                    .itl_target_s = INFINITY };
+    for (uint32_t i = 0; i < n; i++) reqs[i]->started = clock_s();
+    status st = loop_create(en, &o, &lp, &why);
+    if (st == OK) st = run_all(lp, reqs, n, &why);
+    en->interrupted = 0;           /* consumed: one interrupt ends one run */
+    const enum eng_finish how = st == E_CANCELLED ? ENG_CANCELLED : ENG_FAILED;
+    for (uint32_t i = 0; i < n; i++) {
+        if (reqs[i]->over) continue;
+        if (lp) loop_end(lp, reqs[i], how, &why);
+        else {
+            choice_end(en, &reqs[i]->choice[0], how, &why);
+            request_give_back(en, reqs[i]);
+            reqs[i]->over = true;
+        }
+    }
+    loop_destroy(en, &lp);
+    if (st != E_DEVICE) return OK;
+    if (e) *e = why;
+    return st;
+}

@@ -1,0 +1,913 @@
+/* engine/march.c - groups of requests through the layers together, score first, tokens dropping on the way.
+ *
+ *   march_begin      per member: the policy's start, rows entering layer 0, what an earlier prompt left of them
+ *   march_some       layer by layer:  ENTER  pages appended, rows of a shared prefix join where tokens first drop
+ *                                     LAYER  nobody selects: K, V and the rest, in row ranges
+ *                                     KV     K and V of all rows, in row ranges
+ *                                     SCORE  one member's scores and selection at a time
+ *                                     MIX    attention and MLP of the rows that live on, in row ranges
+ * A quantum is as many of these pieces as fit the work that is allowed. Row ranges, groups and shared prefixes never
+ * change a bit, since no row's result depends on what is computed beside it. What a request needs was promised when it
+ * was admitted, so nothing here can fail for want of pages. A member that leaves has its rows skipped from then on. */
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "engine/inside.h"
+
+#define ROWS_KEPT 16384            /* buffers of longer groups are not kept */
+#define ROWS_MIN 96                /* of a range: 8 tiles of 12 */
+
+/* Hidden states of the first rows of some prompt, entering the first layer that drops. */
+struct hidden { float *x; uint32_t refs; };
+
+struct member {
+    struct eng_request *r;         /* NULL: it left */
+    struct policy_run *policy;
+    uint32_t *av;                  /* [n_av] prompt indices alive */
+    uint32_t n_av;
+    struct prune_selection sel;
+    uint32_t first_drop;           /* first layer that selects; L: none */
+    uint32_t n_skip;               /* rows at the front that are in shared pages and not in x */
+    uint32_t *skipped;             /* [n_skip] their prompt indices */
+    struct hidden *hidden;         /* of those; where they join */
+    struct kv_block_digest *digest;
+    uint32_t n_blocks, n_hit;      /* whole pages of rows entering layer 0; of them shared */
+    uint32_t angle0;               /* its first row of cos/sin */
+    double start;
+};
+
+enum stage { AT_ENTER, AT_LAYER, AT_KV, AT_SCORE, AT_MIX, AT_END };
+
+struct march {
+    struct member *m;
+    uint32_t n;                    /* members, those that left among them */
+    enum stage stage;
+    uint32_t l, cursor, n_rows, n_keep, last_rows;
+    bool dropped, in_place;
+    uint32_t cap;                  /* rows of the four below */
+    float *x, *y, *cos, *sin;      /* device: residual stream (two, as a gather in place would race), angles */
+    uint32_t *seq_start, *kv_start, *out_start, *sub_start, *sub_kv;   /* [members + 1] */
+    struct kv_view *view;          /* [members] */
+    size_t seq_cap, kv_cap, out_cap, sub_cap, sub_kv_cap, view_cap;
+    uint32_t *index, *angle, *keep, *visible;     /* [rows] prompt index, angle row; survivors and what they see */
+    size_t index_cap, angle_cap, keep_cap, visible_cap;
+    int32_t *id;
+    size_t id_cap;
+    float *score;                  /* [rows] */
+    size_t score_cap;
+};
+
+static uint32_t n_layers(const struct engine *en) { return decoder_shape(en->dec)->L; }
+
+/* ---- buffers ---------------------------------------------------------------------------------------------- */
+
+static void release_rows(struct engine *en, struct march *g)
+{
+    float *dev[] = { g->x, g->y, g->cos, g->sin };
+    for (size_t i = 0; i < sizeof dev / sizeof *dev; i++) en->ops->release(en->st, dev[i]);
+    g->x = g->y = g->cos = g->sin = NULL;
+    g->cap = 0;
+}
+
+static status grow(struct engine *en, struct march *g, uint32_t rows, uint32_t n, struct err *e)
+{
+    const struct decoder_shape *s = decoder_shape(en->dec);
+    TRY(mem_grow(&g->seq_start, &g->seq_cap, n + 1, sizeof(uint32_t), e));
+    TRY(mem_grow(&g->kv_start, &g->kv_cap, n + 1, sizeof(uint32_t), e));
+    TRY(mem_grow(&g->out_start, &g->out_cap, n + 1, sizeof(uint32_t), e));
+    TRY(mem_grow(&g->sub_start, &g->sub_cap, n + 1, sizeof(uint32_t), e));
+    TRY(mem_grow(&g->sub_kv, &g->sub_kv_cap, n + 1, sizeof(uint32_t), e));
+    TRY(mem_grow(&g->view, &g->view_cap, n, sizeof *g->view, e));
+    TRY(mem_grow(&g->index, &g->index_cap, rows, sizeof(uint32_t), e));
+    TRY(mem_grow(&g->angle, &g->angle_cap, rows, sizeof(uint32_t), e));
+    TRY(mem_grow(&g->keep, &g->keep_cap, rows, sizeof(uint32_t), e));
+    TRY(mem_grow(&g->visible, &g->visible_cap, rows, sizeof(uint32_t), e));
+    TRY(mem_grow(&g->id, &g->id_cap, rows, sizeof(int32_t), e));
+    TRY(mem_grow(&g->score, &g->score_cap, rows, sizeof(float), e));
+    if (rows <= g->cap) return OK;
+    release_rows(en, g);
+    TRY(en->ops->alloc(en->st, (size_t)rows * s->d * sizeof(float), (void **)&g->x, e));
+    TRY(en->ops->alloc(en->st, (size_t)rows * s->d * sizeof(float), (void **)&g->y, e));
+    TRY(en->ops->alloc(en->st, (size_t)rows * (s->D / 2) * sizeof(float), (void **)&g->cos, e));
+    TRY(en->ops->alloc(en->st, (size_t)rows * (s->D / 2) * sizeof(float), (void **)&g->sin, e));
+    g->cap = rows;
+    return OK;
+}
+
+static void hidden_unref(struct engine *en, struct hidden *h)
+{
+    if (h == NULL || --h->refs > 0) return;
+    en->ops->release(en->st, h->x);
+    free(h);
+}
+
+/* The cache lets go of hidden states. */
+void march_free_hidden(void *self, void *hidden) { hidden_unref(self, hidden); }
+
+/* What a member needs to march; its pages stay the request's. */
+static void end_member(struct engine *en, struct member *m)
+{
+    prune_end(&m->policy);
+    prune_selection_free(&m->sel);
+    free(m->av);
+    free(m->skipped);
+    free(m->digest);
+    hidden_unref(en, m->hidden);
+    if (m->r) m->r->group_member = NULL;
+    *m = (struct member){ 0 };
+}
+
+static void end_group(struct engine *en, struct march *g)
+{
+    for (uint32_t s = 0; s < g->n; s++) end_member(en, &g->m[s]);
+    free(g->m);
+    g->m = NULL;
+    g->n = 0;
+    if (g->cap > ROWS_KEPT) release_rows(en, g);
+}
+
+void march_free(struct engine *en, uint32_t group)
+{
+    struct march *g = en->march[group];
+    if (g == NULL) return;
+    end_group(en, g);
+    release_rows(en, g);
+    void *host[] = { g->seq_start, g->kv_start, g->out_start, g->sub_start, g->sub_kv, g->view, g->index, g->angle,
+                     g->keep, g->visible, g->id, g->score };
+    for (size_t i = 0; i < sizeof host / sizeof *host; i++) free(host[i]);
+    free(g);
+    en->march[group] = NULL;
+}
+
+void march_leave(struct engine *en, struct eng_request *r)
+{
+    if (r->group_member) end_member(en, r->group_member);
+}
+
+/* ---- the start of a member -------------------------------------------------------------------------------- */
+
+static bool is_av(const struct member *m, uint32_t index) { return m->r->prompt.kind[index] != TOKEN_TEXT; }
+
+/* Replace the member's AV tokens by those that the selection keeps. */
+static void apply_keep(struct member *m)
+{
+    memcpy(m->av, m->sel.keep, m->sel.n_keep * sizeof(uint32_t));
+    m->n_av = m->sel.n_keep;
+}
+
+/* From layer `from` on no more than n_av media tokens live: what was promised for more goes back now. */
+static void tighten(struct engine *en, struct eng_request *r, uint32_t from, uint32_t n_av)
+{
+    const uint32_t rows = n_av + r->n_text;
+    uint32_t pages = 0;
+    for (uint32_t l = from; l < n_layers(en); l++) {
+        if (r->bound[l] <= rows) continue;
+        pages += kv_pages_of(en->pool, r->bound[l] + r->n_new_max) - kv_pages_of(en->pool, rows + r->n_new_max);
+        r->bound[l] = rows;
+    }
+    if (pages) sched_forfeit(en->sched, &r->sched, pages, true);
+}
+
+/* Prompt indices of the rows alive: text and media that are left. Returns how many. */
+static uint32_t list_rows(const struct member *m, uint32_t *out)
+{
+    const struct prompt *p = &m->r->prompt;
+    uint32_t n = 0;
+    for (uint32_t i = 0, a = 0; i < p->n; i++) {
+        if (is_av(m, i)) {
+            if (a == m->n_av || m->av[a] != i) continue;
+            a++;
+        }
+        out[n++] = i;
+    }
+    return n;
+}
+
+/* Is everything in the prompt known by content? */
+static bool shareable(const struct engine *en, const struct eng_request *r)
+{
+    if (en->prefixes == NULL || r->given_audio || r->given_vision) return false;
+    for (uint32_t i = 0; i < r->n_parts; i++)
+        if (r->part[i].identity[0] == 0) return false;
+    return r->prompt.n_av == 0 || r->n_parts > 0;
+}
+
+static unsigned nibble(char c) { return c <= '9' ? (unsigned)(c - '0') : (unsigned)(c - 'a' + 10); }
+
+/* One chained digest for each page of rows: what K and V of its last row depend on. */
+static status digest_rows(const struct engine *en, struct member *m, const uint32_t *row, uint32_t n, struct err *e)
+{
+    const struct prompt *p = &m->r->prompt;
+    const uint32_t per = en->info.page_tokens;
+    m->n_blocks = n / per;
+    TRY(mem_alloc(&m->digest, m->n_blocks, sizeof *m->digest, e));
+    char chain[MEDIA_DIGEST_TEXT];
+    snprintf(chain, sizeof chain, "%s", m->r->salt);
+    for (uint32_t b = 0; b < m->n_blocks; b++) {
+        struct media_digest *d;
+        TRY(media_digest_begin(&d, e));
+        media_digest_add(d, chain, sizeof chain);
+        uint32_t item = UINT32_MAX;
+        for (uint32_t k = 0; k < per; k++) {
+            const uint32_t i = row[b * per + k];
+            const int32_t v[6] = { p->id[i], p->pos[0][i], p->pos[1][i], p->pos[2][i], p->kind[i], (int32_t)p->row[i] };
+            media_digest_add(d, v, sizeof v);
+            if (p->kind[i] == TOKEN_TEXT || p->item[i] == item) continue;
+            item = p->item[i];     /* rows count over all items: the first row of this one says where it begins */
+            const struct prompt_item *it = &p->items[item];
+            const uint32_t start[2] = { it->audio_row, it->vision_row };
+            media_digest_add(d, start, sizeof start);
+            media_digest_add(d, m->r->part[item].identity, sizeof m->r->part[item].identity);
+        }
+        memset(chain, 0, sizeof chain);
+        media_digest_end(&d, chain);
+        for (size_t k = 0; k < sizeof m->digest[b].byte; k++)
+            m->digest[b].byte[k] = (uint8_t)(16 * nibble(chain[2 * k]) + nibble(chain[2 * k + 1]));
+    }
+    return OK;
+}
+
+/* Pages that an earlier prompt left become the member's. */
+static void take_prefix(struct engine *en, struct member *m, const uint32_t *row, uint32_t n)
+{
+    struct eng_request *r = m->r;
+    const uint32_t per = en->info.page_tokens, most = (n - 1) / per;   /* one row at least is computed */
+    en->prefix_queries++;
+    const struct kv_prefix_hit hit = kv_prefix_find(en->prefixes, m->digest, most < m->n_blocks ? most : m->n_blocks,
+                                                    m->first_drop);
+    if (hit.n_blocks == 0 || (m->first_drop < n_layers(en) && hit.hidden == NULL)) return;
+    struct err none;
+    if (mem_alloc(&m->skipped, (size_t)hit.n_blocks * per, sizeof *m->skipped, &none) != OK) return;
+    en->prefix_hits++;
+    m->n_hit = hit.n_blocks;
+    m->n_skip = hit.n_blocks * per;
+    memcpy(m->skipped, row, m->n_skip * sizeof *row);
+    for (uint32_t l = 0; l < m->first_drop; l++)
+        block_table_share(&r->choice[0].table[l], en->pool, kv_prefix_pages(&hit, l), hit.n_blocks);
+    sched_forfeit(en->sched, &r->sched, hit.n_blocks * m->first_drop, false);
+    if (m->first_drop < n_layers(en)) {
+        m->hidden = hit.hidden;
+        m->hidden->refs++;
+    }
+    r->cached_layers = m->first_drop;
+    r->n_cached_early = m->n_skip;
+    r->n_cached = m->first_drop == n_layers(en) ? m->n_skip : 0;
+}
+
+static status make_tables(struct engine *en, struct eng_request *r, struct err *e)
+{
+    TRY(mem_alloc(&r->choice[0].table, n_layers(en), sizeof *r->choice[0].table, e));
+    for (uint32_t l = 0; l < n_layers(en); l++)
+        TRY(block_table_init(&r->choice[0].table[l], en->pool, r->bound[l] + r->n_new_max, e));
+    return OK;
+}
+
+/* Results of an earlier march, before a preemption. */
+static void forget_march(struct engine *en, struct eng_request *r)
+{
+    for (uint32_t l = 0; l <= n_layers(en); l++) {
+        free(r->survivors[l]);
+        r->survivors[l] = NULL;
+        memset(r->alive[l], 0, sizeof r->alive[l]);
+    }
+    memset(r->n_av, 0, sizeof r->n_av);
+}
+
+/* The policy's own start, its choice on the embeddings, pages. scratch: [prompt.n]. *n_rows: rows entering layer 0. */
+static status begin(struct engine *en, struct member *m, uint32_t *scratch, uint32_t *n_rows, struct err *e)
+{
+    struct eng_request *r = m->r;
+    const struct prompt *p = &r->prompt;
+    const double start = clock_s();
+    forget_march(en, r);
+    TRY(mem_alloc(&m->av, p->n_av, sizeof(uint32_t), e));
+    memcpy(m->av, p->av, p->n_av * sizeof(uint32_t));
+    m->n_av = p->n_av;
+    m->start = start;
+    for (uint32_t i = 0; i < p->n; i++) r->n_av[p->kind[i]]++;
+    TRY(prune_begin(&r->policy, &r->plan, p, &m->policy, e));
+    const struct prune_embed_view view = {
+        .st = en->st, .audio = r->audio_embeds, .vision = r->vision_embeds, .d = decoder_shape(en->dec)->d,
+        .audio_saliency = r->audio_saliency, .vision_saliency = r->vision_saliency };
+    TRY(prune_embed(m->policy, &view, &m->sel, e));
+    r->select_s = clock_s() - start;
+    apply_keep(m);
+    tighten(en, r, 0, m->n_av);
+    while (m->first_drop < n_layers(en) && !prune_selects_at(m->policy, m->first_drop)) m->first_drop++;
+    TRY(make_tables(en, r, e));
+    *n_rows = list_rows(m, scratch);
+    r->cached_layers = r->n_cached_early = r->n_cached = 0;
+    if (!shareable(en, r)) return OK;
+    TRY(digest_rows(en, m, scratch, *n_rows, e));
+    take_prefix(en, m, scratch, *n_rows);
+    return OK;
+}
+
+/* ---- rows of layer 0 -------------------------------------------------------------------------------------- */
+
+/* Media rows over their placeholders. */
+static status fill_media(struct engine *en, struct march *g, uint32_t s, struct err *e)
+{
+    const struct prompt *p = &g->m[s].r->prompt;
+    const uint32_t d = decoder_shape(en->dec)->d;
+    for (int audio = 0; audio < 2; audio++) {          /* two towers: two sources */
+        uint32_t k = 0;
+        for (uint32_t i = g->seq_start[s]; i < g->seq_start[s + 1]; i++) {
+            const uint32_t j = g->index[i];
+            if (p->kind[j] == TOKEN_TEXT || (p->kind[j] == TOKEN_AUDIO) != audio) continue;
+            g->keep[k] = p->row[j];
+            g->visible[k++] = i;
+        }
+        if (k == 0) continue;
+        const float *from = audio ? g->m[s].r->audio_embeds : g->m[s].r->vision_embeds;
+        TRY(en->ops->gather(en->st, &(struct gather_args){ .x = from, .row = g->keep, .n = k, .d = d, .y = g->y }, e));
+        TRY(en->ops->scatter(en->st, &(struct scatter_args){ .x = g->y, .row = g->visible, .n = k, .d = d, .y = g->x }, e));
+    }
+    return OK;
+}
+
+/* Word embeddings of all rows that are not in shared pages, then the media's. */
+static status fill_rows(struct engine *en, struct march *g, struct err *e)
+{
+    uint32_t n = 0, angles = 0;
+    for (uint32_t s = 0; s < g->n; s++) {
+        struct member *m = &g->m[s];
+        g->seq_start[s] = n;
+        if (m->r == NULL) continue;
+        const struct prompt *p = &m->r->prompt;
+        const int32_t *const pos[3] = { p->pos[0], p->pos[1], p->pos[2] };
+        const size_t at = (size_t)angles * (decoder_shape(en->dec)->D / 2);
+        TRY(decoder_angles(en->dec, pos, p->n, g->cos + at, g->sin + at, e));
+        m->angle0 = angles;
+        angles += p->n;
+        const uint32_t rows = list_rows(m, g->keep) - m->n_skip;
+        for (uint32_t k = 0; k < rows; k++) {
+            const uint32_t i = g->keep[m->n_skip + k];
+            g->index[n] = i;
+            g->angle[n] = m->angle0 + i;
+            g->id[n++] = p->id[i];
+        }
+    }
+    g->seq_start[g->n] = n;
+    g->n_rows = n;
+    TRY(decoder_embed(en->dec, g->id, n, g->x, e));
+    for (uint32_t s = 0; s < g->n; s++)
+        if (g->m[s].r) TRY(fill_media(en, g, s, e));
+    return OK;
+}
+
+static status begin_all(struct engine *en, struct march *g, struct eng_request *const *reqs, uint32_t n, uint32_t rows,
+                        march_fail fail, void *self, struct err *e)
+{
+    TRY(grow(en, g, rows, n, e));
+    TRY(mem_alloc(&g->m, n, sizeof *g->m, e));
+    g->n = n;
+    for (uint32_t s = 0; s < n; s++) {
+        struct err why;
+        struct member *m = &g->m[s];
+        uint32_t n_rows;
+        m->r = reqs[s];
+        m->r->group_member = m;
+        const status st = begin(en, m, g->keep, &n_rows, &why);
+        if (st == OK) continue;
+        if (st == E_DEVICE) {
+            *e = why;
+            return st;
+        }
+        fail(self, m->r, &why);    /* it leaves the group */
+    }
+    g->stage = AT_ENTER;
+    g->l = g->cursor = 0;
+    return fill_rows(en, g, e);
+}
+
+status march_begin(struct engine *en, uint32_t group, struct eng_request *const *reqs, uint32_t n, march_fail fail,
+                   void *self, struct err *e)
+{
+    if (en->march[group] == NULL) TRY(mem_alloc(&en->march[group], 1, sizeof *en->march[group], e));
+    struct march *g = en->march[group];
+    uint32_t rows = 0;
+    for (uint32_t i = 0; i < n; i++) rows += reqs[i]->prompt.n;
+    const status st = begin_all(en, g, reqs, n, rows, fail, self, e);
+    if (st != OK) end_group(en, g);
+    return st;
+}
+
+/* ---- entering a layer ------------------------------------------------------------------------------------- */
+
+/* Note who is alive entering layer l. */
+static status note_alive(struct member *m, uint32_t l, struct err *e)
+{
+    struct eng_request *r = m->r;
+    uint32_t *count = r->alive[l];
+    count[TOKEN_TEXT] = r->n_text;
+    for (uint32_t i = 0; i < m->n_av; i++) count[r->prompt.kind[m->av[i]]]++;
+    TRY(mem_alloc(&r->survivors[l], m->n_av, sizeof(uint32_t), e));
+    memcpy(r->survivors[l], m->av, m->n_av * sizeof(uint32_t));
+    return OK;
+}
+
+static status trace_rows(struct engine *en, const struct member *m, uint32_t l, uint32_t row0, uint32_t n, const float *x,
+                         const uint32_t *index, struct err *e)
+{
+    const struct eng_trace *t = m->r->o.trace;
+    if (t == NULL || t->hidden == NULL) return OK;
+    const uint32_t d = decoder_shape(en->dec)->d;
+    float *rows;
+    TRY(mem_alloc(&rows, (size_t)n * d, sizeof(float), e));
+    const status st = en->ops->download(en->st, rows, x + (size_t)row0 * d, (size_t)n * d * sizeof(float), e);
+    if (st == OK) t->hidden(t->self, l, rows, index, n, d);
+    free(rows);
+    return st;
+}
+
+static void swap_rows(struct march *g)
+{
+    float *t = g->x;
+    g->x = g->y;
+    g->y = t;
+}
+
+/* y rows [to, to + n) = from rows [first, first + n). */
+static status copy_rows(struct engine *en, struct march *g, const float *from, uint32_t first, uint32_t n, uint32_t to,
+                        struct err *e)
+{
+    const uint32_t d = decoder_shape(en->dec)->d;
+    if (n == 0) return OK;
+    for (uint32_t i = 0; i < n; i++) g->keep[i] = first + i;
+    return en->ops->gather(en->st, &(struct gather_args){ .x = from, .row = g->keep, .n = n, .d = d,
+                                                          .y = g->y + (size_t)to * d }, e);
+}
+
+/* The batch anew: rows of shared prefixes join where their member first drops tokens, in front of the member's own, and
+ * rows of members that left go. */
+static status lay_out(struct engine *en, struct march *g, struct err *e)
+{
+    uint32_t joining = 0, going = 0, *index, *angle = NULL, n = 0;
+    for (uint32_t s = 0; s < g->n; s++) {
+        if (g->m[s].r == NULL) going += g->seq_start[s + 1] - g->seq_start[s];
+        else if (g->m[s].first_drop == g->l) joining += g->m[s].n_skip;
+    }
+    if (joining + going == 0) return OK;
+    TRY(mem_alloc(&index, g->n_rows + joining, sizeof *index, e));
+    status st = mem_alloc(&angle, g->n_rows + joining, sizeof *angle, e);
+    for (uint32_t s = 0; s < g->n && st == OK; s++) {
+        struct member *m = &g->m[s];
+        const uint32_t r0 = g->seq_start[s], rows = m->r ? g->seq_start[s + 1] - r0 : 0, to = n;
+        if (m->r && m->first_drop == g->l && m->n_skip) {
+            st = copy_rows(en, g, m->hidden->x, 0, m->n_skip, n, e);
+            for (uint32_t i = 0; i < m->n_skip; i++, n++) {
+                index[n] = m->skipped[i];
+                angle[n] = m->angle0 + m->skipped[i];
+            }
+            m->n_skip = 0;
+            hidden_unref(en, m->hidden);
+            m->hidden = NULL;
+        }
+        if (st == OK) st = copy_rows(en, g, g->x, r0, rows, n, e);
+        memcpy(index + n, g->index + r0, rows * sizeof *index);
+        memcpy(angle + n, g->angle + r0, rows * sizeof *angle);
+        n += rows;
+        g->seq_start[s] = to;
+    }
+    if (st == OK) {
+        g->seq_start[g->n] = g->n_rows = n;
+        memcpy(g->index, index, n * sizeof *index);
+        memcpy(g->angle, angle, n * sizeof *angle);
+        swap_rows(g);
+    }
+    free(index);
+    free(angle);
+    return st;
+}
+
+/* Rows up to the last media token, in whole pages: what another question about the media would begin with. */
+static uint32_t blocks_worth_keeping(const struct engine *en, const struct member *m, const uint32_t *index, uint32_t rows)
+{
+    const uint32_t per = en->info.page_tokens;
+    if (m->first_drop == n_layers(en) || m->n_av == 0) return m->n_blocks;
+    uint32_t end = 0;
+    while (end < rows && index[end] <= m->av[m->n_av - 1]) end++;
+    return end / per < m->n_blocks ? end / per : m->n_blocks;
+}
+
+/* Keep what the next question about the same media can begin with: pages of the layers before the first drop, hidden
+ * states entering it. A cache has no errors: what finds no room is not kept. */
+static void keep_prefix(struct engine *en, struct march *g, uint32_t s)
+{
+    struct member *m = &g->m[s];
+    const uint32_t d = decoder_shape(en->dec)->d, r0 = g->seq_start[s], rows = g->seq_start[s + 1] - r0;
+    struct err none;
+    if (m->digest == NULL || m->first_drop == 0) return;
+    const uint32_t blocks = blocks_worth_keeping(en, m, g->index + r0, rows), n = blocks * en->info.page_tokens;
+    if (blocks <= m->n_hit) return;
+    struct hidden *h = NULL;
+    if (m->first_drop < n_layers(en)) {
+        if (mem_alloc(&h, 1, sizeof *h, &none) != OK) return;
+        h->refs = 1;
+        for (uint32_t i = 0; i < n; i++) g->keep[i] = r0 + i;
+        if (en->ops->alloc(en->st, (size_t)n * d * sizeof(float), (void **)&h->x, &none) != OK ||
+            en->ops->gather(en->st, &(struct gather_args){ .x = g->x, .row = g->keep, .n = n, .d = d, .y = h->x }, &none) !=
+                OK) {
+            hidden_unref(en, h);
+            return;
+        }
+    }
+    kv_prefix_insert(en->prefixes, m->digest, blocks, m->first_drop, m->r->choice[0].table, h,
+                     h ? (uint64_t)n * d * sizeof(float) : 0, &none);
+}
+
+/* Rows that live past this layer, into keep, visible and out_start: text and survivors; at the last layer the last row
+ * of each member alone. */
+static void list_survivors(struct engine *en, struct march *g)
+{
+    const bool last = g->l + 1 == n_layers(en);
+    uint32_t n = 0;
+    for (uint32_t s = 0; s < g->n; s++) {
+        const struct member *m = &g->m[s];
+        const uint32_t r0 = g->seq_start[s], r1 = g->seq_start[s + 1];
+        g->out_start[s] = n;
+        if (m->r == NULL) continue;
+        /* AV tokens of the rows that are here; those in shared pages come before them. */
+        uint32_t a = 0;
+        while (a < m->n_av && r0 < r1 && m->av[a] < g->index[r0]) a++;
+        for (uint32_t i = last ? r1 - 1 : r0; i < r1; i++) {
+            if (!last && is_av(m, g->index[i])) {
+                if (a == m->n_av || m->av[a] != g->index[i]) continue;
+                a++;
+            }
+            g->keep[n] = i;
+            g->visible[n++] = m->n_skip + i - r0 + 1;
+        }
+    }
+    g->out_start[g->n] = g->n_keep = n;
+}
+
+/* Where nobody is scored. */
+static void trace_alive(const struct member *m, uint32_t l)
+{
+    const struct eng_trace *t = m->r->o.trace;
+    if (t && t->alive) t->alive(t->self, l, m->av, m->n_av, NULL);
+}
+
+static struct decoder_batch batch_of(const struct engine *en, const struct march *g)
+{
+    return (struct decoder_batch){ .n_seqs = g->n, .seq_start = g->seq_start, .view = g->view, .angle = g->angle,
+                                   .cos = g->cos, .sin = g->sin, .kv = en->kv };
+}
+
+static status enter(struct engine *en, struct march *g, struct err *e)
+{
+    const uint32_t l = g->l;
+    bool whole = l + 1 < n_layers(en);     /* every row lives on, as is known beforehand */
+    TRY(lay_out(en, g, e));
+    for (uint32_t s = 0; s < g->n; s++) {
+        struct member *m = &g->m[s];
+        const uint32_t rows = g->seq_start[s + 1] - g->seq_start[s];
+        g->view[s] = (struct kv_view){ 0 };
+        g->kv_start[s] = 0;
+        if (m->r == NULL) continue;
+        struct eng_request *r = m->r;
+        struct block_table *t = &r->choice[0].table[l];
+        if (l > 0 && l == m->first_drop) keep_prefix(en, g, s);
+        whole = whole && !prune_selects_at(m->policy, l);
+        TRY(note_alive(m, l, e));
+        TRY(trace_rows(en, m, l, g->seq_start[s], rows, g->x, g->index + g->seq_start[s], e));
+        block_table_append(t, en->pool, &r->sched.reservation, rows);
+        r->pages[l] = t->n_pages;
+        g->view[s] = (struct kv_view){ .page = t->page, .n_rows = t->n_rows };
+        g->kv_start[s] = m->n_skip;
+        assert(t->n_rows == m->n_skip + rows);
+    }
+    g->dropped = false;
+    g->cursor = 0;
+    g->stage = whole ? AT_LAYER : AT_KV;
+    if (!whole) return OK;
+    list_survivors(en, g);
+    for (uint32_t s = 0; s < g->n; s++)
+        if (g->m[s].r) trace_alive(&g->m[s], l);
+    return OK;
+}
+
+/* ---- row ranges ------------------------------------------------------------------------------------------- */
+
+/* FLOPs of one row of one layer: K and V; all the rest; and of one row and one key. */
+struct row_cost { double kv, mix, key; };
+
+static struct row_cost cost_of(const struct engine *en)
+{
+    const struct decoder_shape *s = decoder_shape(en->dec);
+    const double d = s->d, q = (double)s->H * s->D, g = (double)s->G * s->D;
+    return (struct row_cost){ .kv = 4 * d * g, .mix = 4 * d * q + 6 * d * s->ff, .key = 4 * q };
+}
+
+/* The next range of rows of `start` (seq_start or out_start) at the cursor: those of members that left are stepped over;
+ * as many as max_work allows. *work gets its cost. Returns its end; == cursor: there is none. */
+static uint32_t next_range(const struct engine *en, struct march *g, const uint32_t *start, bool kv, bool mix,
+                           double max_work, double *work)
+{
+    const struct row_cost c = cost_of(en);
+    uint32_t s = 0;
+    while (s < g->n && (start[s + 1] <= g->cursor || g->m[s].r == NULL)) {
+        if (start[s + 1] > g->cursor) g->cursor = start[s + 1];
+        s++;
+    }
+    if (s == g->n) return g->cursor;
+    uint32_t end = g->cursor;
+    double sum = 0;
+    for (; s < g->n && g->m[s].r; s++)
+        while (end < start[s + 1] && (sum < max_work || end - g->cursor < ROWS_MIN)) {
+            const uint32_t n = start[s + 1] - end < ROWS_MIN ? start[s + 1] - end : ROWS_MIN;
+            const double keys = mix ? g->visible[end] : 0;
+            sum += n * ((kv ? c.kv : 0) + (mix ? c.mix + keys * c.key : 0));
+            end += n;
+            if (sum >= max_work && end - g->cursor >= ROWS_MIN) {
+                *work += sum;
+                return end;
+            }
+        }
+    *work += sum;
+    return end;
+}
+
+/* The range [cursor, end) of `start` as starts of its own; *first: the first sequence in it. Returns how many. */
+static uint32_t clip(struct march *g, const uint32_t *start, uint32_t end, uint32_t *first)
+{
+    const uint32_t r0 = g->cursor;
+    uint32_t s0 = 0, n = 0;
+    while (start[s0 + 1] <= r0) s0++;
+    for (uint32_t s = s0; s < g->n && start[s] < end; s++, n++) {
+        g->sub_start[n] = start[s] > r0 ? start[s] - r0 : 0;
+        g->sub_kv[n] = g->kv_start[s] + (start[s] < r0 ? r0 - start[s] : 0);
+    }
+    g->sub_start[n] = end - r0;
+    *first = s0;
+    return n;
+}
+
+/* K and V (and with `mix` all the rest, in place) of rows [cursor, end) of x. */
+static status run_range(struct engine *en, struct march *g, uint32_t end, bool mix, struct err *e)
+{
+    uint32_t first;
+    const uint32_t n = clip(g, g->seq_start, end, &first), r0 = g->cursor;
+    float *x = g->x + (size_t)r0 * decoder_shape(en->dec)->d;
+    const struct decoder_batch b = { .n_seqs = n, .seq_start = g->sub_start, .view = g->view + first,
+                                     .angle = g->angle + r0, .cos = g->cos, .sin = g->sin, .kv = en->kv };
+    return mix ? decoder_layer(en->dec, g->l, &b, x, g->sub_kv, g->visible + r0, e)
+               : decoder_kv(en->dec, g->l, &b, x, g->sub_kv, e);
+}
+
+/* Rows [cursor, end) of those that live on. */
+static status mix_range(struct engine *en, struct march *g, uint32_t end, struct err *e)
+{
+    uint32_t first;
+    const uint32_t n = clip(g, g->out_start, end, &first), r0 = g->cursor, d = decoder_shape(en->dec)->d;
+    struct decoder_batch b = batch_of(en, g);
+    b.n_seqs = n;
+    b.view = g->view + first;
+    if (!g->in_place)
+        return decoder_mix(en->dec, g->l, &b, g->x, g->keep + r0, end - r0, g->sub_start, g->visible + r0,
+                           g->y + (size_t)r0 * d, e);
+    b.angle = g->angle + r0;
+    float *x = g->x + (size_t)r0 * d;
+    return decoder_mix(en->dec, g->l, &b, x, NULL, end - r0, g->sub_start, g->visible + r0, x, e);
+}
+
+/* The textbook order: every row through the layer, then the drop. Same numbers as score first. */
+static status mix_textbook(struct engine *en, struct march *g, struct err *e)
+{
+    uint32_t *visible;
+    const struct decoder_batch b = batch_of(en, g);
+    TRY(mem_alloc(&visible, g->n_rows, sizeof *visible, e));
+    for (uint32_t s = 0; s < g->n; s++)
+        for (uint32_t i = g->seq_start[s]; i < g->seq_start[s + 1]; i++)
+            visible[i] = g->m[s].n_skip + i - g->seq_start[s] + 1;
+    const status st = decoder_mix(en->dec, g->l, &b, g->x, NULL, g->n_rows, g->seq_start, visible, g->x, e);
+    free(visible);
+    if (st != OK) return st;
+    return en->ops->gather(en->st, &(struct gather_args){ .x = g->x, .row = g->keep, .n = g->n_keep,
+                                                          .d = decoder_shape(en->dec)->d, .y = g->y }, e);
+}
+
+/* ---- selection -------------------------------------------------------------------------------------------- */
+
+/* Scores of member s at this layer, and what its policy keeps. */
+static status select_at(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
+{
+    struct member *m = &g->m[s];
+    const struct prompt *p = &m->r->prompt;
+    const uint32_t r0 = g->seq_start[s], n = g->seq_start[s + 1] - r0;
+    const struct decoder_batch b = batch_of(en, g);
+    const double start = clock_s();
+    uint32_t n_q = 0;
+    for (uint32_t i = r0, q = 0; i < r0 + n && q < p->n_query; i++)
+        if (g->index[i] == p->query[q]) {
+            g->keep[n_q++] = i;
+            q++;
+        }
+    if (n_q == 0) return err_set(e, E_INTERNAL, "layer %u: no query row is left", g->l);
+    TRY(decoder_scores(en->dec, g->l, &b, s, g->x, g->keep, n_q, g->score, e));
+    uint32_t k = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (is_av(m, g->index[r0 + i])) g->score[k++] = g->score[i];
+    assert(k == m->n_av);
+    const struct eng_trace *t = m->r->o.trace;
+    if (t && t->alive) t->alive(t->self, g->l, m->av, m->n_av, g->score);
+    const struct prune_layer_view view = { .st = en->st, .n_alive = m->n_av, .alive = m->av, .score = g->score };
+    TRY(prune_layer(m->policy, g->l, &view, &m->sel, e));
+    g->dropped = g->dropped || m->sel.n_keep != m->n_av;
+    apply_keep(m);
+    tighten(en, m->r, g->l + 1, m->n_av);
+    m->r->select_s += clock_s() - start;
+    *work += (double)n_q * n * cost_of(en).key / 2;
+    return OK;
+}
+
+/* One member's selection; the cursor counts members here. *over: all had theirs. */
+static status score_next(struct engine *en, struct march *g, double *work, bool *over, march_fail fail, void *self,
+                         struct err *e)
+{
+    *over = g->cursor >= g->n;
+    if (*over) return OK;
+    const uint32_t s = g->cursor++;
+    struct member *m = &g->m[s];
+    if (m->r == NULL) return OK;
+    if (!prune_selects_at(m->policy, g->l)) {
+        trace_alive(m, g->l);
+        return OK;
+    }
+    struct err why;
+    const status st = select_at(en, g, s, work, &why);
+    if (st == OK) return OK;
+    *e = why;
+    if (st == E_DEVICE || st == E_CANCELLED || st == E_NOMEM) return st;
+    fail(self, m->r, &why);
+    return OK;
+}
+
+/* ---- leaving a layer -------------------------------------------------------------------------------------- */
+
+/* Rows keep[0..n) become the batch. */
+static void renumber(struct march *g)
+{
+    for (uint32_t i = 0; i < g->n_keep; i++) {
+        g->index[i] = g->index[g->keep[i]];
+        g->angle[i] = g->angle[g->keep[i]];
+    }
+    memcpy(g->seq_start, g->out_start, (g->n + 1) * sizeof(uint32_t));
+    g->n_rows = g->n_keep;
+}
+
+static void leave(const struct engine *en, struct march *g)
+{
+    g->l++;
+    g->cursor = 0;
+    g->stage = g->l == n_layers(en) ? AT_END : AT_ENTER;
+}
+
+/* Members' last words, and each one's first token. */
+static status end_march(struct engine *en, struct march *g, march_fail fail, void *self, struct err *e)
+{
+    const uint32_t L = n_layers(en), d = decoder_shape(en->dec)->d;
+    struct eng_request **reqs;
+    uint32_t n = 0;
+    TRY(mem_alloc(&reqs, g->n, sizeof *reqs, e));
+    status st = OK;
+    for (uint32_t s = 0; s < g->n && st == OK; s++) {
+        struct member *m = &g->m[s];
+        if (m->r == NULL) continue;
+        struct eng_request *r = m->r;
+        st = note_alive(m, L, e);
+        double sum = 0;
+        for (uint32_t l = 0; l < L; l++)
+            sum += (double)(r->alive[l][TOKEN_AUDIO] + r->alive[l][TOKEN_VIDEO] + r->alive[l][TOKEN_IMAGE]);
+        r->mean_retention = r->prompt.n_av ? sum / L / r->prompt.n_av : 1;
+        r->prefill_s += clock_s() - m->start;
+        if (m->first_drop == L && m->digest && m->n_blocks > m->n_hit) {
+            struct err none;
+            kv_prefix_insert(en->prefixes, m->digest, m->n_blocks, L, r->choice[0].table, NULL, 0, &none);
+        }
+        if (!r->keep_embeds) {
+            en->ops->release(en->st, r->audio_embeds);
+            en->ops->release(en->st, r->vision_embeds);
+            r->audio_embeds = r->vision_embeds = NULL;
+        }
+        g->keep[n] = g->out_start[s];      /* its row: that of members that left are still between */
+        reqs[n++] = r;
+    }
+    if (st == OK)
+        st = en->ops->gather(en->st, &(struct gather_args){ .x = g->x, .row = g->keep, .n = n, .d = d, .y = g->y }, e);
+    if (st == OK) st = first_tokens(en, reqs, n, g->y, fail, self, e);
+    free(reqs);
+    return st;
+}
+
+/* One piece. */
+static status piece(struct engine *en, struct march *g, double max_work, double *work, march_fail fail, void *self,
+                    struct err *e)
+{
+    uint32_t end;
+    bool over;
+    switch (g->stage) {
+    case AT_ENTER: return enter(en, g, e);
+    case AT_LAYER:
+        end = next_range(en, g, g->seq_start, true, true, max_work, work);
+        if (end == g->cursor) {
+            renumber(g);
+            leave(en, g);
+            return OK;
+        }
+        TRY(run_range(en, g, end, true, e));
+        g->last_rows += end - g->cursor;
+        g->cursor = end;
+        return OK;
+    case AT_KV:
+        end = next_range(en, g, g->seq_start, true, false, max_work, work);
+        if (end == g->cursor) {
+            g->stage = AT_SCORE;
+            g->cursor = 0;
+            return OK;
+        }
+        TRY(run_range(en, g, end, false, e));
+        g->cursor = end;
+        return OK;
+    case AT_SCORE:
+        TRY(score_next(en, g, work, &over, fail, self, e));
+        if (!over) return OK;
+        list_survivors(en, g);
+        g->in_place = !g->dropped && g->l + 1 < n_layers(en) && g->n_keep == g->n_rows;
+        g->stage = AT_MIX;
+        g->cursor = 0;
+        if (!en->textbook_order || g->in_place) return OK;
+        TRY(mix_textbook(en, g, e));
+        g->cursor = g->n_keep;
+        return OK;
+    case AT_MIX:
+        end = next_range(en, g, g->out_start, false, true, max_work, work);
+        if (end == g->cursor) {
+            if (!g->in_place) swap_rows(g);
+            renumber(g);
+            leave(en, g);
+            return OK;
+        }
+        TRY(mix_range(en, g, end, e));
+        g->last_rows += end - g->cursor;
+        g->cursor = end;
+        return OK;
+    case AT_END: break;
+    }
+    return OK;
+}
+
+static bool deserted(const struct march *g)
+{
+    for (uint32_t s = 0; s < g->n; s++)
+        if (g->m[s].r) return false;
+    return true;
+}
+
+status march_some(struct engine *en, uint32_t group, double max_work, double *work, double *left, bool *done,
+                  march_fail fail, void *self, struct err *e)
+{
+    struct march *g = en->march[group];
+    status st = OK;
+    *work = *left = 0;
+    g->last_rows = 0;
+    do {
+        if (en->interrupted) st = err_set(e, E_CANCELLED, "interrupted");
+        else st = piece(en, g, max_work - *work, work, fail, self, e);
+    } while (st == OK && g->stage != AT_END && *work < max_work && !deserted(g));
+    *done = g->stage == AT_END || deserted(g);
+    if (st == OK && *done && !deserted(g)) st = end_march(en, g, fail, self, e);
+    const struct row_cost c = cost_of(en);
+    if (!*done) *left = (double)(n_layers(en) - g->l) * g->n_rows * (c.kv + c.mix);
+    if (st != OK || *done) end_group(en, g);
+    return st;
+}
+
+uint32_t march_members(const struct engine *en, uint32_t group, struct eng_request **reqs)
+{
+    const struct march *g = en->march[group];
+    uint32_t n = 0;
+    for (uint32_t s = 0; g && s < g->n; s++) {
+        if (g->m[s].r == NULL) continue;
+        if (reqs) reqs[n] = g->m[s].r;
+        n++;
+    }
+    return n;
+}
+
+uint32_t march_rows(const struct engine *en, uint32_t group) { return en->march[group] ? en->march[group]->last_rows : 0; }
+
+double march_progress(const struct engine *en, uint32_t group, uint32_t *layer)
+{
+    const struct march *g = en->march[group];
+    if (layer) *layer = g ? g->l : 0;
+    if (g == NULL || g->n == 0) return 1;
+    const double part = g->n_rows && (g->stage == AT_LAYER || g->stage == AT_MIX) ? (double)g->cursor / g->n_rows : 0;
+    return (g->l + (part < 1 ? part : 1)) / n_layers(en);
+}

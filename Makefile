@@ -101,12 +101,14 @@ demo: deps
 	@tools/demo.sh $(BUILD)/omnidrop
 
 test: deps
+	-@tools/install-python.sh
 	@$(MAKE) --no-print-directory test-build
 	@tests/run.sh $(BUILD) "$(T)"
 
 test-build: all $(TEST_BIN) $(RUN_BIN)
 
 asan: deps
+	-@tools/install-python.sh
 	@$(MAKE) --no-print-directory MODE=san BUILD=build/san test-build
 	@tests/run.sh build/san "$(T)"
 

@@ -1,6 +1,7 @@
 /* engine/sample.c - see sample.h. Random numbers are a hash of (seed, step): no state that a batch could disturb. */
 #include "engine/sample.h"
 
+#include <assert.h>
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -8,7 +9,10 @@
 
 #include "base/mem.h"
 
-struct candidate { float logit; int32_t id; };
+#define SMALL 256                  /* candidates that are sorted rather than split further */
+
+/* weight: 1 while they are counted, then exp((logit - best) / temperature). */
+struct candidate { float logit; int32_t id; float weight; };
 
 struct sampler {
     struct sample_params p;
@@ -17,6 +21,10 @@ struct sampler {
     uint8_t *seen;                 /* [V] 1: in the prompt or generated  */
     uint32_t *count;               /* [V] times generated                */
     struct candidate *cand;        /* [V] */
+    struct sample_bias *bias;      /* [p.n_logit_bias] by id  */
+    int32_t *stop;                 /* [p.n_stop_ids] by id    */
+    struct sample_top top[SAMPLE_TOP_MAX];
+    uint32_t n_top;
     uint64_t step;
 };
 
@@ -28,7 +36,9 @@ struct sample_params sample_defaults(void)
 static status range(const char *name, double v, double lo, double hi, struct err *e)
 {
     if (v >= lo && v <= hi) return OK;
-    return err_set(e, E_ARG, "%s is %g: give a number from %g to %g", name, v, lo, hi);
+    err_set(e, E_ARG, "%s is %g: give a number from %g to %g", name, v, lo, hi);
+    if (e) err_tag(e, "invalid_value", name);
+    return E_ARG;
 }
 
 status sample_check(const struct sample_params *p, struct err *e)
@@ -37,8 +47,47 @@ status sample_check(const struct sample_params *p, struct err *e)
     TRY(range("top_p", (double)p->top_p, (double)1e-6f, 1, e));
     TRY(range("min_p", (double)p->min_p, 0, 1, e));
     TRY(range("repetition_penalty", (double)p->repetition_penalty, 0.01, 10, e));
+    TRY(range("top_logprobs", (double)p->top_logprobs, 0, SAMPLE_TOP_MAX, e));
+    TRY(range("logit_bias", (double)p->n_logit_bias, 0, SAMPLE_BIAS_MAX, e));
+    for (uint32_t i = 0; i < p->n_logit_bias; i++) TRY(range("logit_bias", (double)p->logit_bias[i].bias, -100, 100, e));
     TRY(range("presence_penalty", (double)p->presence_penalty, -2, 2, e));
     return range("frequency_penalty", (double)p->frequency_penalty, -2, 2, e);
+}
+
+static int by_bias_id(const void *pa, const void *pb)
+{
+    const struct sample_bias *a = pa, *b = pb;
+    return (a->id > b->id) - (a->id < b->id);
+}
+
+static int by_id(const void *pa, const void *pb)
+{
+    const int32_t *a = pa, *b = pb;
+    return (*a > *b) - (*a < *b);
+}
+
+/* Own copies, by id, so that one walk over the vocabulary meets each where it stands. */
+static status copy_lists(struct sampler *s, struct err *e)
+{
+    const uint32_t n = s->p.n_logit_bias, n_stop = s->p.n_stop_ids;
+    TRY(mem_alloc(&s->bias, n + 1, sizeof *s->bias, e));
+    TRY(mem_alloc(&s->stop, n_stop + 1, sizeof *s->stop, e));
+    if (n) memcpy(s->bias, s->p.logit_bias, n * sizeof *s->bias);
+    if (n_stop) memcpy(s->stop, s->p.stop_id, n_stop * sizeof *s->stop);
+    s->p.logit_bias = NULL;
+    s->p.stop_id = NULL;
+    qsort(s->bias, n, sizeof *s->bias, by_bias_id);
+    qsort(s->stop, n_stop, sizeof *s->stop, by_id);
+    for (uint32_t i = 0; i < n; i++) {
+        const int32_t id = s->bias[i].id;
+        const bool there = id >= 0 && (uint32_t)id < s->V;
+        if (there && (i == 0 || s->bias[i - 1].id != id)) continue;
+        if (there) err_set(e, E_ARG, "logit_bias names the token %d twice", id);
+        else err_set(e, E_ARG, "logit_bias names the token %d: ids are 0 to %u", id, s->V - 1);
+        if (e) err_tag(e, "invalid_value", "logit_bias");
+        return E_ARG;
+    }
+    return OK;
 }
 
 status sampler_create(const struct sample_params *p, uint32_t V, const uint8_t *allowed, const int32_t *prompt,
@@ -51,6 +100,7 @@ status sampler_create(const struct sample_params *p, uint32_t V, const uint8_t *
     status st = mem_alloc(&s->seen, V, 1, e);
     if (st == OK) st = mem_alloc(&s->count, V, sizeof *s->count, e);
     if (st == OK) st = mem_alloc(&s->cand, V, sizeof *s->cand, e);
+    if (st == OK) st = copy_lists(s, e);
     if (st != OK) {
         sampler_destroy(&s);
         return st;
@@ -68,6 +118,8 @@ void sampler_destroy(struct sampler **ps)
     free(s->seen);
     free(s->count);
     free(s->cand);
+    free(s->bias);
+    free(s->stop);
     free(s);
     *ps = NULL;
 }
@@ -82,89 +134,159 @@ static double uniform(uint64_t seed, uint64_t step)
     return (double)(z >> 11) * 0x1p-53;
 }
 
-static int by_logit(const void *pa, const void *pb)
+/* The order of the candidates: no two are equal. */
+static bool before(const struct candidate *a, const struct candidate *b)
 {
-    const struct candidate *a = pa, *b = pb;
-    if (a->logit != b->logit) return a->logit < b->logit ? 1 : -1;
-    return (a->id > b->id) - (a->id < b->id);
+    return a->logit != b->logit ? a->logit > b->logit : a->id < b->id;
 }
 
-/* Penalised logits of the allowed ids into cand; returns how many. NaN counts as impossible. */
-static uint32_t collect(struct sampler *s, const float *logits)
+static int by_logit(const void *pa, const void *pb)
 {
+    return before(pa, pb) ? -1 : before(pb, pa);
+}
+
+/* Biased and penalised logits of the ids that may be chosen into cand; returns how many. NaN counts as impossible. ban:
+ * without the stop ids. */
+static uint32_t collect(struct sampler *s, const float *logits, bool ban)
+{
+    const struct sample_bias *bias = s->bias, *bias_end = bias + s->p.n_logit_bias;
+    const int32_t *stop = s->stop, *stop_end = stop + (ban ? s->p.n_stop_ids : 0);
     uint32_t n = 0;
     for (uint32_t i = 0; i < s->V; i++) {
-        if (s->allowed && !s->allowed[i]) continue;
         float x = logits[i];
         if (isnan(x)) x = -FLT_MAX;
+        if (bias < bias_end && bias->id == (int32_t)i) x += bias++->bias;
+        while (stop < stop_end && *stop < (int32_t)i) stop++;
+        if (stop < stop_end && *stop == (int32_t)i) continue;
+        if (s->allowed && !s->allowed[i]) continue;
         if (s->seen[i] && s->p.repetition_penalty != 1.0f)
             x = x > 0 ? x / s->p.repetition_penalty : x * s->p.repetition_penalty;
         if (s->count[i]) x -= s->p.presence_penalty + s->p.frequency_penalty * (float)s->count[i];
-        s->cand[n++] = (struct candidate){ x, (int32_t)i };
+        s->cand[n++] = (struct candidate){ x, (int32_t)i, 1.0f };
     }
     return n;
 }
 
-static float logprob_of(const struct sampler *s, const float *logits, int32_t id)
+/* ---- log probabilities ------------------------------------------------------------------------------------ */
+
+static bool counts(const struct sampler *s, const float *logits, uint32_t i)
+{
+    return (!s->allowed || s->allowed[i]) && !isnan(logits[i]);
+}
+
+/* log of the sum of exp over the raw logits of the allowed ids. */
+static double log_sum(const struct sampler *s, const float *logits)
 {
     float best = -FLT_MAX;
     for (uint32_t i = 0; i < s->V; i++)
-        if ((!s->allowed || s->allowed[i]) && logits[i] > best) best = logits[i];
+        if (counts(s, logits, i) && logits[i] > best) best = logits[i];
     double sum = 0;
     for (uint32_t i = 0; i < s->V; i++)
-        if ((!s->allowed || s->allowed[i]) && !isnan(logits[i])) sum += exp((double)logits[i] - (double)best);
-    return (float)((double)logits[id] - (double)best - log(sum));
+        if (counts(s, logits, i)) sum += exp((double)logits[i] - (double)best);
+    return (double)best + log(sum);
 }
 
-/* Draw from cand[0..n): temperature, min-p, top-k, top-p. */
-static int32_t draw(struct sampler *s, uint32_t n)
+/* The likeliest into s->top: kept in order, most ids fail at its last entry. */
+static void find_top(struct sampler *s, const float *logits, double norm)
 {
-    struct candidate *c = s->cand;
-    qsort(c, n, sizeof *c, by_logit);
-    const double inv_t = 1.0 / (double)s->p.temperature, best = (double)c[0].logit;
-    uint32_t m = n;
-    if (s->p.top_k && s->p.top_k < m) m = s->p.top_k;
-    double total = 0;
-    uint32_t last = 0;
-    for (uint32_t i = 0; i < m; i++) {
-        const double w = exp(((double)c[i].logit - best) * inv_t);   /* relative to the best: 1, falling */
-        if (i > 0 && w < (double)s->p.min_p) break;
-        c[i].logit = (float)w;
-        total += (double)c[i].logit;
-        last = i + 1;
+    const uint32_t most = s->p.top_logprobs;
+    struct sample_top *t = s->top;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->V; i++) {
+        if (!counts(s, logits, i) || isinf(logits[i])) continue;
+        if (n == most && logits[i] <= t[n - 1].logprob) continue;
+        uint32_t at = n < most ? n++ : n - 1;
+        for (; at > 0 && t[at - 1].logprob < logits[i]; at--) t[at] = t[at - 1];
+        t[at] = (struct sample_top){ (int32_t)i, logits[i] };
     }
-    if (s->p.top_p < 1.0f) {
-        double sum = 0;
-        for (uint32_t i = 0; i < last; i++) {
-            sum += (double)c[i].logit;
-            if (sum >= (double)s->p.top_p * total) {
-                last = i + 1;
-                total = sum;
-                break;
-            }
+    for (uint32_t i = 0; i < n; i++) t[i].logprob = (float)((double)t[i].logprob - norm);
+    s->n_top = n;
+}
+
+void sampler_top(const struct sampler *s, const struct sample_top **top, uint32_t *n)
+{
+    *top = s->top;
+    *n = s->n_top;
+}
+
+/* ---- drawing ---------------------------------------------------------------------------------------------- */
+
+static struct candidate median(const struct candidate *a, const struct candidate *b, const struct candidate *c)
+{
+    if (before(b, a)) return before(c, b) ? *b : before(c, a) ? *c : *a;
+    return before(b, c) ? *b : before(a, c) ? *c : *a;
+}
+
+/* The shortest run of the best candidates whose weights reach target (pass it, where `past`): afterwards c[0..i] are they,
+ * in any order but that c[i] is the last of them. Returns i, *mass their weight. Weighted selection: halves are dropped by
+ * their mass, so the work is O(n) but for odd pivots, and after 64 of those a sort. */
+static uint32_t run_of(struct candidate *c, uint32_t n, double target, bool past, double *mass)
+{
+    uint32_t lo = 0, hi = n;
+    double sum = 0;
+    for (int splits = 0; hi - lo > SMALL && splits < 64; splits++) {
+        const struct candidate pivot = median(&c[lo], &c[lo + (hi - lo) / 2], &c[hi - 1]);
+        uint32_t k = lo;
+        double left = sum;
+        for (uint32_t i = lo; i < hi; i++) {
+            const struct candidate x = c[i];
+            if (before(&pivot, &x)) continue;
+            left += (double)x.weight;
+            c[i] = c[k];
+            c[k++] = x;
+        }
+        if (past ? left > target : left >= target) {
+            hi = k;
+        } else {
+            sum = left;
+            lo = k;
         }
     }
-    double u = uniform(s->p.seed, s->step) * total;
-    for (uint32_t i = 0; i + 1 < last; i++) {
-        u -= (double)c[i].logit;
-        if (u < 0) return c[i].id;
+    qsort(c + lo, hi - lo, sizeof *c, by_logit);
+    uint32_t i = lo;
+    for (; i < hi; i++) {
+        sum += (double)c[i].weight;
+        if (past ? sum > target : sum >= target) break;
     }
-    return c[last - 1].id;
+    *mass = sum;
+    return i < hi ? i : hi - 1;
+}
+
+/* Draw from cand[0..n), the best of them at logit `best`: temperature, min-p, top-k, top-p. */
+static int32_t draw(struct sampler *s, uint32_t n, double best)
+{
+    struct candidate *c = s->cand;
+    const double inv_t = 1.0 / (double)s->p.temperature;
+    double mass, total = 0;
+    if (s->p.top_k && s->p.top_k < n) n = run_of(c, n, (double)s->p.top_k, false, &mass) + 1;
+    uint32_t m = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const double x = ((double)c[i].logit - best) * inv_t;
+        if (x < -104.0) continue;  /* weight 0 as a float */
+        const double w = exp(x);   /* relative to the best: 1, falling */
+        if (w < (double)s->p.min_p) continue;
+        c[m] = c[i];
+        c[m++].weight = (float)w;
+    }
+    if (m <= SMALL) qsort(c, m, sizeof *c, by_logit);
+    for (uint32_t i = 0; i < m; i++) total += (double)c[i].weight;
+    if (s->p.top_p < 1.0f) m = run_of(c, m, (double)s->p.top_p * total, false, &total) + 1;
+    return c[run_of(c, m, uniform(s->p.seed, s->step) * total, true, &mass)].id;
 }
 
 int32_t sampler_next(struct sampler *s, const float *logits, float *logprob)
 {
-    const uint32_t n = collect(s, logits);
-    int32_t id;
-    if (s->p.temperature <= 0.0f) {
-        uint32_t best = 0;
-        for (uint32_t i = 1; i < n; i++)
-            if (s->cand[i].logit > s->cand[best].logit) best = i;
-        id = s->cand[best].id;
-    } else {
-        id = draw(s, n);
+    uint32_t n = collect(s, logits, s->step < s->p.min_tokens), best = 0;
+    if (n == 0) n = collect(s, logits, false);     /* nothing but stops may be chosen */
+    assert(n > 0);
+    for (uint32_t i = 1; i < n; i++)
+        if (s->cand[i].logit > s->cand[best].logit) best = i;
+    const int32_t id = s->p.temperature <= 0.0f ? s->cand[best].id : draw(s, n, (double)s->cand[best].logit);
+    if (logprob || s->p.top_logprobs) {
+        const double norm = log_sum(s, logits);
+        if (logprob) *logprob = (float)((double)logits[id] - norm);
+        if (s->p.top_logprobs) find_top(s, logits, norm);
     }
-    if (logprob) *logprob = logprob_of(s, logits, id);
     s->seen[id] = 1;
     s->count[id]++;
     s->step++;

@@ -129,9 +129,197 @@ static void test_seed_and_ranges(void **state)
     assert_null(s);
 }
 
+/* ---- against a sort of the whole vocabulary ------------------------------------------------------------------ */
+
+struct ref { float logit; int32_t id; };
+
+static int ref_order(const void *pa, const void *pb)
+{
+    const struct ref *a = pa, *b = pb;
+    if (a->logit != b->logit) return a->logit < b->logit ? 1 : -1;
+    return (a->id > b->id) - (a->id < b->id);
+}
+
+/* The sampler's rules word by word: everything sorted, then temperature, min-p, top-k, top-p, and a walk. */
+static int32_t ref_draw(const struct sample_params *p, struct ref *c, uint32_t n, uint64_t step)
+{
+    uint64_t z = p->seed + (step + 1) * 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    z ^= z >> 31;
+    qsort(c, n, sizeof *c, ref_order);
+    const double best = (double)c[0].logit;
+    uint32_t m = p->top_k && p->top_k < n ? p->top_k : n, last = 0;
+    double total = 0, sum = 0;
+    for (; last < m; last++) {
+        const double w = exp(((double)c[last].logit - best) / (double)p->temperature);
+        if (last > 0 && w < (double)p->min_p) break;
+        c[last].logit = (float)w;
+        total += (double)c[last].logit;
+    }
+    for (uint32_t i = 0; p->top_p < 1.0f && i < last; i++) {
+        sum += (double)c[i].logit;
+        if (sum < (double)p->top_p * total) continue;
+        last = i + 1;
+        total = sum;
+    }
+    double u = (double)(z >> 11) * 0x1p-53 * total;
+    for (uint32_t i = 0; i + 1 < last; i++)
+        if ((u -= (double)c[i].logit) < 0) return c[i].id;
+    return c[last - 1].id;
+}
+
+static uint64_t state_of_rng;
+
+static double next_uniform(void)
+{
+    state_of_rng = state_of_rng * 6364136223846793005u + 1442695040888963407u;
+    return (double)(state_of_rng >> 11) * 0x1p-53;
+}
+
+static void test_same_draws_as_a_sort(void **state)
+{
+    (void)state;
+    enum { BIG = 6000 };
+    static const uint32_t ks[] = { 0, 0, 1, 5, 300, 2000, BIG };
+    static const float ps[] = { 1, 1, 0.95f, 0.5f, 0.999f, 0.01f }, ms[] = { 0, 0, 0.05f, 1e-4f };
+    float *logits = malloc(BIG * sizeof *logits);
+    struct ref *c = malloc(BIG * sizeof *c);
+    uint8_t *used = malloc(BIG);
+    const char *given = getenv("SEED");
+    const uint64_t seed = given ? strtoull(given, NULL, 10) : 1;
+    print_message("seed %llu\n", (unsigned long long)seed);
+    state_of_rng = seed;
+    for (int run = 0; run < 300; run++) {
+        const double spread = 0.01 + 12 * next_uniform() * next_uniform();
+        const bool ties = run % 3 == 0, sorted = run % 7 == 0;
+        const uint32_t n = run % 5 == 0 ? 40 : run % 5 == 1 ? 257 : BIG;
+        struct sample_params p = sample_defaults();
+        struct sampler *s;
+        struct err e;
+        p.temperature = (float)(0.2 + 1.8 * next_uniform());
+        p.top_k = ks[run % 7];
+        p.top_p = ps[run % 6];
+        p.min_p = ms[run % 4];
+        p.repetition_penalty = run % 2 ? 1.0f : 1.3f;
+        p.seed = (uint64_t)run * 77;
+        for (uint32_t i = 0; i < n; i++) {
+            logits[i] = (float)(spread * (next_uniform() + next_uniform() + next_uniform() - 1.5));
+            if (ties) logits[i] = rintf(logits[i]);
+            if (sorted) logits[i] = (float)(spread * i / n);
+        }
+        memset(used, 0, BIG);
+        assert_int_equal(sampler_create(&p, n, NULL, NULL, 0, &s, &e), OK);
+        for (uint64_t step = 0; step < 8; step++) {
+            for (uint32_t i = 0; i < n; i++) {
+                const float x = logits[i];
+                c[i] = (struct ref){ !used[i] ? x : x > 0 ? x / p.repetition_penalty : x * p.repetition_penalty, (int32_t)i };
+            }
+            const int32_t want = ref_draw(&p, c, n, step), got = sampler_next(s, logits, NULL);
+            if (want != got) fail_msg("run %d, step %d: %d, the sort gives %d", run, (int)step, got, want);
+            used[got] = 1;
+        }
+        sampler_destroy(&s);
+    }
+    free(logits);
+    free(c);
+    free(used);
+}
+
+/* ---- bias, minimum length, the likeliest ---------------------------------------------------------------------- */
+
+static void test_bias(void **state)
+{
+    (void)state;
+    const float logits[V] = { 1, 5, 2, 0, 0, 0, 0, 4 };
+    const uint8_t allowed[V] = { 1, 1, 1, 1, 1, 1, 0, 1 };
+    const struct sample_bias bias[] = { { 7, 100 }, { 1, -100 }, { 6, 100 }, { 2, 2.5f } };
+    struct sample_params p = sample_defaults();
+    struct err e;
+    float lp;
+    p.logit_bias = bias;
+    p.n_logit_bias = 1;
+    struct sampler *s = make(&p, allowed, NULL, 0);
+    assert_int_equal(sampler_next(s, logits, &lp), 7);
+    assert_true(fabs((double)lp - (4 - log(exp(1) + exp(5) + exp(2) + exp(4) + 3))) < 1e-5);   /* of the raw logits */
+    sampler_destroy(&s);
+    p.logit_bias = bias + 1;
+    p.n_logit_bias = 3;
+    s = make(&p, allowed, NULL, 0);
+    assert_int_equal(sampler_next(s, logits, NULL), 2);        /* 1 is banned, 6 is not allowed, 2 + 2.5 > 4 */
+    sampler_destroy(&s);
+    const struct sample_bias bad[][2] = { { { 8, 1 }, { 0, 1 } }, { { -1, 1 }, { 0, 1 } }, { { 3, 1 }, { 3, 2 } }, { { 3, 101 }, { 4, 1 } },
+                                          { { 3, NAN }, { 4, 1 } } };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        p.logit_bias = bad[i];
+        p.n_logit_bias = 2;
+        assert_int_equal(sampler_create(&p, V, NULL, NULL, 0, &s, &e), E_ARG);
+        assert_string_equal(e.tag, "invalid_value");
+        assert_string_equal(e.param, "logit_bias");
+        assert_int_equal(sampler_create(&p, V, NULL, NULL, 0, &s, NULL), E_ARG);
+    }
+}
+
+static void test_min_tokens(void **state)
+{
+    (void)state;
+    const float logits[V] = { 9, 1, 8, 2, 0, 0, 0, 0 };
+    const int32_t stops[] = { 2, 0, -1, 99 };
+    struct sample_params p = sample_defaults();
+    p.min_tokens = 2;
+    p.stop_id = stops;
+    p.n_stop_ids = 4;
+    for (int warm = 0; warm < 2; warm++) {
+        p.temperature = warm ? 0.05f : 0;                      /* exp(-1 / 0.05): the best, as good as always */
+        struct sampler *s = make(&p, NULL, NULL, 0);
+        assert_int_equal(sampler_next(s, logits, NULL), 3);
+        assert_int_equal(sampler_next(s, logits, NULL), 3);
+        assert_int_equal(sampler_next(s, logits, NULL), 0);
+        sampler_destroy(&s);
+    }
+    const uint8_t only_stops[V] = { 1, 0, 1 };
+    struct sampler *s = make(&p, only_stops, NULL, 0);
+    assert_int_equal(sampler_next(s, logits, NULL), 0);        /* nothing else is left to say */
+    sampler_destroy(&s);
+}
+
+static void test_top(void **state)
+{
+    (void)state;
+    const float logits[V] = { 1, 7, NAN, 5, 5, -INFINITY, 6, 5 };
+    const uint8_t allowed[V] = { 1, 1, 1, 1, 1, 1, 0, 1 };
+    const int32_t want[] = { 1, 3, 4, 7, 0 };
+    struct sample_params p = sample_defaults();
+    const struct sample_top *top;
+    struct err e;
+    uint32_t n;
+    float lp;
+    const double norm = log(exp(1) + exp(7) + 3 * exp(5));
+    for (uint32_t most = 0; most <= 20; most++) {
+        p.top_logprobs = most;
+        struct sampler *s = make(&p, allowed, NULL, 0);
+        sampler_top(s, &top, &n);
+        assert_int_equal(n, 0);
+        assert_int_equal(sampler_next(s, logits, &lp), 1);
+        sampler_top(s, &top, &n);
+        assert_int_equal(n, most < 5 ? most : 5);
+        for (uint32_t i = 0; i < n; i++) {
+            assert_int_equal(top[i].id, want[i]);
+            assert_true(fabs((double)top[i].logprob - ((double)logits[want[i]] - norm)) < 1e-5);
+        }
+        if (n) assert_true(top[0].logprob == lp);
+        sampler_destroy(&s);
+    }
+    p.top_logprobs = 21;
+    assert_int_equal(sample_check(&p, &e), E_ARG);
+    assert_string_equal(e.param, "top_logprobs");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_greedy), cmocka_unit_test(test_penalties),
-                                        cmocka_unit_test(test_frequencies), cmocka_unit_test(test_seed_and_ranges) };
+                                        cmocka_unit_test(test_frequencies), cmocka_unit_test(test_seed_and_ranges),
+                                        cmocka_unit_test(test_same_draws_as_a_sort), cmocka_unit_test(test_bias),
+                                        cmocka_unit_test(test_min_tokens), cmocka_unit_test(test_top) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

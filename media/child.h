@@ -87,6 +87,10 @@ status child_hear(struct child *c, struct err *e);
 status child_say(struct child *c, enum child_word word, struct err *e);
 /* INFO: checks it, gives it out and sets the time limit by the length of the media. */
 status child_info(struct child *c, const struct extract_limits *l, uint64_t bytes, struct media_info *out, struct err *e);
+/* A job with what the limits say, and a child at it that has told what the source holds. */
+struct child_job extract_job(enum child_work work, uint32_t n_sources, const struct extract_limits *l);
+status extract_start(const struct child_job *job, const struct media_source *s, int extra,
+                     const struct extract_limits *l, struct child *out, struct media_info *info, struct err *e);
 /* Kills it where it still runs, and buries it. */
 void child_end(struct child *c);
 /* What it means that nothing more comes: killed by whom and why. Ends the child. */

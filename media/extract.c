@@ -29,7 +29,7 @@ void extract_free(struct extract *x)
 
 /* ---- the job --------------------------------------------------------------------------------------------------- */
 
-static struct child_job job_of(enum child_work work, uint32_t n, const struct extract_limits *l)
+struct child_job extract_job(enum child_work work, uint32_t n, const struct extract_limits *l)
 {
     const double most = l->max_duration_s > 0 ? l->max_duration_s : DAY_S;
     const double wall = l->wall_s > 0 ? l->wall_s : 60 + 2 * most;
@@ -47,8 +47,8 @@ static void cpu_limit(const struct child *c)
     prlimit(c->pid, RLIMIT_CPU, &r, NULL);
 }
 
-static status start(const struct child_job *job, const struct media_source *s, int extra, const struct extract_limits *l,
-                    struct child *c, struct media_info *info, struct err *e)
+status extract_start(const struct child_job *job, const struct media_source *s, int extra,
+                     const struct extract_limits *l, struct child *c, struct media_info *info, struct err *e)
 {
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < job->n_sources; i++) bytes += s[i].bytes;
@@ -61,10 +61,10 @@ static status start(const struct child_job *job, const struct media_source *s, i
 
 status extract_probe(const struct media_source *s, const struct extract_limits *l, struct media_info *out, struct err *e)
 {
-    const struct child_job job = job_of(CHILD_PROBE, 1, l);
+    const struct child_job job = extract_job(CHILD_PROBE, 1, l);
     struct media_info info;
     struct child c;
-    TRY(start(&job, s, -1, l, &c, &info, e));
+    TRY(extract_start(&job, s, -1, l, &c, &info, e));
     child_end(&c);
     *out = info;
     return OK;
@@ -192,7 +192,7 @@ static status arguments(const struct media_source *s, uint32_t n, const struct e
 status extract_run(const struct media_source *s, uint32_t n_sources, const struct extract_options *o,
                    const struct extract_limits *l, struct extract *out, struct err *e)
 {
-    struct child_job job = job_of(CHILD_EXTRACT, n_sources, l);
+    struct child_job job = extract_job(CHILD_EXTRACT, n_sources, l);
     struct extract x = { .kind = MEDIA_NONE };
     struct child_plan plan = { 0 };
     struct child c;
@@ -202,7 +202,7 @@ status extract_run(const struct media_source *s, uint32_t n_sources, const struc
     job.options = *o;
     TRY(spool_open(l->dir, &fd, e));
     const double began = clock_s();
-    TRY_GOTO(st, start(&job, s, fd, l, &c, &x.info, e), closed);
+    TRY_GOTO(st, extract_start(&job, s, fd, l, &c, &x.info, e), closed);
     st = follow(&c, o, fd, &plan, &x.warning, e);
     child_end(&c);
     x.decode_s = clock_s() - began;

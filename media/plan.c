@@ -115,6 +115,24 @@ static status n_frames_of(uint64_t total, double rate, double fps, const struct 
     return OK;
 }
 
+/* Which frames the part has: qwen-vl-utils' calculate_video_frame_range. Times behind the film's end are its end. */
+static status part_of(const struct media_video_options *o, struct media_video_plan *p, struct err *e)
+{
+    const double length = (double)p->total_frames / p->frame_rate;
+    const double start = o->start_s > 0.0 ? o->start_s : 0.0, end = o->end_s > 0.0 ? o->end_s : length;
+    if (!(start < 1e9) || end <= start)
+        return err_set(e, E_ARG, "the part from %g s to %g s cannot be: the end must come after the start%s", start, end,
+                       o->end_s > 0.0 ? "" : " and the film ends there");
+    const double first = ceil((start < length ? start : length) * p->frame_rate);
+    const double past = floor((end < length ? end : length) * p->frame_rate), last = (double)p->total_frames - 1.0;
+    p->first_frame = (uint64_t)first;
+    if (first >= (past < last ? past : last))
+        return err_set(e, E_ARG, "the part from %g s to %g s has fewer than 2 frames: the film has %.3f s at %.3g a second",
+                       start, end, length, p->frame_rate);
+    p->n_frames = (uint64_t)(past < last ? past : last) - p->first_frame + 1;
+    return OK;
+}
+
 status media_video_plan(uint64_t total_frames, double frame_rate, uint32_t h, uint32_t w,
                         const struct media_video_options *o, struct media_video_plan *out, struct err *e)
 {
@@ -136,8 +154,9 @@ status media_video_plan(uint64_t total_frames, double frame_rate, uint32_t h, ui
         return err_set(e, E_INPUT, "the film does not tell its frame rate: convert it to a common container");
 
     struct media_video_plan p = { .total_frames = total_frames, .frame_rate = frame_rate };
-    TRY(n_frames_of(total_frames, frame_rate, fps, o, &p.n_sampled, e));
-    p.sample_fps = (double)p.n_sampled / (double)total_frames * frame_rate;
+    TRY(part_of(o, &p, e));
+    TRY(n_frames_of(p.n_frames, frame_rate, fps, o, &p.n_sampled, e));
+    p.sample_fps = (double)p.n_sampled / (double)p.n_frames * frame_rate;
 
     /* The loader: a frame's share of the budget, never under 1.05 times the least, and the caller's own
      * limit. */
@@ -160,7 +179,7 @@ status media_video_plan(uint64_t total_frames, double frame_rate, uint32_t h, ui
 
 uint64_t media_frame_index(const struct media_video_plan *p, uint32_t i)
 {
-    /* i (total - 1) / (n - 1) to the nearest whole; n - 1 is odd, so a tie cannot be. */
-    const uint64_t last = p->n_sampled - 1, x = (uint64_t)i * (p->total_frames - 1);
-    return (2 * x + last) / (2 * last);
+    /* i (n_frames - 1) / (n - 1) to the nearest whole; n - 1 is odd, so a tie cannot be. */
+    const uint64_t last = p->n_sampled - 1, x = (uint64_t)i * (p->n_frames - 1);
+    return p->first_frame + (2 * x + last) / (2 * last);
 }

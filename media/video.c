@@ -266,11 +266,12 @@ static status sample_find(struct media_video *v, struct err *e)
     }
 }
 
-/* After the last sample, ALL: does the film end here? */
+/* After the last sample, ALL: does the film end here? A part need not reach the end. */
 static status end_check(struct media_video *v, struct err *e)
 {
+    const struct media_video_plan *p = &v->plan;
     bool end = false, lost = false;
-    if (v->select || v->m->n_frames_true != 0) return OK;
+    if (v->select || v->m->n_frames_true != 0 || p->first_frame + p->n_frames < p->total_frames) return OK;
     TRY(frame_next(v, &end, &lost, e));
     return end ? OK : miscounted(v, e);
 }

@@ -3,6 +3,8 @@
  * force. */
 #include <inttypes.h>
 
+#include <math.h>
+
 #include "media/features.h"
 #include "media/isa.h"
 #include "tests/media/expected.h"
@@ -88,6 +90,44 @@ static void tables(void **state)
         assert_int_equal(p.n_sampled, counts[i].n);
         assert_int_equal(media_frame_index(&p, 0), 0);
         assert_int_equal(media_frame_index(&p, p.n_sampled - 1), counts[i].total - 1);
+    }
+}
+
+/* Parts of films: what qwen-vl-utils' calculate_video_frame_range and smart_nframes say. */
+static void parts(void **state)
+{
+    (void)state;
+    struct err e;
+    static const struct {
+        uint64_t total;
+        double rate, start, end;
+        uint64_t first, last;
+        uint32_t n;
+    } films[] = {
+        { 300, 30, 0, 0, 0, 299, 20 },     { 300, 30, 2, 0, 60, 299, 16 },    { 300, 30, 0, 4, 0, 120, 8 },
+        { 300, 30, 2, 4, 60, 120, 4 },     { 300, 30, 2.01, 4.99, 61, 149, 4 }, { 300, 30, 9, 99, 270, 299, 4 },
+        { 250, 25, 1.5, 5.5, 38, 137, 8 }, { 300, 29.97, 1, 3, 30, 89, 4 },   { 300, 30, 9.93, 99, 298, 299, 2 },
+        { 300, 30, -1, -1, 0, 299, 20 },
+    };
+    for (size_t i = 0; i < sizeof films / sizeof *films; i++) {
+        const struct media_video_options o = { .start_s = films[i].start, .end_s = films[i].end };
+        struct media_video_plan p;
+        assert_ok(media_video_plan(films[i].total, films[i].rate, 360, 640, &o, &p, &e), e);
+        assert_int_equal(p.first_frame, films[i].first);
+        assert_int_equal(p.first_frame + p.n_frames - 1, films[i].last);
+        assert_int_equal(p.n_sampled, films[i].n);
+        assert_int_equal(p.total_frames, films[i].total);
+        assert_int_equal(media_frame_index(&p, 0), films[i].first);
+        assert_int_equal(media_frame_index(&p, p.n_sampled - 1), films[i].last);
+        assert_true(fabs(p.sample_fps - p.n_sampled / (double)p.n_frames * films[i].rate) < 1e-9);
+        assert_true(p.second_per_grid == 1.0);
+    }
+    static const double bad[][2] = { { 5, 5 }, { 5, 4 }, { 10, 0 }, { 11, 12 }, { 9.97, 0 }, { 2.001, 2.03 }, { 1e300, 0 } };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const struct media_video_options o = { .start_s = bad[i][0], .end_s = bad[i][1] };
+        struct media_video_plan p;
+        assert_int_equal(media_video_plan(300, 30, 360, 640, &o, &p, &e), E_ARG);
+        assert_non_null(strstr(e.text, "the part from"));
     }
 }
 
@@ -269,7 +309,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sizes),      cmocka_unit_test(plans),       cmocka_unit_test(tables),
-        cmocka_unit_test(options),    cmocka_unit_test(pillow),      cmocka_unit_test(torch),
+        cmocka_unit_test(parts), cmocka_unit_test(options),    cmocka_unit_test(pillow),      cmocka_unit_test(torch),
         cmocka_unit_test(isas_agree), cmocka_unit_test(patch_order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

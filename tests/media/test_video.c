@@ -2,6 +2,8 @@
  * turn.
  * Method: expected.txt film by film; streams against whole loads; shuffled timestamps against
  * sorting. */
+#include <math.h>
+
 #include "media/media.h"
 #include "media/order.h"
 #include "tests/media/expected.h"
@@ -80,6 +82,16 @@ static void streams(void **state)
     media_close(&m);
 }
 
+/* The patches of frame i of a and of frame j of b are the same bits. */
+static void same_frame(const struct media_patches *a, uint32_t i, const struct media_patches *b, uint32_t j)
+{
+    const size_t group = (size_t)a->grid_h * a->grid_w;
+    for (size_t r = 0; r < group; r++)
+        for (int c = 0; c < 3; c++)
+            assert_memory_equal(a->patches + ((i / 2 * group + r) * 6 + (size_t)c * 2 + i % 2) * 196,
+                                b->patches + ((j / 2 * group + r) * 6 + (size_t)c * 2 + j % 2) * 196, 196 * sizeof(float));
+}
+
 /* Frames that the decoder may drop and frames that it decodes: picked alike. film.mp4 at 24 fps decodes
  * everything, at 2 fps it drops; the last frame is in both. */
 static void dropping(void **state)
@@ -95,20 +107,59 @@ static void dropping(void **state)
     assert_ok(media_video_load(m, &lo, &few, &a, &e), e);
     assert_ok(media_video_load(m, &hi, &many, &b, &e), e);
     assert_int_equal(b.n_sampled, b.total_frames / 2 * 2);
-    const size_t group = (size_t)a.grid_h * a.grid_w;
     for (uint32_t i = 0; i < a.n_sampled; i++) {
         uint32_t j = 0;
         while (j < b.n_sampled && media_frame_index(&b, j) != media_frame_index(&a, i)) j++;
-        if (j == b.n_sampled) continue;           /* an odd total: one frame is not among the many */
-        for (size_t r = 0; r < group; r++)
-            for (int c = 0; c < 3; c++)
-                assert_memory_equal(few.patches + ((i / 2 * group + r) * 6 + (size_t)c * 2 + i % 2) * 196,
-                                    many.patches + ((j / 2 * group + r) * 6 + (size_t)c * 2 + j % 2) * 196,
-                                    196 * sizeof(float));
+        if (j < b.n_sampled) same_frame(&few, i, &many, j);   /* an odd total: one frame is not among the many */
     }
     media_patches_free(&few);
     media_patches_free(&many);
     media_close(&m);
+}
+
+/* A part of a film: frames of the whole film, none from outside the part; every codec, few frames and many. */
+static void parts(void **state)
+{
+    (void)state;
+    static const char *const name[] = { "film.mp4", "open_gop.mp4", "mpeg4.avi", "mpeg2.ts", "odd.mkv", "vp9.webm" };
+    for (size_t k = 0; k < sizeof name / sizeof *name; k++) {
+        struct media *m;
+        struct err e;
+        struct media_patches all, some;
+        struct media_video_plan a, b;
+        char path[256];
+        struct media_video_options o = { .n_frames = 100000, .limits = { 3136, 9408 } };
+        snprintf(path, sizeof path, DATA "%s", name[k]);
+        assert_ok(media_open(path, &m, &e), e);
+        assert_ok(media_video_load(m, &o, &all, &a, &e), e);
+        const double length = (double)a.total_frames / a.frame_rate;
+        uint32_t n_seen = 0;
+        for (int way = 0; way < 4; way++) {
+            o.n_frames = way % 2 ? 100000 : 2;
+            o.start_s = length * 0.3;
+            o.end_s = way < 2 ? length * 0.8 : 0;
+            assert_ok(media_video_load(m, &o, &some, &b, &e), e);
+            assert_int_equal(b.total_frames, a.total_frames);
+            assert_int_equal(b.first_frame, (uint64_t)ceil(o.start_s * a.frame_rate));
+            for (uint32_t i = 0; i < b.n_sampled; i++) {
+                const uint64_t f = media_frame_index(&b, i);
+                uint32_t j = 0;
+                assert_true((double)f >= o.start_s * a.frame_rate && f < a.total_frames);
+                if (way < 2) assert_true((double)f <= o.end_s * a.frame_rate);
+                while (j < a.n_sampled && media_frame_index(&a, j) != f) j++;
+                if (j == a.n_sampled) continue;   /* an odd total: one frame is not among all */
+                same_frame(&some, i, &all, j);
+                n_seen++;
+            }
+            media_patches_free(&some);
+        }
+        if (n_seen < 20) fail_msg("%s: %u of the %u frames compared", name[k], n_seen, (unsigned)a.total_frames);
+        o.start_s = length + 1;
+        o.end_s = 0;
+        assert_int_equal(media_video_load(m, &o, &some, NULL, &e), E_ARG);
+        media_patches_free(&all);
+        media_close(&m);
+    }
 }
 
 static void info(void **state)
@@ -208,7 +259,7 @@ static void order(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reference), cmocka_unit_test(streams),   cmocka_unit_test(dropping),
+        cmocka_unit_test(reference), cmocka_unit_test(streams),   cmocka_unit_test(dropping), cmocka_unit_test(parts),
         cmocka_unit_test(info),      cmocka_unit_test(truncated), cmocka_unit_test(order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -154,6 +154,8 @@ struct request_extra {
     const struct chat_render_options *render;
     const int32_t *ids;                    /* a raw prompt instead of a chat */
     uint32_t n_ids, n_choices;
+    uint32_t default_max_tokens;           /* of an answer that names no length; 0: the room that is left */
+    bool count_only;                       /* the prompt alone: no plan, no samplers, any length */
 };
 /* eng_request_create with all of it. Any thread where source has a loader; touches no pages and no device. */
 status request_create(struct engine *en, const struct chat *chat, const struct eng_request_options *o,

@@ -120,6 +120,7 @@ static status do_encode(struct loop *lp, const struct sched_step *step, struct e
     bool done;
     TRY(mem_grow(&lp->list, &lp->list_cap, 1, sizeof *lp->list, e));
     lp->list[0] = r;
+    if (r->watch.admitted) r->watch.admitted(r->watch.self);
     const status st = encode_some(lp->en, r, step->max_work, &work, &done, &why);
     if (st != OK) return settle(lp, 1, st, &why, e);
     sched_encoded(lp->s, &r->sched, done, work, clock_s() - start);
@@ -207,7 +208,7 @@ status loop_step(struct loop *lp, bool *idle, struct err *e)
     case SCHED_ENCODE: return do_encode(lp, &step, e);
     case SCHED_PREFILL: return do_prefill(lp, &step, e);
     case SCHED_DECODE: return do_decode(lp, &step, e);
-    case SCHED_IDLE: break;
+    case SCHED_NOTHING: break;
     }
     *idle = true;
     return OK;

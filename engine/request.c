@@ -583,6 +583,11 @@ static status create(struct engine *en, const struct chat *chat, const struct en
         TRY(build_prompt(en, r, e));
     }
     r->media_s = clock_s() - start;
+    if (x && x->count_only) return OK;
+    if (r->o.max_tokens == 0 && x && x->default_max_tokens && r->prompt.n < en->info.max_model_len) {
+        const uint32_t room = en->info.max_model_len - r->prompt.n;
+        r->o.max_tokens = x->default_max_tokens < room ? x->default_max_tokens : room;
+    }
     TRY(check_length(en, r, e));
     TRY(make_plan(en, r, e));
     return make_choices(en, r, e);

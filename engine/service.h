@@ -119,6 +119,7 @@ struct service_request {
     const struct chat_render_options *render;  /* NULL: none; copied */
     int32_t *ids;                  /* moved; a raw prompt of n_ids tokens */
     uint32_t n_ids;
+    const struct eng_given *given; /* features or embeddings in place of files, as eng_request_create_given; lives until DONE */
     struct eng_request_options o;  /* strings, pcm and policy that it points at must live until DONE: see owner */
     uint32_t n_choices;            /* 0: 1. One prefill, n decodes; seeds seed, seed + 1, ... */
     uint32_t top_logprobs;         /* 0..20 */

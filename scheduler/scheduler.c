@@ -358,7 +358,7 @@ static double work_now(const struct sched *s, double now, double unit)
 
 void sched_next(struct sched *s, double now, struct sched_step *out)
 {
-    *out = (struct sched_step){ .kind = SCHED_IDLE, .max_work = INFINITY };
+    *out = (struct sched_step){ .kind = SCHED_NOTHING, .max_work = INFINITY };
     admit_all(s);
     const uint32_t live = n_live(s), marching = pick_group(s);
     const bool form = s->ready.n > 0 && (live == 0 || (live < SCHED_GROUPS && may_overtake(s, marching)));

@@ -76,7 +76,7 @@ uint64_t sched_demand(const struct sched *s, const struct sched_request *r);
 /* r must stay where it is until sched_end. E_FULL, tag insufficient_memory: can never fit (both numbers); E_BUSY. */
 status sched_add(struct sched *s, struct sched_request *r, struct err *e);
 
-enum sched_kind { SCHED_IDLE, SCHED_ENCODE, SCHED_PREFILL, SCHED_DECODE };
+enum sched_kind { SCHED_NOTHING, SCHED_ENCODE, SCHED_PREFILL, SCHED_DECODE };
 #define SCHED_GROUPS 2
 
 struct sched_step {

@@ -1,0 +1,480 @@
+/* The service: many requests from any thread, and the same bits as each gives alone. Method: omni-tiny on its own clips;
+ * what eng_run gives for a question is compared, ids and log probabilities, with what the service gives for it beside
+ * others, in small quanta, as one of several choices, again after a preemption, and from the caches. Then ends: cancelled
+ * in every phase, deadlines, a full queue, a drain; and a request that waits for pages that another's pruning frees. */
+#include <math.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "engine/inside.h"
+#include "engine/service.h"
+#include "media/extract.h"
+
+#define FILM  "tests/data/media/film.mp4"
+#define SOUND "tests/data/media/mono16k.flac"
+enum { N_MAX = 24 };
+
+/* ---- what one request became ------------------------------------------------------------------------------- */
+
+struct answer {
+    uint32_t n;
+    int32_t id[N_MAX];
+    float logprob[N_MAX];
+    char text[1024];
+    enum eng_finish finish;
+};
+
+struct watcher {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct answer a[8];
+    uint32_t n_text, n_done, n_admitted, n_choice;
+    bool done;
+    struct err error;
+    bool failed;
+    uint32_t n_cached, n_cached_early, cached_layers, n_preempted;
+    bool media_cached;
+};
+
+static void watch(void *self, const struct service_event *ev)
+{
+    struct watcher *w = self;
+    pthread_mutex_lock(&w->lock);
+    assert_false(w->done);
+    switch (ev->kind) {
+    case SERVICE_ADMITTED: w->n_admitted++; break;
+    case SERVICE_PROGRESS: assert_true(ev->progress >= 0 && ev->progress <= 1); break;
+    case SERVICE_TEXT: {
+        struct answer *a = &w->a[ev->choice];
+        w->n_text++;
+        assert_int_equal(ev->n_token, 1);
+        assert_true(a->n < N_MAX);
+        a->id[a->n] = ev->token[0].id;
+        a->logprob[a->n++] = ev->token[0].logprob;
+        const size_t had = strlen(a->text);
+        assert_true(had + ev->n_text < sizeof a->text);
+        memcpy(a->text + had, ev->text, ev->n_text);
+        break;
+    }
+    case SERVICE_CHOICE:
+        w->n_choice++;
+        w->a[ev->choice].finish = ev->result->finish;
+        break;
+    case SERVICE_DONE:
+        w->done = true;
+        w->failed = ev->error != NULL;
+        if (ev->error) w->error = *ev->error;
+        w->n_cached = ev->summary->n_cached;
+        w->n_cached_early = ev->summary->n_cached_early;
+        w->cached_layers = ev->summary->cached_layers;
+        w->media_cached = ev->summary->media_cached;
+        w->n_preempted = ev->summary->n_preempted;
+        break;
+    }
+    pthread_cond_broadcast(&w->changed);
+    pthread_mutex_unlock(&w->lock);
+}
+
+static struct watcher *watcher_new(void)
+{
+    struct watcher *w = mem_must(1, sizeof *w);
+    pthread_mutex_init(&w->lock, NULL);
+    pthread_cond_init(&w->changed, NULL);
+    return w;
+}
+
+static void wait_done(struct watcher *w)
+{
+    pthread_mutex_lock(&w->lock);
+    while (!w->done) pthread_cond_wait(&w->changed, &w->lock);
+    pthread_mutex_unlock(&w->lock);
+}
+
+static void wait_text(struct watcher *w, uint32_t n)
+{
+    pthread_mutex_lock(&w->lock);
+    while (w->n_text < n && !w->done) pthread_cond_wait(&w->changed, &w->lock);
+    pthread_mutex_unlock(&w->lock);
+}
+
+/* ---- questions ---------------------------------------------------------------------------------------------- */
+
+struct ask {
+    const char *media;
+    enum chat_part_kind kind;
+    const char *text;
+    float temperature;
+    uint32_t n_new;
+    const char *policy;
+};
+
+static struct chat chat_of(const struct ask *a)
+{
+    struct chat c;
+    struct err e;
+    chat_init(&c);
+    assert_int_equal(chat_add_message(&c, CHAT_USER, &e), OK);
+    if (a->media) assert_int_equal(chat_add_media(&c, a->kind, a->media, &e), OK);
+    assert_int_equal(chat_add_text(&c, a->text, strlen(a->text), &e), OK);
+    return c;
+}
+
+static struct policy_params policy_of(const struct engine *en, const struct ask *a)
+{
+    struct policy_params p;
+    struct err e;
+    if (prune_params_init(&p, a->policy ? a->policy : "none", engine_config(en)->text.layers, &e) != OK) fail_msg("%s", e.text);
+    if (prune_params_finish(&p, &e) != OK) fail_msg("%s", e.text);
+    return p;
+}
+
+static struct eng_request_options options_of(const struct ask *a, const struct policy_params *p)
+{
+    struct eng_request_options o = eng_request_defaults();
+    o.max_tokens = a->n_new;
+    o.ignore_eos = true;
+    o.sample.temperature = a->temperature;
+    o.sample.seed = 7;
+    o.policy = p;
+    o.audio_in_video = a->kind == PART_VIDEO;
+    o.max_pixels = 28 * 28 * 16;
+    return o;
+}
+
+/* Alone, through eng_run. */
+static void alone(struct engine *en, const struct ask *a, struct answer *out)
+{
+    struct chat c = chat_of(a);
+    struct policy_params p = policy_of(en, a);
+    const struct eng_request_options o = options_of(a, &p);
+    struct eng_request *r;
+    struct err e;
+    if (eng_request_create(en, &c, &o, &r, &e) != OK) fail_msg("%s", e.text);
+    assert_int_equal(eng_run(en, &r, 1, &e), OK);
+    const struct eng_result *res = eng_request_result(r);
+    if (res->finish == ENG_FAILED) fail_msg("%s", res->error.text);
+    *out = (struct answer){ .n = res->n_ids, .finish = res->finish };
+    memcpy(out->id, res->ids, res->n_ids * sizeof *res->ids);
+    snprintf(out->text, sizeof out->text, "%s", res->text);
+    eng_request_destroy(en, &r);
+    chat_free(&c);
+}
+
+struct asked { struct policy_params p; struct watcher *w; uint64_t id; };
+
+static void submit_with(struct service *s, const struct ask *a, struct service_request rq, struct asked *out)
+{
+    struct err e;
+    out->p = policy_of(service_engine(s), a);
+    out->w = watcher_new();
+    rq.chat = chat_of(a);
+    rq.o = options_of(a, &out->p);
+    rq.event = watch;
+    rq.self = out->w;
+    if (service_submit(s, &rq, &out->id, &e) != OK) fail_msg("%s", e.text);
+}
+
+static void submit(struct service *s, const struct ask *a, struct asked *out)
+{
+    submit_with(s, a, (struct service_request){ 0 }, out);
+}
+
+static void must_finish(struct asked *x)
+{
+    wait_done(x->w);
+    if (x->w->failed) fail_msg("%s", x->w->error.text);
+}
+
+static void same(const struct answer *a, const struct answer *b)
+{
+    assert_int_equal(a->n, b->n);
+    assert_memory_equal(a->id, b->id, a->n * sizeof *a->id);
+    assert_string_equal(a->text, b->text);
+    assert_int_equal(a->finish, b->finish);
+}
+
+static void same_bits(const struct answer *a, const struct answer *b)
+{
+    same(a, b);
+    assert_memory_equal(a->logprob, b->logprob, a->n * sizeof *a->logprob);
+}
+
+static void asked_free(struct asked *x) { free(x->w); }
+
+static struct engine *open_tiny(uint64_t kv_bytes)
+{
+    const struct engine_options o = { .n_threads = 2, .kv_bytes = kv_bytes };
+    struct engine *en;
+    struct err e;
+    if (engine_open(&o, &en, &e) != OK) fail_msg("%s", e.text);
+    return en;
+}
+
+static struct service *open_service(struct engine *en, struct service_options o)
+{
+    struct service *s;
+    struct err e;
+    if (service_open(en, &o, &s, &e) != OK) fail_msg("%s", e.text);
+    return s;
+}
+
+static void all_home(struct engine *en)
+{
+    assert_int_equal(engine_pages_free(en), engine_info(en)->n_pages);
+}
+
+/* Resolves plain paths, as a loader would. */
+static status resolve(void *self, void *owner, const struct chat_part *part, int frame, const atomic_bool *stop,
+                      struct media_source *out, struct err *e)
+{
+    (void)self, (void)owner, (void)frame, (void)stop;
+    FILE *f = fopen(part->url, "rb");
+    if (f == NULL) return err_set(e, E_INPUT, "%s: not there", part->url);
+    const int fd = dup(fileno(f));
+    fclose(f);
+    return media_source_of_fd(fd, part->url, NULL, out, e);
+}
+static const struct service_loader LOADER = { .resolve = resolve };
+
+static const struct ask ASKS[] = {
+    { NULL, PART_TEXT, "Say something about shapes.", 0, 12, NULL },
+    { SOUND, PART_AUDIO, "What was that?", 0, 9, NULL },
+    { FILM, PART_VIDEO, "What happens here?", 0, 11, NULL },
+    { FILM, PART_VIDEO, "What happens here?", 0, 11, "omnidrop" },
+    { NULL, PART_TEXT, "Draw.", 1, 14, NULL },
+    { FILM, PART_VIDEO, "And what can be heard?", 1, 7, "omnidrop" },
+    { NULL, PART_TEXT, "One word.", 0, 1, NULL },
+};
+enum { N_ASKS = sizeof ASKS / sizeof *ASKS };
+
+/* ---- tests -------------------------------------------------------------------------------------------------- */
+
+/* Beside others, at any size of quanta, whatever order: the bits of each alone. */
+static void test_same_bits(void **state)
+{
+    (void)state;
+    struct engine *en = open_tiny(0);
+    struct answer want[N_ASKS];
+    for (int i = 0; i < N_ASKS; i++) alone(en, &ASKS[i], &want[i]);
+    static const double targets[] = { 1e-6, 2e-3, INFINITY };
+    for (int t = 0; t < 3; t++) {
+        struct service *s = open_service(en, (struct service_options){ .itl_target_s = targets[t], .max_running = 5,
+                                                                      .group_rows = t == 1 ? 300 : 8192 });
+        struct asked x[2 * N_ASKS];
+        for (int i = 0; i < 2 * N_ASKS; i++) submit(s, &ASKS[(i * 3 + t) % N_ASKS], &x[i]);
+        for (int i = 0; i < 2 * N_ASKS; i++) {
+            must_finish(&x[i]);
+            same(&x[i].w->a[0], &want[(i * 3 + t) % N_ASKS]);
+            assert_int_equal(x[i].w->n_admitted, 1);
+            asked_free(&x[i]);
+        }
+        service_close(&s);
+        all_home(en);
+    }
+    engine_close(&en);
+}
+
+/* The second question about a film decodes and encodes nothing, shares the pages before the first drop, and its answer is
+ * that of a service without caches, bit for bit. */
+static void test_caches(void **state)
+{
+    (void)state;
+    struct engine *en = open_tiny(0);
+    static const char *const policies[] = { "none", "omnidrop", "random" };
+    for (int k = 0; k < 3; k++) {
+        const struct ask first = { FILM, PART_VIDEO, "What happens here?", 0, 6, policies[k] };
+        const struct ask second = { FILM, PART_VIDEO, "Which colour has the shape, and who speaks?", 0, 10, policies[k] };
+        struct service *s = open_service(en, (struct service_options){ .loader = &LOADER, .no_prefix_cache = true,
+                                                                      .no_media_cache = true });
+        struct asked cold, warm[3];
+        submit(s, &second, &cold);
+        must_finish(&cold);
+        assert_false(cold.w->media_cached);
+        service_close(&s);
+        all_home(en);
+        s = open_service(en, (struct service_options){ .loader = &LOADER });
+        submit(s, &first, &warm[0]);
+        must_finish(&warm[0]);
+        assert_false(warm[0].w->media_cached);
+        assert_int_equal(warm[0].w->cached_layers, 0);
+        for (int i = 1; i < 3; i++) {      /* the second time all but its last page is known where nothing drops */
+            submit(s, &second, &warm[i]);
+            must_finish(&warm[i]);
+            assert_true(warm[i].w->media_cached);
+            same_bits(&warm[i].w->a[0], &cold.w->a[0]);
+            if (k < 2) {
+                assert_true(warm[i].w->cached_layers > 0);
+                assert_true(warm[i].w->n_cached_early > 32);
+            }
+            assert_int_equal(warm[i].w->n_cached > 0, k == 0);
+        }
+        struct service_gauges g;
+        usleep(60000);
+        service_read(s, &g);
+        assert_true(g.pages_cached > 0);
+        assert_int_equal(g.media_cache_hits, 2);
+        service_close(&s);
+        all_home(en);
+        asked_free(&cold);
+        for (int i = 0; i < 3; i++) asked_free(&warm[i]);
+    }
+    engine_close(&en);
+}
+
+/* n choices: the first is what one choice gives, each is what its seed gives alone. */
+static void test_choices(void **state)
+{
+    (void)state;
+    struct engine *en = open_tiny(0);
+    struct service *s = open_service(en, (struct service_options){ .no_prefix_cache = true });
+    const struct ask a = { FILM, PART_VIDEO, "What happens here?", 1, 10, "omnidrop" };
+    struct asked three, one[3];
+    submit_with(s, &a, (struct service_request){ .n_choices = 3, .top_logprobs = 4 }, &three);
+    must_finish(&three);
+    assert_int_equal(three.w->n_choice, 3);
+    for (uint32_t i = 0; i < 3; i++) {
+        struct err e;
+        one[i].p = policy_of(en, &a);
+        one[i].w = watcher_new();
+        struct service_request rq = { .chat = chat_of(&a), .o = options_of(&a, &one[i].p), .event = watch, .self = one[i].w };
+        rq.o.sample.seed += i;
+        assert_int_equal(service_submit(s, &rq, &one[i].id, &e), OK);
+        must_finish(&one[i]);
+        same_bits(&three.w->a[i], &one[i].w->a[0]);
+        asked_free(&one[i]);
+    }
+    asked_free(&three);
+    service_close(&s);
+    all_home(en);
+    engine_close(&en);
+}
+
+/* A request of a lower priority gives its pages to one of a higher one and comes back to the same bits. */
+static void test_preemption(void **state)
+{
+    (void)state;
+    struct engine *en = open_tiny(0);
+    const struct ask low = { FILM, PART_VIDEO, "What happens here?", 1, 20, "omnidrop" };
+    const struct ask high = { FILM, PART_VIDEO, "Who speaks?", 0, 4, NULL };
+    struct answer want_low, want_high;
+    alone(en, &low, &want_low);
+    alone(en, &high, &want_high);
+    struct service *s = open_service(en, (struct service_options){ .max_running = 1 });
+    uint32_t preempted = 0;
+    for (uint32_t at = 1; at < 18; at += 4) {
+        struct asked x, y;
+        submit_with(s, &low, (struct service_request){ .priority = 5 }, &x);
+        wait_text(x.w, at);
+        submit(s, &high, &y);
+        must_finish(&y);
+        must_finish(&x);
+        same(&y.w->a[0], &want_high);
+        same(&x.w->a[0], &want_low);
+        preempted += x.w->n_preempted;
+        asked_free(&x);
+        asked_free(&y);
+    }
+    assert_true(preempted > 0);
+    service_close(&s);
+    all_home(en);
+    engine_close(&en);
+}
+
+/* Cancelled at any moment: one DONE, every page home. */
+static void test_cancels(void **state)
+{
+    (void)state;
+    struct engine *en = open_tiny(0);
+    struct service *s = open_service(en, (struct service_options){ .loader = &LOADER, .itl_target_s = 1e-6 });
+    uint32_t cancelled = 0;
+    for (int i = 0; i < 40; i++) {
+        struct asked x, y;
+        submit(s, &ASKS[i % N_ASKS == 6 ? 0 : i % N_ASKS], &x);
+        submit(s, &ASKS[(i + 2) % N_ASKS], &y);
+        usleep((useconds_t)(i * 700));
+        service_cancel(s, x.id);
+        service_cancel(s, x.id);
+        wait_done(x.w);
+        if (x.w->failed) {
+            assert_int_equal(x.w->error.code, E_CANCELLED);
+            cancelled++;
+        }
+        must_finish(&y);
+        asked_free(&x);
+        asked_free(&y);
+    }
+    assert_true(cancelled > 5);
+    service_close(&s);
+    all_home(en);
+    engine_close(&en);
+}
+
+/* What cannot be: never fits, too long, full queue, deadlines, drained. */
+static void test_refusals(void **state)
+{
+    (void)state;
+    struct engine *en = open_tiny(0);
+    struct service *s = open_service(en, (struct service_options){ .max_waiting = 2, .max_running = 1 });
+    struct ask a = ASKS[0];
+    struct asked x[4];
+    struct err e;
+    a.n_new = 1u << 20;
+    submit(s, &a, &x[0]);
+    wait_done(x[0].w);
+    assert_true(x[0].w->failed);
+    assert_string_equal(x[0].w->error.tag, "context_length_exceeded");
+    assert_memory_equal(x[0].w->error.text, "This model's maximum context length is ", 39);
+    asked_free(&x[0]);
+    a.n_new = N_MAX;
+    struct policy_params p = policy_of(en, &a);
+    submit_with(s, &a, (struct service_request){ .deadline_s = 1e-9 }, &x[0]);
+    wait_done(x[0].w);
+    if (x[0].w->failed) assert_string_equal(x[0].w->error.tag, "deadline_exceeded");
+    asked_free(&x[0]);
+    bool full = false;
+    uint32_t n = 0;
+    for (; n < 4 && !full; n++) {
+        struct service_request rq = { .chat = chat_of(&a), .o = options_of(&a, &p), .event = watch, .self = (x[n].w = watcher_new()) };
+        if (service_submit(s, &rq, &x[n].id, &e) == OK) continue;
+        full = true;
+        assert_int_equal(e.code, E_BUSY);
+        assert_string_equal(e.tag, "queue_full");
+        chat_free(&rq.chat);
+        free(x[n].w);
+        break;
+    }
+    assert_true(full);
+    for (uint32_t i = 0; i < n; i++) {
+        must_finish(&x[i]);
+        asked_free(&x[i]);
+    }
+    service_drain(s);
+    struct service_request rq = { .chat = chat_of(&a), .o = options_of(&a, &p) };
+    uint64_t id;
+    assert_int_equal(service_submit(s, &rq, &id, &e), E_BUSY);
+    assert_string_equal(e.tag, "draining");
+    chat_free(&rq.chat);
+    service_close(&s);
+    engine_close(&en);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "--media-child") == 0) return extract_child_main(argc, argv);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_same_bits), cmocka_unit_test(test_caches),   cmocka_unit_test(test_choices),
+        cmocka_unit_test(test_preemption), cmocka_unit_test(test_cancels), cmocka_unit_test(test_refusals),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -148,12 +148,15 @@ static void set_state(struct connection *c, enum connection_state state)
 static void pause_reading(struct connection *c, bool on)
 {
     if (c->paused == on) return;
+    const double now = clock_s();
     c->paused = on;
     if (on) {
+        c->paused_at = now;
         bufferevent_disable(c->bev, EV_READ);
     } else {
         bufferevent_enable(c->bev, EV_READ);
-        c->moved_in = clock_s();
+        c->since += now - c->paused_at;
+        c->moved_in = now;
     }
 }
 
@@ -291,10 +294,6 @@ static bool linger(struct connection *c)
     }
     shut_tls(c);
     shutdown(c->fd, SHUT_WR);
-    if (c->peer_shut) {
-        connection_close(c);
-        return false;
-    }
     return true;
 }
 
@@ -313,10 +312,10 @@ static bool step(struct connection *c)
     switch (c->state) {
     case CONNECTION_HEAD:
         if (connection_backlog(c) > OUTPUT_HIGH) return false;
-        if (c->server->phase >= DRAINING && reader_idle(c->reader) &&
+        if (c->server->phase >= DRAINING && reader_idle(c->reader) && connection_backlog(c) == 0 &&
             evbuffer_get_length(bufferevent_get_input(c->bev)) == 0) {
-            set_state(c, CONNECTION_FLUSH);
-            return true;
+            connection_close(c);   /* nothing is under way in either direction */
+            return false;
         }
         return read_some(c);
     case CONNECTION_BODY:

@@ -131,6 +131,7 @@ struct connection {
     double armed;                  /* when the timer fires; 0: not set */
     double since;                  /* the state, or the first byte of the head */
     double moved_in, moved_out;    /* last progress either way */
+    double paused_at;
     uint64_t n_dropped;            /* LINGER */
 };
 

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -24,7 +25,7 @@
 #include "http/internal.h"
 
 #define BACKLOG 512
-#define EXPIRED_S 5.0              /* for the last words of streams that the drain's end cut short */
+#define EXPIRED_S (LINGER_S + 1)              /* for the last words of streams that the drain's end cut short */
 
 /* ---- posts ------------------------------------------------------------------------------------------------ */
 
@@ -40,9 +41,11 @@ void http_post(struct http_server *s, void (*fn)(void *arg), void *arg)
     struct post *p = mem_must(1, sizeof *p);
     p->fn = fn;
     p->arg = arg;
-    p->next = atomic_load_explicit(&s->posts, memory_order_relaxed);
-    while (!atomic_compare_exchange_weak_explicit(&s->posts, &p->next, p, memory_order_acq_rel, memory_order_relaxed)) {}
-    if (p->next == NULL) wake(s);
+    /* Once it is in the stack it is no longer ours to look at. */
+    struct post *old = atomic_load_explicit(&s->posts, memory_order_relaxed);
+    do p->next = old;
+    while (!atomic_compare_exchange_weak_explicit(&s->posts, &old, p, memory_order_acq_rel, memory_order_relaxed));
+    if (old == NULL) wake(s);
 }
 
 /* Takes the whole stack, turns it round and runs it; what is posted meanwhile comes with the next wake. */
@@ -345,7 +348,10 @@ static status open_tls(struct http_server *s, struct err *e)
     s->tls = SSL_CTX_new(TLS_server_method());
     if (s->tls == NULL) return err_set(e, E_NOMEM, "TLS cannot be set up");
     SSL_CTX_set_min_proto_version(s->tls, TLS1_2_VERSION);
-    SSL_CTX_set_options(s->tls, SSL_OP_NO_RENEGOTIATION | SSL_OP_IGNORE_UNEXPECTED_EOF);
+    SSL_CTX_set_options(s->tls, SSL_OP_NO_RENEGOTIATION);
+#ifdef SSL_OP_IGNORE_UNEXPECTED_EOF
+    SSL_CTX_set_options(s->tls, SSL_OP_IGNORE_UNEXPECTED_EOF);
+#endif
     if (SSL_CTX_use_certificate_chain_file(s->tls, o->ssl_certfile) != 1)
         return err_set(e, E_ARG, "--ssl-certfile %s cannot be used: %s", o->ssl_certfile, ERR_reason_error_string(ERR_get_error()));
     if (SSL_CTX_use_PrivateKey_file(s->tls, o->ssl_keyfile, SSL_FILETYPE_PEM) != 1 || SSL_CTX_check_private_key(s->tls) != 1)
@@ -402,6 +408,15 @@ static void copy_options(struct http_server *s, const struct http_options *o)
     }
 }
 
+/* Every connection and every file in the spool is a descriptor: take as many as the system gives without asking. */
+static void raise_descriptors(void)
+{
+    struct rlimit l;
+    if (getrlimit(RLIMIT_NOFILE, &l) != 0 || l.rlim_cur == l.rlim_max) return;
+    l.rlim_cur = l.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &l);
+}
+
 static status open_loop(struct http_server *s, struct err *e)
 {
     struct event_config *config = event_config_new();
@@ -436,6 +451,7 @@ status http_server_create(const struct http_options *o, struct http_server **out
 {
     struct http_server *s = mem_must(1, sizeof *s);
     signal(SIGPIPE, SIG_IGN);
+    raise_descriptors();
     s->wake_fd = s->watch_fd = -1;
     s->loop_thread = pthread_self();
     copy_options(s, o);

@@ -50,8 +50,8 @@ struct spool {
 
 static status disk_error(struct err *e, int why)
 {
-    /* EFBIG: the process's own limit on file sizes is a disk that is full for us. */
-    if (why != ENOSPC && why != EDQUOT && why != EFBIG)
+    /* The process's own limits on file sizes and open files are a disk that is full for us. */
+    if (why != ENOSPC && why != EDQUOT && why != EFBIG && why != EMFILE && why != ENFILE)
         return err_set(e, E_IO, "the request could not be stored: %s", strerror(why));
     err_set(e, E_NOMEM, "the disk that takes uploads is full: try again later");
     return err_tag(e, "spool_full", NULL);

@@ -274,8 +274,8 @@ static status film_open(struct work *w, struct err *e)
 {
     struct media_video_options vo = w->o->video;
     vo.n_threads = threads_for(media_info(w->m), &vo);
-    if (w->o->start_s > 0 || w->o->end_s > 0)
-        return err_set(e, E_ARG, "%s: a part of a film (start, end) cannot be asked for: cut the file first", w->m->name);
+    vo.start_s = w->o->start_s > 0 ? w->o->start_s : 0;
+    vo.end_s = w->o->end_s > 0 ? w->o->end_s : 0;
     TRY(media_video_open(w->m, &vo, &w->film, e));
     const struct media_video_plan *p = media_video_get_plan(w->film);
     w->plan.film = *p;
@@ -359,7 +359,7 @@ static status frames_plan(struct work *w, struct frames *f, struct err *e)
 {
     const struct media_info *i = media_info(w->m);
     const struct extract_options *o = w->o;
-    struct media_image_options io = { .vision = o->video.vision };
+    const struct media_image_options io = { .vision = o->video.vision, .limits = o->image.limits };
     struct media_image_plan image;
     struct media_limits lim = o->video.limits;
     struct media_video_plan *p = &w->plan.film;
@@ -375,7 +375,7 @@ static status frames_plan(struct work *w, struct frames *f, struct err *e)
     p->load_h = f->load_h = image.load_h;
     p->load_w = f->load_w = image.load_w;
     TRY(media_smart_resize(p->load_h, p->load_w, f->factor, lim, false, &p->height, &p->width, e));
-    p->total_frames = f->n;
+    p->total_frames = p->n_frames = f->n;
     p->frame_rate = p->sample_fps = fps;
     p->n_sampled = f->n + f->n % 2;
     p->grid_t = (p->n_sampled + f->vision.temporal - 1) / f->vision.temporal;
@@ -402,24 +402,25 @@ static status frames_room(const struct work *w, struct frames *f, struct err *e)
 }
 
 /* Picture i, as large as the first, into out [height, width, 4] of whole values. */
-static status frame_load(struct frames *f, uint32_t i, const struct media_video_plan *p, float *out, struct err *e)
+static status frame_load(const struct work *w, struct frames *f, uint32_t i, float *out, struct err *e)
 {
+    const struct media_video_plan *p = &w->plan.film;
     struct media *m = NULL;
     uint8_t *rgb = NULL, *loaded = NULL;
-    uint32_t h, w;
+    uint32_t rows, columns;
     struct media_image_plan image;
-    const struct media_image_options io = { .vision = f->vision };
+    const struct media_image_options io = { .vision = f->vision, .limits = w->o->image.limits };
     status st;
     TRY_GOTO(st, open_source(i, &m, e), done);
-    TRY_GOTO(st, media_image_rgb(m, &rgb, &h, &w, e), done);
-    TRY_GOTO(st, media_image_plan(h, w, &io, &image, e), done);
+    TRY_GOTO(st, media_image_rgb(m, &rgb, &rows, &columns, e), done);
+    TRY_GOTO(st, media_image_plan(rows, columns, &io, &image, e), done);
     if (image.load_h != f->load_h || image.load_w != f->load_w) {
         st = err_set(e, E_INPUT, "%s: frame %u is %u x %u, the first becomes %u x %u: frames of one film have one size",
-                     m->name, i, w, h, f->load_w, f->load_h);
+                     m->name, i, columns, rows, f->load_w, f->load_h);
         goto done;
     }
     TRY_GOTO(st, mem_alloc(&loaded, (size_t)f->load_h * f->load_w, 3, e), done);
-    TRY_GOTO(st, media_resize_image(rgb, h, w, loaded, f->load_h, f->load_w, e), done);
+    TRY_GOTO(st, media_resize_image(rgb, rows, columns, loaded, f->load_h, f->load_w, e), done);
     if (f->resizer == NULL) {
         media_widen(loaded, (size_t)p->height * p->width, out);
     } else {
@@ -444,7 +445,7 @@ static status frames_write(struct work *w, struct frames *f, struct err *e)
     for (uint32_t t = 0; t < p->grid_t && st == OK; t++) {
         for (uint32_t i = 0; i < f->vision.temporal && st == OK; i++) {
             frame[i] = f->slice[i];
-            if (given < f->n) st = frame_load(f, given++, p, f->slice[i], e);
+            if (given < f->n) st = frame_load(w, f, given++, f->slice[i], e);
             else if (i > 0) frame[i] = frame[i - 1];      /* an odd rest: the last frame again */
         }
         if (st == OK) media_patches_write(&f->vision, frame, p->height, p->width, patches);
@@ -480,7 +481,7 @@ static status extract(struct work *w, struct err *e)
     const struct media_info *i = media_info(w->m);
     const struct extract_options *o = w->o;
     w->plan.kind = kind_of(o, i);
-    if (me.job.n_sources > 1) return frames_extract(w, e);
+    if (me.job.n_sources > 1 || (w->plan.kind == MEDIA_VIDEO && o->list_fps > 0)) return frames_extract(w, e);
     const bool film = w->plan.kind == MEDIA_VIDEO;
     const bool sound = w->plan.kind == MEDIA_AUDIO || (film && (o->sound == 1 || (o->sound < 0 && i->has_audio)));
     if (sound && !i->has_audio)

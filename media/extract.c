@@ -184,7 +184,7 @@ static status arguments(const struct media_source *s, uint32_t n, const struct e
         return err_set(e, E_ARG, "%u frames of a film: 1 to %u can be given one by one", n, SOURCES_MAX);
     if (n > 1 && o->kind != MEDIA_VIDEO)
         return err_set(e, E_ARG, "%s: only a film is made of several files", s->name);
-    if (n > 1 && (o->start_s > 0 || o->end_s > 0))
+    if ((n > 1 || o->list_fps > 0) && (o->start_s > 0 || o->end_s > 0))
         return err_set(e, E_ARG, "%s: a film of single frames has no start and end: leave frames out", s->name);
     return OK;
 }

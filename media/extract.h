@@ -38,11 +38,12 @@ enum media_kind { MEDIA_NONE, MEDIA_IMAGE, MEDIA_AUDIO, MEDIA_VIDEO };
 struct extract_options {
     enum media_kind kind;
     int sound;                     /* films: 1 their sound too (E_INPUT where there is none), 0 no, -1 where there is some */
-    double start_s, end_s;         /* of sound and film; <= 0: from the start, to the end                          */
+    double start_s, end_s;         /* of sound and film; <= 0: from the start, to the end. They replace video.start_s */
     struct media_image_options image;
     struct media_video_options video;
     uint64_t max_tokens;           /* refuse, from the counts and before decoding, what becomes more; 0: no limit  */
-    double list_fps;               /* several sources are the frames of one film at this rate; 0: 2.0              */
+    double list_fps;               /* above 0: the sources, be it one, are the frames of one film at this rate, each
+                                      loaded as a picture within `image.limits`. Several sources: 0 means 2.0      */
 };
 
 struct extract_limits {

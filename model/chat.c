@@ -494,7 +494,7 @@ static status parse_part(struct parser *x, const struct doc_at *at, struct err *
     if (name->kind == PART_FILE) return take_file(x, &v, p, e);
     TRY(take_source(x, &v, p, e));
     if (p->n_frames == 0) return OK;
-    p->list_fps = p->options.fps;
+    p->list_fps = p->options.fps > 0 ? p->options.fps : 2.0;
     return doc_opt_double(at, "sample_fps", 1e-3, 1000.0, &p->list_fps, e);
 }
 

@@ -40,7 +40,7 @@ struct chat_part {
     char **frame;    /* PART_VIDEO as a list of pictures: [n_frames] URLs as given (chat_data_url decodes those that
                         hold their bytes; they were checked); url and data are NULL then. Else NULL */
     size_t n_frames;
-    double list_fps; /* of the list: sample_fps or fps; 0: not given, which means 2 */
+    double list_fps; /* of the list: sample_fps, fps or 2; 0 where there is no list */
     char *format; /* hint of the sender ("wav", "image/png"), may be NULL */
     struct chat_media_options options;
     char path[48]; /* where it stood: "messages[1].content[0]", for later messages about it */

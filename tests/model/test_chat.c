@@ -291,7 +291,7 @@ static void a_list_of_frames(void **state)
     assert_string_equal(p->frame[2], "c.png");
     assert_true(p->list_fps == 0.5 && p->options.max_pixels == 9000);
     assert_true(p[1].n_frames == 1 && p[1].list_fps == 4);
-    assert_true(p[2].n_frames == 1 && p[2].list_fps == 0);
+    assert_true(p[2].n_frames == 1 && p[2].list_fps == 2);
     chat_free(&c);
 }
 

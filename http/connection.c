@@ -164,7 +164,7 @@ static void pause_reading(struct connection *c, bool on)
 static void refuse(struct connection *c, const struct err *e)
 {
     struct http_request *r = c->request;
-    if (r == NULL) r = c->request = request_create(c);
+    if (r == NULL) r = c->request = request_new(c);
     r->close = true;
     pause_reading(c, false);
     c->state = CONNECTION_HANDLE;
@@ -174,7 +174,7 @@ static void refuse(struct connection *c, const struct err *e)
 static void on_head(struct connection *c)
 {
     struct err e;
-    struct http_request *r = c->request = request_create(c);
+    struct http_request *r = c->request = request_new(c);
     reader_take_head(c->reader, &r->head);
     r->began_s = c->since;
     c->n_requests++;

@@ -200,7 +200,7 @@ void connection_drain(struct connection *c);          /* the drain begins */
 uint64_t connection_backlog(const struct connection *c);
 
 /* request.c */
-struct http_request *request_create(struct connection *c);
+struct http_request *request_new(struct connection *c);
 /* The head is there: route it. On error the request is to be refused. */
 status request_head(struct http_request *r, struct err *e);
 status request_body(struct http_request *r, const char *bytes, size_t n, struct err *e);

@@ -14,7 +14,7 @@
 
 /* ---- life ------------------------------------------------------------------------------------------------- */
 
-struct http_request *request_create(struct connection *c)
+struct http_request *request_new(struct connection *c)
 {
     struct http_request *r = mem_must(1, sizeof *r);
     atomic_init(&r->n_refs, 1);

@@ -71,6 +71,14 @@ $(BUILD)/%.o: %.c
 	@echo "  CC   $<"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP -c -o $@ $<
 
+# What a file holds beside its own text: the page, the commit that /version names.
+$(BUILD)/http/page.o: http/page/index.html
+COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+$(BUILD)/http/app.o: CFLAGS += -DOMNIDROP_COMMIT='"$(COMMIT)"'
+$(BUILD)/http/app.o: $(BUILD)/commit-$(COMMIT)
+$(BUILD)/commit-$(COMMIT):
+	$(Q)mkdir -p $(@D); rm -f $(BUILD)/commit-*; touch $@
+
 define isa_rule
 $(BUILD)/kernels/cpu/%-$(1).o: kernels/cpu/%.c
 	@echo "  CC   $$< ($(1))"; mkdir -p $$(@D)
@@ -102,6 +110,7 @@ demo: deps
 
 test: deps
 	-@tools/install-python.sh
+	@tools/install-browser.sh
 	@$(MAKE) --no-print-directory test-build
 	@tests/run.sh $(BUILD) "$(T)"
 
@@ -109,6 +118,7 @@ test-build: all $(TEST_BIN) $(RUN_BIN)
 
 asan: deps
 	-@tools/install-python.sh
+	@tools/install-browser.sh
 	@$(MAKE) --no-print-directory MODE=san BUILD=build/san test-build
 	@tests/run.sh build/san "$(T)"
 

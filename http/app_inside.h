@@ -1,0 +1,34 @@
+/* http/app_inside.h - what the application's own files share. */
+#ifndef HTTP_APP_INSIDE_H
+#define HTTP_APP_INSIDE_H
+
+#include <stdatomic.h>
+
+#include "http/app.h"
+
+struct call;                       /* one chat or completion request, see chat.c */
+
+struct app {
+    struct app_options o;          /* with the defaults filled in */
+    _Atomic(struct api *) api;
+    atomic_int state;              /* enum app_state */
+    struct metrics *metrics;
+    struct workers *workers;
+    double created_s;
+    /* Loop thread alone. */
+    struct http_timer *watch;
+    struct call *calls;            /* those whose reply is not over */
+};
+
+enum app_state { APP_LOADING, APP_READY, APP_FAILED };
+
+/* chat.c: handlers with self == the app. */
+void chat_handle(void *app, struct http_request *r);
+void completion_handle(void *app, struct http_request *r);
+/* The drain's time is over: every reply ends with the error draining. Loop thread. */
+void chat_end_all(struct app *a);
+
+/* page.c: GET / */
+void page_route(struct http_server *s);
+
+#endif

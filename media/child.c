@@ -231,6 +231,11 @@ static status sound_load(struct work *w, struct err *e)
 {
     const struct media_audio_options ao = { .start_s = w->o->start_s > 0 ? w->o->start_s : 0,
                                             .end_s = w->o->end_s > 0 ? w->o->end_s : 0 };
+    const double length = media_info(w->m)->audio.duration_s;
+    if (w->plan.kind == MEDIA_VIDEO && w->o->sound != 1 && length > 0 && ao.start_s >= length) {
+        media_warn(w->m, "%s: its sound ends after %.3f s, before the part asked for", w->m->name, length);
+        return OK;
+    }
     const size_t most = w->o->max_tokens > 0 ? (size_t)(w->o->max_tokens * 4 + 4) * MEDIA_HOP : 0;
     const status st = media_audio_load(w->m, &ao, most, &w->samples, &w->n_samples, e);
     if (st == E_FULL) return check_tokens(w, w->o->max_tokens + 1, e);

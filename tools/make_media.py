@@ -170,6 +170,9 @@ def make_media():
     ffmpeg("-f", "lavfi", "-i", "testsrc2=s=32x32:r=10:d=3", "-f", "lavfi", "-i",
            "aevalsrc=0.5:s=16000:d=1", "-af", r"asetpts=if(lt(T\,0.5)\,PTS+1/TB\,PTS+2/TB)", "-c:v", "libx264",
            "-c:a", "pcm_s16le", path("late.mkv"))
+    # A film whose sound ends after 0.3 s of its 1 s.
+    ffmpeg("-i", path("bt709.mp4"), "-t", "0.3", "-i", path("film.mp4"), "-map", "0:v", "-map", "1:a", "-c", "copy",
+           path("short_sound.mp4"))
     ffmpeg("-i", path("sound.mp3"), "-i", path("rgb.png"), "-map", "0", "-map", "1", "-c", "copy", "-disposition:v",
            "attached_pic", path("cover.mp3"))
 

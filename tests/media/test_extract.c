@@ -172,7 +172,19 @@ static void choices(void **state)
     assert_true(compare("stereo.wav", &(struct extract_options){ .kind = MEDIA_AUDIO, .start_s = 0.5, .end_s = 1 }));
     assert_true(compare("film.mp4", &(struct extract_options){ .kind = MEDIA_VIDEO, .sound = 1, .start_s = 0.5, .end_s = 1.7 }));
     assert_true(compare("mpeg4.avi", &(struct extract_options){ .kind = MEDIA_VIDEO, .start_s = 0.7 }));
-    struct media_source s = data("film.mp4");
+    /* A part behind the end of the film's sound: silent, and said; where the sound was asked for, refused. */
+    struct media_source s = data("short_sound.mp4");
+    const struct extract_options late = { .kind = MEDIA_VIDEO, .sound = -1, .start_s = 0.6 };
+    const struct extract_options must = { .kind = MEDIA_VIDEO, .sound = 1, .start_s = 0.6 };
+    assert_ok(extract_run(&s, 1, &late, &NO_LIMITS, &x, &e), e);
+    assert_true(!x.has_sound && x.n_audio == 0 && x.t > 0);
+    assert_non_null(strstr(x.warning, "before the part asked for"));
+    extract_free(&x);
+    assert_int_equal(extract_run(&s, 1, &must, &NO_LIMITS, &x, &e), E_INPUT);
+    assert_non_null(strstr(e.text, "before the start asked for"));
+    media_source_close(&s);
+    assert_true(compare("short_sound.mp4", &(struct extract_options){ .kind = MEDIA_VIDEO, .sound = 1 }));
+    s = data("film.mp4");
     assert_ok(extract_run(&s, 1, &(struct extract_options){ .kind = MEDIA_VIDEO }, &NO_LIMITS, &x, &e), e);
     assert_false(x.has_sound);
     assert_null(x.mel);

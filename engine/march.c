@@ -205,7 +205,7 @@ static status digest_rows(const struct engine *en, struct member *m, const uint3
     const uint32_t per = en->info.page_tokens;
     m->n_blocks = n / per;
     TRY(mem_alloc(&m->digest, m->n_blocks, sizeof *m->digest, e));
-    char chain[MEDIA_DIGEST_TEXT];
+    char chain[MEDIA_DIGEST_TEXT] = { 0 };
     snprintf(chain, sizeof chain, "%s", m->r->salt);
     for (uint32_t b = 0; b < m->n_blocks; b++) {
         struct media_digest *d;

@@ -45,11 +45,13 @@ struct watcher {
     bool failed;
     uint32_t n_cached, n_cached_early, cached_layers, n_preempted;
     bool media_cached;
+    atomic_bool slow;              /* the engine waits a little at each token */
 };
 
 static void watch(void *self, const struct service_event *ev)
 {
     struct watcher *w = self;
+    if (ev->kind == SERVICE_TEXT && atomic_load(&w->slow)) usleep(20000);
     pthread_mutex_lock(&w->lock);
     assert_false(w->done);
     switch (ev->kind) {
@@ -317,7 +319,7 @@ static void test_caches(void **state)
                 assert_true(warm[i].w->cached_layers > 0);
                 assert_true(warm[i].w->n_cached_early > 32);
             }
-            assert_int_equal(warm[i].w->n_cached > 0, k == 0);
+            assert_int_equal(warm[i].w->n_cached > 0, k != 1);     /* random drops before layer 0: all layers are shared */
         }
         struct service_gauges g;
         usleep(60000);
@@ -372,12 +374,14 @@ static void test_preemption(void **state)
     alone(en, &high, &want_high);
     struct service *s = open_service(en, (struct service_options){ .max_running = 1 });
     uint32_t preempted = 0;
-    for (uint32_t at = 1; at < 18; at += 4) {
+    for (uint32_t at = 1; at < 18; at += 5) {
         struct asked x, y;
         submit_with(s, &low, (struct service_request){ .priority = 5 }, &x);
         wait_text(x.w, at);
+        atomic_store(&x.w->slow, true);    /* it must not be done before the other is prepared */
         submit(s, &high, &y);
         must_finish(&y);
+        atomic_store(&x.w->slow, false);
         must_finish(&x);
         same(&y.w->a[0], &want_high);
         same(&x.w->a[0], &want_low);

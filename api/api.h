@@ -37,8 +37,7 @@ struct api_options {
     const struct api_calls *calls;     /* NULL: the service's own */
     const char *const *served_name;    /* [n_served_name]; NULL: the model's own name */
     size_t n_served_name;
-    uint32_t max_n;                /* 0: 8 */
-    uint32_t default_max_tokens;   /* 0: the room left */
+    uint32_t max_n;                /* 0: 8. (The default length of an answer is service_options.default_max_tokens.) */
     const struct policy_params *policy;    /* default policy; NULL: none */
     bool generation_config_none;   /* 1/1 in place of the model's own temperature and top_p */
     enum { API_UNKNOWN_IGNORE, API_UNKNOWN_LOG, API_UNKNOWN_REJECT } unknown_fields;

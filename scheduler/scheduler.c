@@ -258,21 +258,22 @@ static bool fits(struct sched *s, struct sched_request *r)
 static void admit_all(struct sched *s)
 {
     struct sched_request *r = s->waiting.head, *next;
-    bool may_pass = true;
+    uint32_t refused = 0, passed = 0;          /* of those that stay: how many, and how often the worst off was passed */
     for (; r; r = next) {
         next = r->next;
-        if (fits(s, r)) {
+        if (refused > 0 && passed >= s->o.overtake_max) return;
+        const bool fit = fits(s, r);
+        if (fit || (s->o.preempt && push_aside(s, r))) {
             admit(s, r);
-            continue;
-        }
-        if (s->o.preempt && push_aside(s, r)) {
-            admit(s, r);
+            passed++;
+            if (fit) continue;
             next = s->waiting.head;            /* the dropped ones wait again; all of them stand behind r */
-            may_pass = true;
+            refused = passed = 0;
             continue;
         }
-        may_pass = may_pass && r->overtaken < s->o.overtake_max;
-        if (!may_pass || s->n_sequences >= s->o.max_running) return;
+        if (refused == 0 || r->overtaken > passed) passed = r->overtaken;
+        refused++;
+        if (s->n_sequences >= s->o.max_running && !s->o.preempt) return;
     }
 }
 

@@ -49,7 +49,8 @@ status sample_check(const struct sample_params *p, struct err *e)
     TRY(range("repetition_penalty", (double)p->repetition_penalty, 0.01, 10, e));
     TRY(range("top_logprobs", (double)p->top_logprobs, 0, SAMPLE_TOP_MAX, e));
     TRY(range("logit_bias", (double)p->n_logit_bias, 0, SAMPLE_BIAS_MAX, e));
-    for (uint32_t i = 0; i < p->n_logit_bias; i++) TRY(range("logit_bias", (double)p->logit_bias[i].bias, -100, 100, e));
+    for (uint32_t i = 0; i < p->n_logit_bias; i++)
+        TRY(range("logit_bias", (double)p->logit_bias[i].bias, -100, 100, e));
     TRY(range("presence_penalty", (double)p->presence_penalty, -2, 2, e));
     return range("frequency_penalty", (double)p->frequency_penalty, -2, 2, e);
 }
@@ -217,9 +218,9 @@ static struct candidate median(const struct candidate *a, const struct candidate
     return before(b, c) ? *b : before(a, c) ? *c : *a;
 }
 
-/* The shortest run of the best candidates whose weights reach target (pass it, where `past`): afterwards c[0..i] are they,
- * in any order but that c[i] is the last of them. Returns i, *mass their weight. Weighted selection: halves are dropped by
- * their mass, so the work is O(n) but for odd pivots, and after 64 of those a sort. */
+/* The shortest run of the best candidates whose weights reach target (pass it, where `past`): afterwards c[0..i] are
+ * they, in any order but that c[i] is the last of them. Returns i, *mass their weight. Weighted selection: halves are
+ * dropped by their mass, so the work is O(n) but for odd pivots, and after 64 of those a sort. */
 static uint32_t run_of(struct candidate *c, uint32_t n, double target, bool past, double *mass)
 {
     uint32_t lo = 0, hi = n;

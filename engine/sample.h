@@ -46,8 +46,8 @@ struct sampler;
 struct sample_top { int32_t id; float logprob; };
 
 /* For a vocabulary of V rows; allowed[V] (borrowed, may be NULL): ids that may be chosen at all. prompt ids count for
- * the repetition penalty. *out owns its scratch. E_ARG: as sample_check, a bias for an id that is not below V or for one
- * id twice. */
+ * the repetition penalty. *out owns its scratch. E_ARG: as sample_check, a bias for an id that is not below V or for
+ * one id twice. */
 status sampler_create(const struct sample_params *p, uint32_t V, const uint8_t *allowed, const int32_t *prompt,
                       uint32_t n_prompt, struct sampler **out, struct err *e);
 void sampler_destroy(struct sampler **s);

@@ -106,7 +106,8 @@ struct media_video_plan {
 status media_video_plan(uint64_t total_frames, double frame_rate, uint32_t h, uint32_t w,
                         const struct media_video_options *o, struct media_video_plan *out, struct err *e);
 
-/* Which frame of the film is sample i of the plan: first + the exact i * (n_frames - 1) / (n - 1), rounded half to even. */
+/* Which frame of the film is sample i of the plan: first + the exact i * (n_frames - 1) / (n - 1), rounded half to
+ * even. */
 uint64_t media_frame_index(const struct media_video_plan *p, uint32_t i);
 
 /* How large a picture becomes. */

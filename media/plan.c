@@ -121,13 +121,14 @@ static status part_of(const struct media_video_options *o, struct media_video_pl
     const double length = (double)p->total_frames / p->frame_rate;
     const double start = o->start_s > 0.0 ? o->start_s : 0.0, end = o->end_s > 0.0 ? o->end_s : length;
     if (!(start < 1e9) || end <= start)
-        return err_set(e, E_ARG, "the part from %g s to %g s cannot be: the end must come after the start%s", start, end,
-                       o->end_s > 0.0 ? "" : " and the film ends there");
+        return err_set(e, E_ARG, "the part from %g s to %g s cannot be: the end must come after the start%s", start,
+                       end, o->end_s > 0.0 ? "" : " and the film ends there");
     const double first = ceil((start < length ? start : length) * p->frame_rate);
     const double past = floor((end < length ? end : length) * p->frame_rate), last = (double)p->total_frames - 1.0;
     p->first_frame = (uint64_t)first;
     if (first >= (past < last ? past : last))
-        return err_set(e, E_ARG, "the part from %g s to %g s has fewer than 2 frames: the film has %.3f s at %.3g a second",
+        return err_set(e, E_ARG,
+                       "the part from %g s to %g s has fewer than 2 frames: the film has %.3f s at %.3g a second",
                        start, end, length, p->frame_rate);
     p->n_frames = (uint64_t)(past < last ? past : last) - p->first_frame + 1;
     return OK;

@@ -320,7 +320,8 @@ static status take_options(const struct doc_at *o, struct chat_media_options *p,
     if (p->start_s >= 0 && p->end_s >= 0 && p->end_s <= p->start_s)
         return doc_err_as(o, BAD_VALUE, e, "end %g is not after start %g", p->end_s, p->start_s);
     if (lo > 0 && hi > 0 && lo > hi)
-        return doc_err_as(o, BAD_VALUE, e, "min_pixels %lld is more than max_pixels %lld", (long long)lo, (long long)hi);
+        return doc_err_as(o, BAD_VALUE, e, "min_pixels %lld is more than max_pixels %lld", (long long)lo,
+                          (long long)hi);
     return OK;
 }
 
@@ -330,8 +331,8 @@ static status wrap_pcm(const struct doc_at *at, uint32_t rate, struct chat_part 
     uint8_t *wav;
     if (p->n_data >= 12 && memcmp(p->data, "RIFF", 4) == 0 && memcmp(p->data + 8, "WAVE", 4) == 0) return OK;
     if (p->n_data % 2 != 0 || p->n_data > UINT32_MAX - 36)
-        return doc_err_as(at, BAD_VALUE, e, "%zu bytes are no whole 16-bit samples: pcm16 is one channel, little-endian",
-                          p->n_data);
+        return doc_err_as(at, BAD_VALUE, e,
+                          "%zu bytes are no whole 16-bit samples: pcm16 is one channel, little-endian", p->n_data);
     TRY(mem_alloc(&wav, p->n_data + 44, 1, e));
     const uint32_t field[] = { [1] = (uint32_t)p->n_data + 36, [4] = 16, [5] = 1 | 1u << 16, [6] = rate,
                                [7] = 2 * rate, [8] = 2 | 16u << 16, [10] = (uint32_t)p->n_data };
@@ -534,7 +535,8 @@ static status parse_message(struct parser *x, const struct doc_at *o, struct err
         struct doc_at at;
         if (!doc_has(o, refused[i])) continue;
         TRY(doc_any(o, refused[i], &at, e));
-        if (!json_is_array(at.v) || doc_count(&at) > 0) return doc_err_as(&at, "unsupported_parameter", e, "is not supported");
+        if (!json_is_array(at.v) || doc_count(&at) > 0)
+            return doc_err_as(&at, "unsupported_parameter", e, "is not supported");
     }
     TRY(chat_add_message(x->chat, role, e));
     if (role == CHAT_ASSISTANT && !doc_has(o, "content")) return OK;
@@ -674,11 +676,12 @@ static status check_last(const struct chat *c, const struct chat_render_options 
     }
     const bool answer = c->message[c->n_messages - 1].role == CHAT_ASSISTANT;
     if (o->continue_final && !answer) {
-        err_set(e, E_ARG, "continue_final_message: the last message is not the assistant's, there is nothing to continue");
+        err_set(e, E_ARG, "continue_final_message: the last message is not the assistant's: nothing to continue");
         return err_at(e, "continue_final_message");
     }
     if (answer && !o->continue_final && !o->no_generation_prompt) {
-        err_set(e, E_ARG, "the last message is the assistant's: ask something behind it, or set continue_final_message");
+        err_set(e, E_ARG,
+                "the last message is the assistant's: ask something behind it, or set continue_final_message");
         return err_at(e, "messages");
     }
     return OK;

@@ -213,7 +213,8 @@ static void test_same_draws_as_a_sort(void **state)
         for (uint64_t step = 0; step < 8; step++) {
             for (uint32_t i = 0; i < n; i++) {
                 const float x = logits[i];
-                c[i] = (struct ref){ !used[i] ? x : x > 0 ? x / p.repetition_penalty : x * p.repetition_penalty, (int32_t)i };
+                const float r = p.repetition_penalty;
+                c[i] = (struct ref){ !used[i] ? x : x > 0 ? x / r : x * r, (int32_t)i };
             }
             const int32_t want = ref_draw(&p, c, n, step), got = sampler_next(s, logits, NULL);
             if (want != got) fail_msg("run %d, step %d: %d, the sort gives %d", run, (int)step, got, want);
@@ -248,7 +249,8 @@ static void test_bias(void **state)
     s = make(&p, allowed, NULL, 0);
     assert_int_equal(sampler_next(s, logits, NULL), 2);        /* 1 is banned, 6 is not allowed, 2 + 2.5 > 4 */
     sampler_destroy(&s);
-    const struct sample_bias bad[][2] = { { { 8, 1 }, { 0, 1 } }, { { -1, 1 }, { 0, 1 } }, { { 3, 1 }, { 3, 2 } }, { { 3, 101 }, { 4, 1 } },
+    const struct sample_bias bad[][2] = { { { 8, 1 }, { 0, 1 } }, { { -1, 1 }, { 0, 1 } }, { { 3, 1 }, { 3, 2 } },
+                                          { { 3, 101 }, { 4, 1 } },
                                           { { 3, NAN }, { 4, 1 } } };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         p.logit_bias = bad[i];

@@ -1,7 +1,7 @@
-/* tests/kvcache/test_prefix.c - requests that begin alike share pages, and no page is lost, freed early or given to rows
- * that it does not hold.
- * Method: random requests over a small tree of beginnings find, share, grow, insert, trim and end beside a cache that is
- * reclaimed and overflows. A book beside the pool knows what every page holds and who holds it: I1 to I3 after every
+/* tests/kvcache/test_prefix.c - requests that begin alike share pages, and no page is lost, freed early or given to
+ * rows that it does not hold.
+ * Method: random requests over a small tree of beginnings find, share, grow, insert, trim and end beside a cache that
+ * is reclaimed and overflows. A book beside the pool knows what every page holds and who holds it: I1 to I3 after every
  * step, hits against all sequences ever inserted; allocations that fail at every place of an insertion. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -149,7 +149,8 @@ static void keep(struct life *r)
         if (r->table[l].n_rows / PAGE_TOKENS < n) n = r->table[l].n_rows / PAGE_TOKENS;
     const uint32_t before = kv_n_free(book.pool);
     void *hidden = r->n_layers < N_LAYERS ? hidden_new() : NULL;
-    assert_int_equal(kv_prefix_insert(book.cache, r->digest, n, r->n_layers, r->table, hidden, hidden ? HIDDEN_BYTES : 0, &e),
+    assert_int_equal(kv_prefix_insert(book.cache, r->digest, n, r->n_layers, r->table, hidden,
+                                      hidden ? HIDDEN_BYTES : 0, &e),
                      OK);
     assert_true(kv_n_free(book.pool) >= before);       /* an entry takes no page; what it replaces may give some back */
     struct inserted *i = &book.inserted[book.n_inserted++];
@@ -207,8 +208,8 @@ static void check(void)
 static void start(uint32_t n_pages, uint32_t entries_max, uint64_t hidden_max)
 {
     struct err e;
-    const struct kv_prefix_options o = { .n_layers = N_LAYERS, .hidden_bytes_max = hidden_max, .entries_max = entries_max,
-                                         .free_hidden = hidden_free, .self = &book };
+    const struct kv_prefix_options o = { .n_layers = N_LAYERS, .hidden_bytes_max = hidden_max,
+                                         .entries_max = entries_max, .free_hidden = hidden_free, .self = &book };
     memset(&book, 0, sizeof book);
     book.lossless = entries_max == 0 && hidden_max == UINT64_MAX;
     book.holds = mem_must(n_pages, sizeof *book.holds);
@@ -298,7 +299,8 @@ static void test_order_of_reclaim(void **state)
             begin(&r[i], &n_shared);
             memset(r[i].digest, (int)i + 1, sizeof r[i].digest);               /* three beginnings that differ */
             for (uint32_t l = 0; l < N_LAYERS; l++)
-                for (uint32_t b = 0; b < r[i].n_blocks; b++) book.holds[r[i].table[l].page[b]] = content(l, &r[i].digest[b]);
+                for (uint32_t b = 0; b < r[i].n_blocks; b++)
+                    book.holds[r[i].table[l].page[b]] = content(l, &r[i].digest[b]);
         } while (r[i].n_layers != N_LAYERS);
         keep(&r[i]);
     }

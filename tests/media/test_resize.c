@@ -122,7 +122,8 @@ static void parts(void **state)
         assert_true(fabs(p.sample_fps - p.n_sampled / (double)p.n_frames * films[i].rate) < 1e-9);
         assert_true(p.second_per_grid == 1.0);
     }
-    static const double bad[][2] = { { 5, 5 }, { 5, 4 }, { 10, 0 }, { 11, 12 }, { 9.97, 0 }, { 2.001, 2.03 }, { 1e300, 0 } };
+    static const double bad[][2] = { { 5, 5 },     { 5, 4 },        { 10, 0 },  { 11, 12 },
+                                     { 9.97, 0 },  { 2.001, 2.03 }, { 1e300, 0 } };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         const struct media_video_options o = { .start_s = bad[i][0], .end_s = bad[i][1] };
         struct media_video_plan p;

@@ -89,7 +89,8 @@ static void same_frame(const struct media_patches *a, uint32_t i, const struct m
     for (size_t r = 0; r < group; r++)
         for (int c = 0; c < 3; c++)
             assert_memory_equal(a->patches + ((i / 2 * group + r) * 6 + (size_t)c * 2 + i % 2) * 196,
-                                b->patches + ((j / 2 * group + r) * 6 + (size_t)c * 2 + j % 2) * 196, 196 * sizeof(float));
+                                b->patches + ((j / 2 * group + r) * 6 + (size_t)c * 2 + j % 2) * 196,
+                                196 * sizeof(float));
 }
 
 /* Frames that the decoder may drop and frames that it decodes: picked alike. film.mp4 at 24 fps decodes

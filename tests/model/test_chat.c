@@ -219,13 +219,16 @@ static void every_spelling_of_a_part(void **state)
         { "{\"type\":\"video\",\"video\":\"u\"}", PART_VIDEO, "u", NULL, NULL },
         { "{\"type\":\"input_video\",\"input_video\":{\"data\":\"QUJDRA==\"}}", PART_VIDEO, NULL, "ABCD",
           NULL },
-        { "{\"type\":\"input_video\",\"input_video\":{\"url\":\"u\",\"format\":\"mp4\"}}", PART_VIDEO, "u", NULL, "mp4" },
+        { "{\"type\":\"input_video\",\"input_video\":{\"url\":\"u\",\"format\":\"mp4\"}}", PART_VIDEO, "u", NULL,
+          "mp4" },
         { "{\"type\":\"video_url\",\"video_url\":\"u\"}", PART_VIDEO, "u", NULL, NULL },
         { "{\"type\":\"audio_url\",\"audio_url\":\"u\"}", PART_AUDIO, "u", NULL, NULL },
-        { "{\"type\":\"image_url\",\"image_url\":\"DATA:image/png;Base64,QU JD\"}", PART_IMAGE, NULL, "ABC", "image/png" },
+        { "{\"type\":\"image_url\",\"image_url\":\"DATA:image/png;Base64,QU JD\"}", PART_IMAGE, NULL, "ABC",
+          "image/png" },
         { "{\"type\":\"image_url\",\"image_url\":\"data:;base64,QUJD\"}", PART_IMAGE, NULL, "ABC", NULL },
         { "{\"type\":\"file\",\"file\":{\"file_id\":\"file-a_9\"}}", PART_FILE, "file-id:file-a_9", NULL, NULL },
-        { "{\"type\":\"file\",\"file\":{\"file_data\":\"data:video/mp4;base64,QUI=\",\"filename\":\"x.mp4\"}}", PART_FILE,
+        { "{\"type\":\"file\",\"file\":{\"file_data\":\"data:video/mp4;base64,QUI=\",\"filename\":\"x.mp4\"}}",
+          PART_FILE,
           NULL, "AB", "video/mp4" },
         { "{\"file\":{\"file_data\":\"QUI=\"}}", PART_FILE, NULL, "AB", NULL },
         { "{\"type\":\"input_audio\",\"input_audio\":{\"data\":\"QUI=\",\"format\":\"pcm16\",\"sample_rate\":24000}}",
@@ -302,7 +305,8 @@ static void times_of_a_part(void **state)
         const char *text;
         double seconds; /* -1: refused */
     } texts[] = {
-        { "0", 0 },           { "12.5", 12.5 },      { "01:02", 62 },      { "61:00", 3660 },  { "1:02:03.250", 3723.25 },
+        { "0", 0 },           { "12.5", 12.5 },      { "01:02", 62 },      { "61:00", 3660 },  { "1:02:03.250",
+          3723.25 },
         { "00:00:00.001", 1e-3 }, { "1:60", -1 },    { "1:2:60", -1 },     { "1:60:0", -1 },   { "1.5:30", -1 },
         { "-1", -1 },         { "1e3", -1 },         { "0x10", -1 },       { "1:", -1 },       { ":1", -1 },
         { "1.", -1 },         { " 1", -1 },          { "inf", -1 },        { "nan", -1 },      { "1 ", -1 },
@@ -312,7 +316,8 @@ static void times_of_a_part(void **state)
         struct err e;
         struct chat c;
         char json[200];
-        snprintf(json, sizeof json, "[{\"role\":\"user\",\"content\":[{\"video\":\"u\",\"start\":\"%s\"}]}]", texts[i].text);
+        snprintf(json, sizeof json, "[{\"role\":\"user\",\"content\":[{\"video\":\"u\",\"start\":\"%s\"}]}]",
+          texts[i].text);
         const status st = parse(json, NULL, &c, &e);
         if (st != (texts[i].seconds < 0 ? E_ARG : OK)) fail_msg("'%s': status %d", texts[i].text, st);
         if (st != OK) {
@@ -333,7 +338,8 @@ static void the_last_message_may_stay_open(void **state)
     struct chat c;
     struct chat_prompt p;
     const struct chat_render_options go_on = { .continue_final = true };
-    MUST_OK(parse("[{\"role\":\"user\",\"content\":\"Count.\"},{\"role\":\"assistant\",\"content\":\"One, two, \"}]", NULL, &c, &e));
+    MUST_OK(parse("[{\"role\":\"user\",\"content\":\"Count.\"},{\"role\":\"assistant\",\"content\":\"One, two, \"}]",
+      NULL, &c, &e));
     MUST_OK(chat_render(&c, &go_on, &p, &e));
     char *text = text_of(&p);
     assert_string_equal(text, "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nCount.<|im_end|>\n"
@@ -373,11 +379,13 @@ static void what_is_wrong_is_named(void **state)
           "messages[0].role" },
         { "[{\"role\":\"wizard\",\"content\":\"x\"}]", "messages[0].role: \"wizard\" is not supported", "invalid_value",
           "messages[0].role" },
-        { "[{\"role\":\"tool\",\"content\":\"x\"}]", "messages[0].role: \"tool\" is not supported", "unsupported_parameter",
+        { "[{\"role\":\"tool\",\"content\":\"x\"}]", "messages[0].role: \"tool\" is not supported",
+          "unsupported_parameter",
           "messages[0].role" },
         { "[{\"role\":\"user\"}]", "messages[0].content: is missing", "missing_required_parameter",
           "messages[0].content" },
-        { "[{\"role\":\"assistant\",\"tool_calls\":[1]}]", "messages[0].tool_calls: is not supported", "unsupported_parameter",
+        { "[{\"role\":\"assistant\",\"tool_calls\":[1]}]", "messages[0].tool_calls: is not supported",
+          "unsupported_parameter",
           "messages[0].tool_calls" },
         { USER("7"), "messages[0].content: is an integer, a string or an array", "invalid_type",
           "messages[0].content" },
@@ -390,8 +398,10 @@ static void what_is_wrong_is_named(void **state)
           "messages[0].content[0].type" },
         { USER("[{\"type\":\"file\",\"file\":{}}]"), "file.file_id: is missing", "missing_required_parameter" },
         { USER("[{\"type\":\"file\",\"file\":{\"file_id\":\"../x\"}}]"), "file.file_id: is no file id" },
-        { USER("[{\"type\":\"file\",\"file\":{\"file_id\":\"a\",\"file_data\":\"QUI=\"}}]"), "file: has file_id and file_data" },
-        { USER("[{\"type\":\"file\",\"file\":{\"file_data\":\"data:a/b;base64,\"}}]"), "file_data: the base64 data is empty" },
+        { USER("[{\"type\":\"file\",\"file\":{\"file_id\":\"a\",\"file_data\":\"QUI=\"}}]"),
+          "file: has file_id and file_data" },
+        { USER("[{\"type\":\"file\",\"file\":{\"file_data\":\"data:a/b;base64,\"}}]"),
+          "file_data: the base64 data is empty" },
         { USER("[{\"type\":\"image_embeds\",\"image_embeds\":\"QUI=\"}]"), "\"image_embeds\" is not supported",
           "unsupported_parameter", "messages[0].content[0].type" },
         { USER("[{\"type\":\"prompt_embeds\"}]"), "\"prompt_embeds\" is not supported", "unsupported_parameter" },
@@ -400,13 +410,15 @@ static void what_is_wrong_is_named(void **state)
           "messages[0].role" },
         { USER("[{\"input_audio\":{\"data\":\"QUI=\",\"format\":\"pcm16\"}}]"), "input_audio.sample_rate: is missing",
           "missing_required_parameter", "messages[0].content[0].input_audio.sample_rate" },
-        { USER("[{\"input_audio\":{\"data\":\"QUJD\",\"format\":\"pcm16\",\"sample_rate\":16000}}]"), "no whole 16-bit samples" },
+        { USER("[{\"input_audio\":{\"data\":\"QUJD\",\"format\":\"pcm16\",\"sample_rate\":16000}}]"),
+          "no whole 16-bit samples" },
         { USER("[{\"input_audio\":{\"url\":\"u\",\"format\":\"pcm16\",\"sample_rate\":16000}}]"), "not behind a URL" },
         { USER("[{\"type\":\"text\"}]"), "messages[0].content[0].text: is missing", "missing_required_parameter",
           "messages[0].content[0].text" },
         { USER("[{\"type\":\"text\",\"text\":7}]"), "content[0].text: is an integer", "invalid_type",
           "messages[0].content[0].text" },
-        { USER("[{\"type\":\"image_url\",\"image_url\":{}}]"), "content[0].image_url.url: is missing", "missing_required_parameter",
+        { USER("[{\"type\":\"image_url\",\"image_url\":{}}]"), "content[0].image_url.url: is missing",
+          "missing_required_parameter",
           "messages[0].content[0].image_url.url" },
         { USER("[{\"type\":\"image_url\",\"image_url\":{\"url\":\"\"}}]"), "image_url.url: is empty", "invalid_value",
           "messages[0].content[0].image_url.url" },
@@ -463,7 +475,8 @@ static void limits_hold(void **state)
           "has 3 messages, must have 1 to 2" },
         { USER("[\"a\",\"b\",\"c\"]"), "has 3 parts, must have 1 to 2" },
         { USER("[{\"video\":[\"a\",\"b\",\"c\"]}]"), "has 3 frames, must have 1 to 2" },
-        { USER("[{\"video\":[\"data:;base64,QUJD\",\"data:;base64,QUJD\"]}]"), "3 bytes of inline data are more than the 2" },
+        { USER("[{\"video\":[\"data:;base64,QUJD\",\"data:;base64,QUJD\"]}]"),
+          "3 bytes of inline data are more than the 2" },
         { USER("[\"123456\",\"12345\"]"), "content[1]: 5 bytes of text are more than the 4 left" },
         { USER("[{\"type\":\"input_audio\",\"input_audio\":{\"data\":\"QUJD\"}},"
                "{\"type\":\"input_audio\",\"input_audio\":{\"data\":\"QUJD\"}}]"),

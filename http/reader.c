@@ -83,6 +83,8 @@ static status too_large(struct err *e, const char *what, unsigned limit, const c
     return err_tag(e, "headers_too_large", NULL);
 }
 
+static status block_too_large(struct err *e) { return too_large(e, "the headers are too long", READER_BLOCK_MAX, "bytes"); }
+
 /* ---- the head --------------------------------------------------------------------------------------------- */
 
 static bool is_token(unsigned char c)
@@ -138,6 +140,7 @@ static status end_line(struct reader *r, size_t n, bool *done, struct err *e)
         return OK;
     }
     TRY(r->n_lines == 0 ? check_request_line(s, n, e) : check_header_line(s, n, e));
+    if (r->block && r->n_text - r->block > READER_BLOCK_MAX) return block_too_large(e);
     if (r->n_lines++ == 0) r->block = r->n_text;
     else if (r->n_lines > READER_HEADERS_MAX + 1) return too_large(e, "too many headers", READER_HEADERS_MAX, "headers");
     r->line = r->n_text;
@@ -170,8 +173,7 @@ static status gather(struct reader *r, const char *bytes, size_t n, size_t *used
         if (r->n_text - r->line > READER_LINE_MAX + 1)
             return r->n_lines ? too_large(e, "a header is too long", READER_LINE_MAX, "bytes")
                               : too_large(e, "the request line is too long", READER_LINE_MAX, "bytes");
-        if (r->block && r->n_text - r->block > READER_BLOCK_MAX + 2)
-            return too_large(e, "the headers are too long", READER_BLOCK_MAX, "bytes");
+        if (r->block && r->n_text - r->block > READER_BLOCK_MAX + 2) return block_too_large(e);
     }
     return OK;
 }

@@ -31,6 +31,7 @@ struct answer {
     uint32_t n;
     int32_t id[N_MAX];
     float logprob[N_MAX];
+    struct sample_top top[N_MAX][5];
     char text[1024];
     enum eng_finish finish;
 };
@@ -63,6 +64,8 @@ static void watch(void *self, const struct service_event *ev)
         assert_int_equal(ev->n_token, 1);
         assert_true(a->n < N_MAX);
         a->id[a->n] = ev->token[0].id;
+        assert_true(ev->token[0].n_top <= 5);
+        if (ev->token[0].n_top) memcpy(a->top[a->n], ev->token[0].top, ev->token[0].n_top * sizeof *ev->token[0].top);
         a->logprob[a->n++] = ev->token[0].logprob;
         const size_t had = strlen(a->text);
         assert_true(had + ev->n_text < sizeof a->text);
@@ -210,6 +213,7 @@ static void same_bits(const struct answer *a, const struct answer *b)
 {
     same(a, b);
     assert_memory_equal(a->logprob, b->logprob, a->n * sizeof *a->logprob);
+    assert_memory_equal(a->top, b->top, a->n * sizeof *a->top);
 }
 
 static void asked_free(struct asked *x) { free(x->w); }
@@ -334,6 +338,63 @@ static void test_caches(void **state)
     engine_close(&en);
 }
 
+/* Thirty-two at once, of random priorities, in quanta of random sizes, with and without each cache, some cancelled: the
+ * likeliest tokens' probabilities of those that finish are the bits of each alone. */
+static void test_random_services(void **state)
+{
+    (void)state;
+    enum { AT_ONCE = 32, ROUNDS = 6 };
+    struct engine *en = open_tiny(0);
+    const uint64_t roomy = (uint64_t)engine_info(en)->page_bytes * 1200;
+    struct answer want[N_ASKS];
+    engine_close(&en);
+    en = open_tiny(roomy);                 /* pages are short, so that they wait, pass and push aside */
+    struct service *s = open_service(en, (struct service_options){ .no_prefix_cache = true, .loader = &LOADER });
+    for (int i = 0; i < N_ASKS; i++) {
+        struct asked x;
+        submit_with(s, &ASKS[i], (struct service_request){ .top_logprobs = 5 }, &x);
+        must_finish(&x);
+        want[i] = x.w->a[0];
+        asked_free(&x);
+    }
+    service_close(&s);
+    const char *seed = getenv("SEED");
+    unsigned rnd = seed ? (unsigned)atoi(seed) : 1;
+    uint32_t finished = 0, preempted = 0, cached = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        const double targets[] = { 1e-6, 1e-3, 5e-3, INFINITY };
+        s = open_service(en, (struct service_options){
+            .loader = &LOADER, .itl_target_s = targets[rand_r(&rnd) % 4], .group_rows = 50 + (uint32_t)rand_r(&rnd) % 2000,
+            .max_running = 2 + (uint32_t)rand_r(&rnd) % 30, .overtake_max = (uint32_t)rand_r(&rnd) % 5,
+            .no_prefix_cache = rand_r(&rnd) % 3 == 0, .no_media_cache = rand_r(&rnd) % 3 == 0 });
+        struct asked x[AT_ONCE];
+        int which[AT_ONCE];
+        for (int i = 0; i < AT_ONCE; i++) {
+            which[i] = rand_r(&rnd) % N_ASKS;
+            submit_with(s, &ASKS[which[i]], (struct service_request){ .top_logprobs = 5, .priority = rand_r(&rnd) % 3 }, &x[i]);
+            if (rand_r(&rnd) % 8 == 0) usleep((useconds_t)(rand_r(&rnd) % 5000));
+            if (rand_r(&rnd) % 8 == 0) service_cancel(s, x[rand_r(&rnd) % (i + 1)].id);
+        }
+        for (int i = 0; i < AT_ONCE; i++) {
+            wait_done(x[i].w);
+            if (x[i].w->failed) {
+                assert_int_equal(x[i].w->error.code, E_CANCELLED);
+            } else {
+                finished++;
+                preempted += x[i].w->n_preempted;
+                cached += x[i].w->cached_layers > 0;
+                same_bits(&x[i].w->a[0], &want[which[i]]);
+            }
+            asked_free(&x[i]);
+        }
+        service_close(&s);
+        all_home(en);
+    }
+    print_message("%u finished, %u preempted, %u with shared layers\n", finished, preempted, cached);
+    assert_true(finished > AT_ONCE * ROUNDS / 2 && cached > 10);
+    engine_close(&en);
+}
+
 /* n choices: the first is what one choice gives, each is what its seed gives alone. */
 static void test_choices(void **state)
 {
@@ -349,7 +410,8 @@ static void test_choices(void **state)
         struct err e;
         one[i].p = policy_of(en, &a);
         one[i].w = watcher_new();
-        struct service_request rq = { .chat = chat_of(&a), .o = options_of(&a, &one[i].p), .event = watch, .self = one[i].w };
+        struct service_request rq = { .chat = chat_of(&a), .o = options_of(&a, &one[i].p), .top_logprobs = 4,
+                                      .event = watch, .self = one[i].w };
         rq.o.sample.seed += i;
         assert_int_equal(service_submit(s, &rq, &one[i].id, &e), OK);
         must_finish(&one[i]);
@@ -478,6 +540,7 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "--media-child") == 0) return extract_child_main(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bits), cmocka_unit_test(test_caches),   cmocka_unit_test(test_choices),
+        cmocka_unit_test(test_random_services),
         cmocka_unit_test(test_preemption), cmocka_unit_test(test_cancels), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

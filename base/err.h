@@ -31,8 +31,8 @@ struct err {
     char param[128];
 };
 
-/* Fill *e (may be NULL) and return `code`, so that `return err_set(...)` reads well. Clears tag and param. Text and param
- * are always whole UTF-8: what is none, or was cut in two, becomes '?'. */
+/* Fill *e (may be NULL) and return `code`, so that `return err_set(...)` reads well. Clears tag and param. Text and
+ * param are always whole UTF-8: what is none, or was cut in two, becomes '?'. */
 status err_set(struct err *e, status code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /* Put "prefix: " before the text that *e already has; returns e->code. */

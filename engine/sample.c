@@ -20,7 +20,7 @@ struct sampler {
     const uint8_t *allowed;
     uint8_t *seen;                 /* [V] 1: in the prompt or generated  */
     uint32_t *count;               /* [V] times generated                */
-    struct candidate *cand;        /* [V] */
+    struct candidate *cand;        /* [V]; NULL where it is greedy */
     struct sample_bias *bias;      /* [p.n_logit_bias] by id  */
     int32_t *stop;                 /* [p.n_stop_ids] by id    */
     struct sample_top top[SAMPLE_TOP_MAX];
@@ -100,7 +100,7 @@ status sampler_create(const struct sample_params *p, uint32_t V, const uint8_t *
     *s = (struct sampler){ .p = *p, .V = V, .allowed = allowed };
     status st = mem_alloc(&s->seen, V, 1, e);
     if (st == OK) st = mem_alloc(&s->count, V, sizeof *s->count, e);
-    if (st == OK) st = mem_alloc(&s->cand, V, sizeof *s->cand, e);
+    if (st == OK && p->temperature > 0.0f) st = mem_alloc(&s->cand, V, sizeof *s->cand, e);
     if (st == OK) st = copy_lists(s, e);
     if (st != OK) {
         sampler_destroy(&s);
@@ -146,10 +146,11 @@ static int by_logit(const void *pa, const void *pb)
     return before(pa, pb) ? -1 : before(pb, pa);
 }
 
-/* Biased and penalised logits of the ids that may be chosen into cand; returns how many. NaN counts as impossible. ban:
- * without the stop ids. */
-static uint32_t collect(struct sampler *s, const float *logits, bool ban)
+/* Biased and penalised logits of the ids that may be chosen into cand (greedy: none is kept); returns how many, *best
+ * the first of the highest. NaN counts as impossible. ban: without the stop ids. */
+static uint32_t collect(struct sampler *s, const float *logits, bool ban, struct candidate *best)
 {
+    const bool keep = s->p.temperature > 0.0f;
     const struct sample_bias *bias = s->bias, *bias_end = bias + s->p.n_logit_bias;
     const int32_t *stop = s->stop, *stop_end = stop + (ban ? s->p.n_stop_ids : 0);
     uint32_t n = 0;
@@ -163,7 +164,9 @@ static uint32_t collect(struct sampler *s, const float *logits, bool ban)
         if (s->seen[i] && s->p.repetition_penalty != 1.0f)
             x = x > 0 ? x / s->p.repetition_penalty : x * s->p.repetition_penalty;
         if (s->count[i]) x -= s->p.presence_penalty + s->p.frequency_penalty * (float)s->count[i];
-        s->cand[n++] = (struct candidate){ x, (int32_t)i, 1.0f };
+        if (n == 0 || x > best->logit) *best = (struct candidate){ x, (int32_t)i, 1.0f };
+        if (keep) s->cand[n] = (struct candidate){ x, (int32_t)i, 1.0f };
+        n++;
     }
     return n;
 }
@@ -277,12 +280,11 @@ static int32_t draw(struct sampler *s, uint32_t n, double best)
 
 int32_t sampler_next(struct sampler *s, const float *logits, float *logprob)
 {
-    uint32_t n = collect(s, logits, s->step < s->p.min_tokens), best = 0;
-    if (n == 0) n = collect(s, logits, false);     /* nothing but stops may be chosen */
+    struct candidate best = { 0 };
+    uint32_t n = collect(s, logits, s->step < s->p.min_tokens, &best);
+    if (n == 0) n = collect(s, logits, false, &best);          /* nothing but stops may be chosen */
     assert(n > 0);
-    for (uint32_t i = 1; i < n; i++)
-        if (s->cand[i].logit > s->cand[best].logit) best = i;
-    const int32_t id = s->p.temperature <= 0.0f ? s->cand[best].id : draw(s, n, (double)s->cand[best].logit);
+    const int32_t id = s->p.temperature <= 0.0f ? best.id : draw(s, n, (double)best.logit);
     if (logprob || s->p.top_logprobs) {
         const double norm = log_sum(s, logits);
         if (logprob) *logprob = (float)((double)logits[id] - norm);

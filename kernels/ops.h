@@ -250,6 +250,16 @@ struct mean_pairs_args { const float *x; uint32_t n, d; float *y; };
 /* Page dst becomes a copy of page src, whole, n times (dst distinct, none of them a src): a sequence that forks. */
 struct page_copy_args { struct kv_shape shape; const uint32_t *src, *dst; uint32_t n; };   /* host arrays */
 
+/* Row i of each view becomes what its row row[i] was, i < n; the rest of the last page used is cleared. In place, so the
+ * pages must be the view's own. K is rotated already: its positions stay what they were. (docs/omnidrop.md 7, Trim) */
+struct kv_compact_args {
+    struct kv_shape shape;
+    uint32_t n_views;
+    const struct kv_view *view;    /* [n_views] host */
+    const uint32_t *const *row;    /* [n_views] host: [n[v]] ascending, below view[v].n_rows */
+    const uint32_t *n;             /* [n_views] host */
+};
+
 struct ops {
     const char *name;             /* "cpu" */
     uint32_t page_tokens;         /* 16 on the CPU */
@@ -290,6 +300,7 @@ struct ops {
     status (*add_rows)(struct stream *st, const struct add_rows_args *a, struct err *e);
     status (*mean_pairs)(struct stream *st, const struct mean_pairs_args *a, struct err *e);
     status (*page_copy)(struct stream *st, const struct page_copy_args *a, struct err *e);
+    status (*kv_compact)(struct stream *st, const struct kv_compact_args *a, struct err *e);
 
     /* Human-readable: "AMD EPYC, avx512-bf16, 2 threads". */
     void (*describe)(const struct stream *st, char *text, size_t cap);

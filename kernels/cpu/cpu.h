@@ -84,6 +84,7 @@ size_t cpu_page_bytes(const struct stream *st, uint32_t G, uint32_t D, enum dtyp
 size_t cpu_attention_scratch(const struct stream *st, uint32_t H, uint32_t D, uint32_t n, uint32_t max_keys);
 status cpu_rope(struct stream *st, const struct rope_args *a, struct err *e);
 status cpu_kv_write(struct stream *st, const struct kv_write_args *a, struct err *e);
+status cpu_kv_compact(struct stream *st, const struct kv_compact_args *a, struct err *e);
 status cpu_attention(struct stream *st, const struct attention_args *a, struct err *e);
 status cpu_attention_decode(struct stream *st, const struct attention_args *a, struct err *e);
 status cpu_segment_attention(struct stream *st, const struct segment_attention_args *a, struct err *e);

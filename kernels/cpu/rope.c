@@ -108,3 +108,65 @@ status cpu_kv_write(struct stream *stream, const struct kv_write_args *a, struct
     cpu_for(stream, n, FEW_FLOATS / (CPU_PAGE_TOKENS * a->shape.G * a->shape.D) + 1, write_pages, &j);
     return OK;
 }
+
+/* One head's part of slot `from` of page src to slot `to` of page dst. */
+static void move_slot(const struct cpu_heads *h, const char *src, uint32_t from, char *dst, uint32_t to)
+{
+    if (h->bf16) {
+        const uint32_t *k = (const uint32_t *)src;
+        uint32_t *ko = (uint32_t *)dst;
+        for (uint32_t i = 0; i < h->D / 2; i++) ko[i * CPU_PAGE_TOKENS + to] = k[i * CPU_PAGE_TOKENS + from];
+        const bf16 *v = (const bf16 *)(src + h->k_bytes) + (size_t)(from / 2) * h->Dv * 2 + from % 2;
+        bf16 *vo = (bf16 *)(dst + h->k_bytes) + (size_t)(to / 2) * h->Dv * 2 + to % 2;
+        for (uint32_t i = 0; i < h->Dv; i++) vo[2 * i] = v[2 * i];
+        return;
+    }
+    const float *k = (const float *)src, *v = (const float *)(src + h->k_bytes) + (size_t)from * h->Dv;
+    float *ko = (float *)dst, *vo = (float *)(dst + h->k_bytes) + (size_t)to * h->Dv;
+    for (uint32_t i = 0; i < h->D; i++) ko[i * CPU_PAGE_TOKENS + to] = k[i * CPU_PAGE_TOKENS + from];
+    memmove(vo, v, h->Dv * sizeof *vo);
+}
+
+static void clear_slot(const struct cpu_heads *h, char *page, uint32_t slot)
+{
+    if (h->bf16) {
+        bf16 *v = (bf16 *)(page + h->k_bytes) + (size_t)(slot / 2) * h->Dv * 2 + slot % 2;
+        for (uint32_t i = 0; i < h->D / 2; i++) ((uint32_t *)page)[i * CPU_PAGE_TOKENS + slot] = 0;
+        for (uint32_t i = 0; i < h->Dv; i++) v[2 * i] = (bf16){ 0 };
+        return;
+    }
+    for (uint32_t i = 0; i < h->D; i++) ((float *)page)[i * CPU_PAGE_TOKENS + slot] = 0;
+    memset((float *)(page + h->k_bytes) + (size_t)slot * h->Dv, 0, h->Dv * sizeof(float));
+}
+
+struct compact_job { const struct kv_compact_args *a; struct cpu_heads heads; };
+
+/* Heads begin .. end - 1 of all views, view after view: a head's rows move in order, so that none is overwritten unread. */
+static void compact_heads(void *arg, int thread, uint32_t begin, uint32_t end)
+{
+    (void)thread;
+    const struct compact_job *j = arg;
+    const struct kv_compact_args *a = j->a;
+    for (uint32_t i = begin; i < end; i++) {
+        const uint32_t v = i / a->shape.G, n = a->n[v];
+        const uint32_t *page = a->view[v].page;
+        char *base = (char *)a->shape.base + (i % a->shape.G) * j->heads.head_bytes;
+        for (uint32_t k = 0; k < n; k++) {
+            const uint32_t from = a->row[v][k];
+            if (from == k) continue;
+            move_slot(&j->heads, base + page[from / CPU_PAGE_TOKENS] * a->shape.page_bytes, from % CPU_PAGE_TOKENS,
+                      base + page[k / CPU_PAGE_TOKENS] * a->shape.page_bytes, k % CPU_PAGE_TOKENS);
+        }
+        for (uint32_t k = n; k % CPU_PAGE_TOKENS != 0; k++)
+            clear_slot(&j->heads, base + page[k / CPU_PAGE_TOKENS] * a->shape.page_bytes, k % CPU_PAGE_TOKENS);
+    }
+}
+
+status cpu_kv_compact(struct stream *stream, const struct kv_compact_args *a, struct err *e)
+{
+    const struct cpu_stream *st = cpu_stream_of(stream);
+    TRY(cpu_heads_check(a->shape.D, a->shape.G, a->shape.G, a->shape.dtype, e));
+    struct compact_job j = { .a = a, .heads = cpu_heads_of(st, a->shape.D, a->shape.dtype, 1.0f) };
+    cpu_for(stream, a->n_views * a->shape.G, 1, compact_heads, &j);
+    return OK;
+}

@@ -162,6 +162,7 @@ static const struct ops cpu_ops = {
     .add_rows = cpu_add_rows,
     .mean_pairs = cpu_mean_pairs,
     .page_copy = cpu_page_copy,
+    .kv_compact = cpu_kv_compact,
     .describe = cpu_describe,
     .close = cpu_close,
 };

@@ -127,8 +127,54 @@ static void test_write(void **state)
     twin_each(2, write_body);
 }
 
+static void compact_body(struct stream *st, const char *isa)
+{
+    (void)isa;
+    for (uint32_t v = 0; v < 8; v++) {
+        const uint32_t n_keys[3] = { 1 + twin_below(90), 16 * (1 + twin_below(4)), 1 + twin_below(300) };
+        const uint32_t G = 1 + v % 3, D = v < 4 ? 64 : 20;
+        struct paged was = paged_new(st, 3, n_keys, G, D, v % 2 ? DT_BF16 : DT_F32);
+        const size_t width = 2 * (size_t)G * D, page = was.shape.page_bytes;
+        uint32_t *row[3], n[3], zero[3] = { 0 };
+        struct paged want = was;
+        TWIN_OK(st->ops->alloc(st, was.n_pages * page, &want.shape.base, e));
+        memset(want.shape.base, 0xff, was.n_pages * page);
+        for (uint32_t s = 0; s < 3; s++) {
+            row[s] = calloc(n_keys[s], sizeof *row[s]);
+            n[s] = 0;
+            for (uint32_t i = 0; i < n_keys[s]; i++)
+                if (v == 0 || twin_below(3) > 0) row[s][n[s]++] = i;
+            want.kv[s] = twin_floats((n_keys[s] + 1) * width);
+            for (uint32_t i = 0; i < n[s]; i++)
+                memcpy(want.kv[s] + i * width, was.kv[s] + row[s][i] * width, width * sizeof(float));
+        }
+        paged_write(st, &want, zero, n);       /* the rows that stay, written as if there had been no others */
+        const struct kv_compact_args a = { .shape = was.shape, .n_views = 3, .view = was.view,
+                                           .row = (const uint32_t *const *)row, .n = n };
+        TWIN_OK(st->ops->kv_compact(st, &a, e));
+        for (uint32_t s = 0; s < 3; s++) {
+            for (uint32_t p = 0; p < (n[s] + 15) / 16; p++)
+                assert_memory_equal((char *)was.shape.base + was.page[s][p] * page,
+                                    (char *)want.shape.base + was.page[s][p] * page, page);
+            free(want.kv[s]);
+            free(row[s]);
+        }
+        st->ops->release(st, want.shape.base);
+        paged_free(st, &was);
+    }
+}
+
+/* Rows that move together leave pages as if the others had never been written. */
+static void test_compact(void **state)
+{
+    (void)state;
+    twin_seed("compact");
+    twin_each(2, compact_body);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_rope), cmocka_unit_test(test_write) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_rope), cmocka_unit_test(test_write),
+                                        cmocka_unit_test(test_compact) };
     return cmocka_run_group_tests_name("rope", tests, NULL, NULL);
 }

@@ -10,62 +10,62 @@
 #include "base/mem.h"
 
 #define BOTH (API_CHAT | API_COMPLETION)
-#define NUMBER(lo, hi) "{\"type\":[\"number\",\"null\"],\"minimum\":" #lo ",\"maximum\":" #hi "}"
-#define INTEGER(lo, hi) "{\"type\":[\"integer\",\"null\"],\"minimum\":" #lo ",\"maximum\":" #hi "}"
-#define AT_LEAST(lo) "{\"type\":[\"integer\",\"null\"],\"minimum\":" #lo "}"
-#define BOOLEAN "{\"type\":[\"boolean\",\"null\"]}"
+#define NUMBER(lo, hi) "{'type':['number','null'],'minimum':" #lo ",'maximum':" #hi "}"
+#define INTEGER(lo, hi) "{'type':['integer','null'],'minimum':" #lo ",'maximum':" #hi "}"
+#define AT_LEAST(lo) "{'type':['integer','null'],'minimum':" #lo "}"
+#define BOOLEAN "{'type':['boolean','null']}"
 
 const struct api_field api_fields[] = {
-    { "messages", API_CHAT, API_HONOURED, "{\"type\":\"array\",\"minItems\":1,\"maxItems\":2048,\"items\":"
-                                          "{\"$ref\":\"#/components/schemas/ChatMessage\"}}" },
+    { "messages", API_CHAT, API_HONOURED, "{'type':'array','minItems':1,'maxItems':2048,'items':"
+                                          "{'$ref':'#/components/schemas/ChatMessage'}}" },
     { "prompt", API_COMPLETION, API_HONOURED,
-      "{\"oneOf\":[{\"type\":\"string\"},{\"type\":\"array\",\"items\":{\"type\":\"string\"},\"minItems\":1,\"maxItems\":64},"
-      "{\"type\":\"array\",\"items\":{\"type\":\"integer\",\"minimum\":0},\"minItems\":1},{\"type\":\"array\",\"minItems\":1,"
-      "\"maxItems\":64,\"items\":{\"type\":\"array\",\"items\":{\"type\":\"integer\",\"minimum\":0},\"minItems\":1}}]}" },
-    { "model", BOTH, API_HONOURED, "{\"type\":[\"string\",\"null\"]}" },
+      "{'oneOf':[{'type':'string'},{'type':'array','items':{'type':'string'},'minItems':1,'maxItems':64},"
+      "{'type':'array','items':{'type':'integer','minimum':0},'minItems':1},{'type':'array','minItems':1,"
+      "'maxItems':64,'items':{'type':'array','items':{'type':'integer','minimum':0},'minItems':1}}]}" },
+    { "model", BOTH, API_HONOURED, "{'type':['string','null']}" },
     { "max_completion_tokens", API_CHAT, API_HONOURED, AT_LEAST(1) },
     { "max_tokens", BOTH, API_HONOURED, AT_LEAST(1) },
     { "temperature", BOTH, API_HONOURED, NUMBER(0, 2) },
-    { "top_p", BOTH, API_HONOURED, "{\"type\":[\"number\",\"null\"],\"exclusiveMinimum\":0,\"maximum\":1}" },
-    { "seed", BOTH, API_HONOURED, "{\"type\":[\"integer\",\"null\"]}" },
+    { "top_p", BOTH, API_HONOURED, "{'type':['number','null'],'exclusiveMinimum':0,'maximum':1}" },
+    { "seed", BOTH, API_HONOURED, "{'type':['integer','null']}" },
     { "n", BOTH, API_HONOURED, AT_LEAST(1) },
-    { "stop", BOTH, API_HONOURED, "{\"oneOf\":[{\"type\":\"null\"},{\"type\":\"string\",\"minLength\":1},{\"type\":\"array\","
-                                  "\"maxItems\":16,\"items\":{\"type\":\"string\",\"minLength\":1}}]}" },
+    { "stop", BOTH, API_HONOURED, "{'oneOf':[{'type':'null'},{'type':'string','minLength':1},{'type':'array',"
+                                  "'maxItems':16,'items':{'type':'string','minLength':1}}]}" },
     { "presence_penalty", BOTH, API_HONOURED, NUMBER(-2, 2) },
     { "frequency_penalty", BOTH, API_HONOURED, NUMBER(-2, 2) },
-    { "logit_bias", BOTH, API_HONOURED, "{\"type\":[\"object\",\"null\"],\"maxProperties\":1024,\"additionalProperties\":"
-                                        "{\"type\":\"number\",\"minimum\":-100,\"maximum\":100}}" },
+    { "logit_bias", BOTH, API_HONOURED, "{'type':['object','null'],'maxProperties':1024,'additionalProperties':"
+                                        "{'type':'number','minimum':-100,'maximum':100}}" },
     { "logprobs", API_CHAT, API_HONOURED, BOOLEAN },
     { "logprobs", API_COMPLETION, API_HONOURED, INTEGER(0, 20) },
     { "top_logprobs", API_CHAT, API_HONOURED, INTEGER(0, 20) },
     { "echo", API_COMPLETION, API_HONOURED, BOOLEAN },
     { "stream", BOTH, API_HONOURED, BOOLEAN },
     { "stream_options", BOTH, API_HONOURED,
-      "{\"type\":[\"object\",\"null\"],\"properties\":{\"include_usage\":" BOOLEAN "}}" },
+      "{'type':['object','null'],'properties':{'include_usage':" BOOLEAN "}}" },
     { "response_format", API_CHAT, API_HONOURED,
-      "{\"type\":[\"object\",\"null\"],\"properties\":{\"type\":{\"const\":\"text\"}},\"required\":[\"type\"]}" },
-    { "modalities", API_CHAT, API_HONOURED, "{\"type\":[\"array\",\"null\"],\"items\":{\"const\":\"text\"}}" },
+      "{'type':['object','null'],'properties':{'type':{'const':'text'}},'required':['type']}" },
+    { "modalities", API_CHAT, API_HONOURED, "{'type':['array','null'],'items':{'const':'text'}}" },
     { "top_k", BOTH, API_HONOURED, AT_LEAST(-1) },
     { "min_p", BOTH, API_HONOURED, NUMBER(0, 1) },
     { "repetition_penalty", BOTH, API_HONOURED, NUMBER(0.01, 10) },
     { "min_tokens", BOTH, API_HONOURED, AT_LEAST(0) },
     { "stop_token_ids", BOTH, API_HONOURED,
-      "{\"type\":[\"array\",\"null\"],\"maxItems\":64,\"items\":{\"type\":\"integer\",\"minimum\":0}}" },
+      "{'type':['array','null'],'maxItems':64,'items':{'type':'integer','minimum':0}}" },
     { "ignore_eos", BOTH, API_HONOURED, BOOLEAN },
     { "include_stop_str_in_output", BOTH, API_HONOURED, BOOLEAN },
     { "skip_special_tokens", BOTH, API_HONOURED, BOOLEAN },
     { "add_generation_prompt", API_CHAT, API_HONOURED, BOOLEAN },
     { "continue_final_message", API_CHAT, API_HONOURED, BOOLEAN },
     { "return_token_ids", BOTH, API_HONOURED, BOOLEAN },
-    { "priority", BOTH, API_HONOURED, "{\"type\":[\"integer\",\"null\"]}" },
+    { "priority", BOTH, API_HONOURED, "{'type':['integer','null']}" },
     { "mm_processor_kwargs", API_CHAT, API_HONOURED,
-      "{\"type\":[\"object\",\"null\"],\"additionalProperties\":false,\"properties\":{\"use_audio_in_video\":" BOOLEAN
-      ",\"fps\":" NUMBER(0.001, 1000) ",\"min_pixels\":" AT_LEAST(1) ",\"max_pixels\":" AT_LEAST(1)
-      ",\"max_frames\":" AT_LEAST(1) "}}" },
+      "{'type':['object','null'],'additionalProperties':false,'properties':{'use_audio_in_video':" BOOLEAN
+      ",'fps':" NUMBER(0.001, 1000) ",'min_pixels':" AT_LEAST(1) ",'max_pixels':" AT_LEAST(1)
+      ",'max_frames':" AT_LEAST(1) "}}" },
     { "media_io_kwargs", API_CHAT, API_HONOURED,
-      "{\"type\":[\"object\",\"null\"],\"additionalProperties\":false,\"properties\":{\"video\":{\"type\":[\"object\",\"null\"],"
-      "\"additionalProperties\":false,\"properties\":{\"fps\":" NUMBER(0.001, 1000) ",\"num_frames\":" AT_LEAST(1) "}}}}" },
-    { "omnidrop", BOTH, API_HONOURED, "{\"$ref\":\"#/components/schemas/OmnidropOptions\"}" },
+      "{'type':['object','null'],'additionalProperties':false,'properties':{'video':{'type':['object','null'],"
+      "'additionalProperties':false,'properties':{'fps':" NUMBER(0.001, 1000) ",'num_frames':" AT_LEAST(1) "}}}}" },
+    { "omnidrop", BOTH, API_HONOURED, "{'$ref':'#/components/schemas/OmnidropOptions'}" },
 
     /* Refused only where they ask for something: see check_tools, check_audio. */
     { "tools", API_CHAT, API_IGNORED, NULL }, { "functions", API_CHAT, API_IGNORED, NULL },

@@ -13,9 +13,12 @@ struct api_field {
     const char *name;              /* a trailing '*' stands for any end */
     unsigned where;                /* API_CHAT | API_COMPLETION */
     enum api_rule rule;
-    const char *schema;            /* JSON Schema text of what is honoured, for api_openapi; else NULL */
+    const char *schema;            /* of what is honoured, as api_schema reads it; else NULL */
 };
 extern const struct api_field api_fields[];                /* ends with name NULL */
+
+/* JSON Schema text with ' in place of " (none holds an apostrophe). The caller owns the reference. openapi.c */
+json_t *api_schema(const char *text);
 
 /* Parse and see that it is an object. *d is owned by the caller: doc_close. */
 status api_body_open(const char *body, size_t n, struct doc *d, struct doc_at *root, struct err *e);

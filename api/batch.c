@@ -588,6 +588,7 @@ static void put_line(struct work *w, struct line *t, const char *custom_id, cons
     }
     count_line(j->plan, t, status_code, reply);
     if (status_code >= 400 && j->fail_fast) w->ended = true;
+    if (status_code >= 400 && j->failed) j->failed(j->self, custom_id, status_code, reply);
     if (j->progress) j->progress(j->self, &j->plan->counts);
 }
 

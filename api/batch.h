@@ -84,6 +84,8 @@ struct batch_job {
     void (*leave)(void *self);
     /* After every line and once a second; never from two threads at once. May be NULL. */
     void (*progress)(void *self, const struct batch_counts *c);
+    /* A line was answered with a status >= 400. As progress. May be NULL. */
+    void (*failed)(void *self, const char *custom_id, int status_code, const json_t *reply);
     void *self;
 };
 

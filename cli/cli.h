@@ -96,6 +96,7 @@ int cli_main_chat(int argc, char **argv);
 int cli_main_transcribe(int argc, char **argv);
 int cli_main_inspect(int argc, char **argv);
 int cli_main_bench(int argc, char **argv);
+int cli_main_batch(int argc, char **argv);
 
 /* The engine that the common options describe; says on stderr which model and device it took. */
 struct engine;

@@ -11,6 +11,7 @@
 static const struct { const char *name; int (*run)(int argc, char **argv); const char *summary; } COMMANDS[] = {
     { "chat", cli_main_chat, "ask about pictures, sound and films" },
     { "transcribe", cli_main_transcribe, "files of any length to txt, srt, vtt, json" },
+    { "batch", cli_main_batch, "many requests from a file of JSON lines, resumed after any end" },
     { "inspect", cli_main_inspect, "model, media, schedule, policies, device: what is there and what it would cost" },
     { "bench", cli_main_bench, "latency of prefill and decode, with and without pruning" },
 };

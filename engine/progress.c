@@ -81,20 +81,27 @@ static void show_json(struct progress *p, const char *phase, double done_s, doub
     fputc('\n', p->f);
 }
 
-void progress_show(struct progress *p, const char *phase, double done_s, uint32_t n_failed)
+/* Is it time to show something? The first call notes what was `done` when the work began. */
+static bool due(struct progress *p, double done, bool end)
 {
     static const double EVERY[] = { 0, TTY_EVERY_S, PLAIN_EVERY_S, JSON_EVERY_S };
     const double now = clock_s();
-    if (p->mode == PROGRESS_NONE) return;
+    if (p->mode == PROGRESS_NONE) return false;
     if (p->first_s < 0) {
-        p->first_s = done_s;
+        p->first_s = done;
         p->began_s = now;
         if (p->mode == PROGRESS_PLAIN) p->shown_s = now;       /* short work says nothing */
     }
-    const bool end = p->total_s >= 0 && done_s >= p->total_s && p->mode != PROGRESS_PLAIN;
-    if (p->shown_s >= 0 && now - p->shown_s < EVERY[p->mode] && !end) return;
+    if (p->shown_s >= 0 && now - p->shown_s < EVERY[p->mode] && !(end && p->mode != PROGRESS_PLAIN)) return false;
     p->shown_s = now;
-    const double took = now - p->began_s, speed = took > 0 ? (done_s - p->first_s) / took : 0;
+    return true;
+}
+
+void progress_show(struct progress *p, const char *phase, double done_s, uint32_t n_failed)
+{
+    const bool end = p->total_s >= 0 && done_s >= p->total_s;
+    if (!due(p, done_s, end)) return;
+    const double took = p->shown_s - p->began_s, speed = took > 0 ? (done_s - p->first_s) / took : 0;
     const double eta_s = speed > 0 && p->total_s >= done_s ? (p->total_s - done_s) / speed : -1;
     if (p->mode == PROGRESS_JSON) {
         show_json(p, phase, done_s, speed, eta_s);
@@ -108,6 +115,40 @@ void progress_show(struct progress *p, const char *phase, double done_s, uint32_
     if (n_failed) snprintf(failed, sizeof failed, ", %u window%s failed", n_failed, n_failed == 1 ? "" : "s");
     snprintf(numbers, sizeof numbers, "%s/%s %.1fx ETA %s%s", done, total, speed, eta, failed);
     if (p->mode == PROGRESS_TTY) show_bar(p, phase, numbers, p->total_s > 0 ? fmin(1, done_s / p->total_s) : -1);
+    else fprintf(p->f, "omnidrop: %s: %s %s\n", p->file, phase, numbers);
+    fflush(p->f);
+}
+
+static void items_json(const struct progress *p, const char *phase, uint64_t n_done, uint64_t n_total, uint64_t n_failed,
+                       double speed, double eta_s)
+{
+    json_t *o = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:o}", "event", "progress", "file", p->file, "phase", phase,
+                          "done", (json_int_t)n_done, "total", (json_int_t)n_total, "failed", (json_int_t)n_failed, "speed",
+                          speed, "eta_s", eta_s >= 0 ? json_real(eta_s) : json_null());
+    if (o) json_dumpf(o, p->f, JSON_COMPACT | JSON_REAL_PRECISION(6));
+    json_decref(o);
+    fputc('\n', p->f);
+}
+
+void progress_items(struct progress *p, const char *phase, uint64_t n_done, uint64_t n_total, double share,
+                    uint64_t n_failed)
+{
+    if (p->first_s < 0) p->first_n = n_done;
+    if (!due(p, share, n_done >= n_total)) return;
+    const double took = p->shown_s - p->began_s, worked = share - p->first_s;
+    const double speed = took > 0 ? (double)(n_done - p->first_n) / took : 0;
+    const double eta_s = worked > 0 && share <= 1 ? (1 - share) * took / worked : n_done >= n_total ? 0 : -1;
+    if (p->mode == PROGRESS_JSON) {
+        items_json(p, phase, n_done, n_total, n_failed, speed, eta_s);
+        fflush(p->f);
+        return;
+    }
+    char eta[24], failed[48] = "", numbers[200];
+    time_text(eta, eta_s);
+    if (n_failed) snprintf(failed, sizeof failed, ", %llu failed", (unsigned long long)n_failed);
+    snprintf(numbers, sizeof numbers, "%llu/%llu lines %.2f/s ETA %s%s", (unsigned long long)n_done,
+             (unsigned long long)n_total, speed, eta, failed);
+    if (p->mode == PROGRESS_TTY) show_bar(p, phase, numbers, fmin(1, share));
     else fprintf(p->f, "omnidrop: %s: %s %s\n", p->file, phase, numbers);
     fflush(p->f);
 }

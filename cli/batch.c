@@ -1,0 +1,278 @@
+/* cli/batch.c - omnidrop batch: the requests of a file, answered line by line into another. docs/http-api.md 4. */
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "api/api.h"
+#include "api/batch.h"
+#include "base/clock.h"
+#include "base/mem.h"
+#include "cli/cli.h"
+#include "engine/progress.h"
+#include "engine/service.h"
+
+#define SHOWN 20                   /* failed lines that are named on stderr */
+
+static const struct cli_option batch_options[] = {
+    { "input-file", 'i', CLI_TEXT, "FILE", NULL, "lines {\"custom_id\",\"method\":\"POST\",\"url\",\"body\"}; media in them may be "
+                                                 "files, relative to FILE", NULL, NULL },
+    { "output-file", 'o', CLI_TEXT, "FILE", NULL, "the answers, in order of completion", NULL, NULL },
+    { "error-file", 0, CLI_TEXT, "FILE", NULL, "lines that failed; default: they stand in the output", NULL, NULL },
+    { "endpoint", 0, CLI_TEXT, "URL", NULL, "refuse lines with another url", NULL, NULL },
+    { "resume", 0, CLI_FLAG, NULL, NULL, "go on with an output: what is answered stays, what failed runs again", NULL, NULL },
+    { "overwrite", 'y', CLI_FLAG, NULL, NULL, "overwrite outputs that are there", NULL, NULL },
+    { "max-concurrency", 0, CLI_UINT, "N", "8", "lines that run at once", NULL, NULL },
+    { "fail-fast", 0, CLI_FLAG, NULL, NULL, "begin no more lines after one failed", NULL, NULL },
+    { "served-model-name", 0, CLI_TEXT, "NAME", NULL, "name that lines may give as model (repeatable); default: the model's own",
+      .repeat = true },
+    { "default-max-tokens", 0, CLI_UINT, "N", "0", "length of an answer whose line names none; 0: the room in the context", NULL,
+      NULL },
+    { 0 }
+};
+
+static const struct cli_option *const batch_groups[] = { batch_options, cli_policy_options, cli_common_options, NULL };
+static const struct cli_command batch_command = {
+    .name = "batch", .summary = "Answer the requests of a file, longest first.",
+    .usage = "omnidrop batch -i FILE -o FILE [-m DIR] [options]",
+    .groups = batch_groups,
+    .examples = "omnidrop batch -i qa.jsonl -o qa.out.jsonl --resume --max-concurrency 8 --progress json\n"
+                "omnidrop batch -i qa.jsonl -o out.jsonl --error-file failed.jsonl --retention 0.3" };
+
+/* ---- the end, when it is wanted ------------------------------------------------------------------------------- */
+
+static atomic_bool stop, hurry;
+static volatile sig_atomic_t last_signal, running;
+
+/* The first signal lets running lines finish, the second cancels them, the third ends the program. */
+static void on_signal(int sig)
+{
+    last_signal = sig;
+    if (atomic_load(&hurry) || (atomic_load(&stop) && !running)) _exit(sig == SIGTERM ? CLI_SIGTERM : CLI_SIGINT);
+    if (atomic_exchange(&stop, true)) atomic_store(&hurry, true);
+}
+
+static void watch_signals(void)
+{
+    struct sigaction a = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
+    sigemptyset(&a.sa_mask);
+    sigaction(SIGINT, &a, NULL);
+    sigaction(SIGTERM, &a, NULL);
+}
+
+/* ---- media of lines ---------------------------------------------------------------------------------------------- */
+
+/* The operator's own files are opened; nothing is fetched from a network. Paths are absolute by now. */
+static status resolve_url(const char *url, const struct chat_part *part, struct media_source *out, struct err *e)
+{
+    char name[PATH_MAX];
+    if (strncmp(url, "file-id:", 8) == 0) {
+        err_set(e, E_ARG, "%s: there is no store of files here: give the path of one", part->path);
+        return err_tag(e, "not_found", part->path);
+    }
+    if (url[0] != '/') {
+        err_set(e, E_INPUT, "%s: batch fetches nothing from a network: give a file or the bytes", part->path);
+        return err_tag(e, "media_url_not_allowed", part->path);
+    }
+    const int fd = open(url, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) {
+        err_set(e, E_INPUT, "%s: %s: %s", part->path, url, strerror(errno));
+        return err_tag(e, "media_path_not_allowed", part->path);
+    }
+    snprintf(name, sizeof name, "%s", url);
+    return media_source_of_fd(fd, basename(name), NULL, out, e);
+}
+
+static status resolve(void *self, void *owner, const struct chat_part *part, int frame, const atomic_bool *cancelled,
+                      struct media_source *out, struct err *e)
+{
+    (void)self, (void)owner, (void)cancelled;
+    const char *url = frame >= 0 ? part->frame[frame] : part->url;
+    if (url && strncmp(url, "data:", 5) != 0) return resolve_url(url, part, out, e);
+    if (url == NULL) return media_source_of_bytes(part->data, part->n_data, part->path, NULL, out, e);
+    uint8_t *bytes = NULL;
+    char *type = NULL;
+    size_t n = 0;
+    status st = chat_data_url(url, strlen(url), chat_default_limits.inline_max, &type, &bytes, &n, e);
+    if (st == OK) st = media_source_of_bytes(bytes, n, part->path, NULL, out, e);
+    free(bytes);
+    free(type);
+    return st;
+}
+
+/* ---- the run ------------------------------------------------------------------------------------------------------- */
+
+struct task {
+    struct cli *cli;
+    struct batch_files files;
+    char media_root[PATH_MAX];
+    struct engine *en;
+    struct service *service;
+    struct api *api;
+    struct service_loader loader;
+    struct policy_params policy;
+    const char **served;
+    struct progress progress;
+    uint32_t n_at_once;
+    uint64_t n_failed;             /* told of */
+};
+
+static void run_line(void *self, const char *endpoint, const char *body, size_t n, const char *request_id,
+                     const atomic_bool *cancel, int *status_code, json_t **reply)
+{
+    struct task *t = self;
+    const struct api_caller caller = { .request_id = request_id, .key = "", .batch = true };
+    if (strncmp(endpoint, "/v1/audio/", 10) == 0) {
+        struct err e;
+        err_set(&e, E_ARG, "%s is not offered in batches: omnidrop transcribe takes files", endpoint);
+        err_tag(&e, "unsupported_parameter", "url");
+        *status_code = api_error_of(&e).status;
+        *reply = api_error_json(&e);
+    } else {
+        api_run(t->api, endpoint, body, n, &caller, cancel, status_code, reply);
+    }
+}
+
+static void on_progress(void *self, const struct batch_counts *c)
+{
+    struct task *t = self;
+    progress_items(&t->progress, "batch", c->completed + c->failed, c->total, c->cost > 0 ? c->cost_done / c->cost : 1,
+                   c->failed);
+}
+
+static void on_failed(void *self, const char *custom_id, int status_code, const json_t *reply)
+{
+    struct task *t = self;
+    const json_t *error = json_object_get(reply, "error");
+    const char *code = json_string_value(json_object_get(error, "code")), *text = json_string_value(json_object_get(error, "message"));
+    if (t->n_failed++ >= SHOWN) return;
+    progress_clear(&t->progress);
+    cli_log(t->cli, CLI_NOTE, "%s: %d %s: %s%s", custom_id, status_code, code ? code : "", text ? text : "",
+            t->n_failed == SHOWN ? " (more are not named)" : "");
+}
+
+static status open_files(struct task *t, struct err *e)
+{
+    const struct cli *c = t->cli;
+    const char *input = cli_text(c, "input-file"), *output = cli_text(c, "output-file");
+    char path[PATH_MAX];
+    if (cli_n_words(c)) return err_set(e, E_ARG, "\"%s\": the input is given with -i, the output with -o", cli_word(c, 0));
+    if (input == NULL || output == NULL) return err_set(e, E_ARG, "%s is missing: batch -i FILE -o FILE", input ? "-o" : "-i");
+    const char *endpoint = cli_text(c, "endpoint");
+    bool known = endpoint == NULL;
+    for (size_t i = 0; batch_endpoints[i]; i++) known = known || strcmp(endpoint, batch_endpoints[i]) == 0;
+    if (!known)
+        return err_set(e, E_ARG, "--endpoint %s: give %s, %s, %s or %s", endpoint, batch_endpoints[0], batch_endpoints[1],
+                       batch_endpoints[2], batch_endpoints[3]);
+    if (realpath(input, path) == NULL) return err_set(e, E_INPUT, "%s: %s", input, strerror(errno));
+    snprintf(t->media_root, sizeof t->media_root, "%s", dirname(path));
+    const struct batch_files_options o = { .input = input, .output = output, .error_file = cli_text(c, "error-file"),
+                                           .resume = cli_flag(c, "resume"), .overwrite = cli_flag(c, "overwrite"),
+                                           .rules = { .endpoint = endpoint, .media_root = t->media_root, .stop = &stop } };
+    return batch_files_open(&o, &t->files, e);
+}
+
+static status open_engine(struct task *t, struct err *e)
+{
+    const struct cli *c = t->cli;
+    uint64_t default_max = 0;
+    TRY(cli_uint(c, "default-max-tokens", 0, 1u << 24, &default_max, e));
+    TRY(cli_engine(c, &t->en, e));
+    TRY(cli_policy(c, "none", engine_config(t->en)->text.layers, &t->policy, e));
+    t->loader = (struct service_loader){ .resolve = resolve };
+    const struct service_options so = { .max_running = t->n_at_once, .max_waiting = t->n_at_once, .loader = &t->loader,
+                                        .default_max_tokens = (uint32_t)default_max };
+    TRY(service_open(t->en, &so, &t->service, e));
+    size_t n = 0;
+    t->served = mem_must(cli_n_given(c) + 1, sizeof *t->served);
+    for (size_t i = 0; i < cli_n_given(c); i++)
+        if (strcmp(cli_given_at(c, i).option->name, "served-model-name") == 0) t->served[n++] = cli_given_at(c, i).value;
+    const struct api_options ao = { .service = t->service, .served_name = n ? t->served : NULL, .n_served_name = n,
+                                    .policy = &t->policy };
+    return api_create(&ao, &t->api, e);
+}
+
+static int say_end(const struct task *t, const struct batch_counts *c, double took)
+{
+    const uint64_t left = c->total - c->completed - c->failed;
+    cli_log(t->cli, CLI_NOTE, "%llu lines: %llu answered (%llu of them before), %llu failed, %llu left, in %.1f s; %llu tokens in, "
+            "%llu out", (unsigned long long)c->total, (unsigned long long)c->completed,
+            (unsigned long long)t->files.n_before, (unsigned long long)c->failed, (unsigned long long)left, took,
+            (unsigned long long)c->tokens_in, (unsigned long long)c->tokens_out);
+    if (left > 0 || c->failed > 0)
+        cli_log(t->cli, CLI_ERROR, "%s; the same command with --resume goes on", left == 0 ? "lines failed"
+                : last_signal ? "interrupted" : "ended after a line failed");
+    if (left > 0 && last_signal) return last_signal == SIGTERM ? CLI_SIGTERM : CLI_SIGINT;
+    return c->failed > 0 || left > 0 ? CLI_GAPS : CLI_OK;
+}
+
+static status work(struct task *t, int *code, struct err *e)
+{
+    struct batch_counts c;
+    enum progress_mode mode;
+    TRY(progress_mode_of(cli_text(t->cli, "progress"), stderr, &mode, e));
+    progress_begin(&t->progress, stderr, cli_flag(t->cli, "quiet") ? PROGRESS_NONE : mode, cli_text(t->cli, "input-file"), -1);
+    const struct batch_job j = { .plan = t->files.plan, .fd = t->files.fd, .out = t->files.out, .errors = t->files.errors,
+                                 .run = run_line, .run_self = t, .n_at_once = t->n_at_once, .media_root = t->media_root,
+                                 .fail_fast = cli_flag(t->cli, "fail-fast"), .stop = &stop, .kill = &hurry,
+                                 .progress = on_progress, .failed = on_failed, .self = t };
+    const double start = clock_s();
+    running = 1;
+    const status st = batch_work(&j, &c, e);
+    progress_clear(&t->progress);
+    if (st == OK) *code = say_end(t, &c, clock_s() - start);
+    return st;
+}
+
+static status run(struct task *t, int *code, struct err *e)
+{
+    uint64_t at_once = 0;
+    TRY(cli_uint(t->cli, "max-concurrency", 1, 1024, &at_once, e));
+    t->n_at_once = (uint32_t)at_once;
+    TRY(open_files(t, e));
+    if (t->files.complete) {
+        cli_log(t->cli, CLI_NOTE, "all lines are answered already");
+        return OK;
+    }
+    TRY(open_engine(t, e));
+    return work(t, code, e);
+}
+
+static void task_free(struct task *t)
+{
+    api_destroy(&t->api);
+    service_close(&t->service);
+    engine_close(&t->en);
+    free(t->served);
+    cli_free(&t->cli);
+}
+
+int cli_main_batch(int argc, char **argv)
+{
+    struct task t = { .files = { .fd = -1 } };
+    struct err e = { 0 }, closing;
+    bool done;
+    int code = CLI_OK;
+    status st = cli_parse(&batch_command, argc, argv, &t.cli, &done, &e);
+    if (st != OK) return cli_fail(NULL, st, &e);
+    if (done) {
+        cli_free(&t.cli);
+        return CLI_OK;
+    }
+    watch_signals();
+    st = run(&t, &code, &e);
+    if (batch_files_close(&t.files, &closing) != OK && st == OK) {
+        e = closing;
+        st = e.code;
+    }
+    if (st == E_CANCELLED && last_signal == SIGTERM) code = CLI_SIGTERM;
+    else if (st != OK) code = cli_fail(t.cli, st, &e);
+    task_free(&t);
+    return code;
+}

@@ -90,6 +90,8 @@ struct api_sink {
 /* *j is moved from on OK. Its sink->done comes exactly once. */
 status api_job_start(struct api_job **j, const struct api_sink *sink, uint64_t *id, struct err *e);
 void api_job_cancel(struct api *a, uint64_t id);
+/* What is under way for a job that was started: a phase of service_list ("wait", "prefill", ...); "" when it is over. */
+void api_job_phase(struct api *a, uint64_t id, char out[12]);
 
 /* One call of an endpoint ("/v1/chat/completions", "/v1/completions"; api_audio_run has the others) from body to reply.
  * Blocks. *status_code is the HTTP status; *reply (owned) the body, an error object where it failed. stop may be NULL:

@@ -18,6 +18,7 @@
 #define API_BIAS_MAX 1024
 #define API_TOP_MAX 20
 #define API_LOGGED_MAX 256
+#define API_VIEWS 1024             /* requests that api_job_phase looks at */
 
 struct api {
     const struct api_calls *calls;

@@ -276,3 +276,19 @@ void api_job_cancel(struct api *a, uint64_t number)
     cancel_groups(j, NULL);
     api_job_free(&j);
 }
+
+/* Its first group's: the others are behind it. */
+void api_job_phase(struct api *a, uint64_t number, char out[12])
+{
+    struct service_view *view = mem_must(API_VIEWS, sizeof *view);
+    uint64_t id = 0;
+    pthread_mutex_lock(&a->lock);
+    for (const struct api_job *j = a->live; j; j = j->next)
+        if (j->number == number && j->n_submitted > 0) id = j->group[0].id;
+    pthread_mutex_unlock(&a->lock);
+    const uint32_t n = id ? service_list(a->service, view, API_VIEWS) : 0;
+    out[0] = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (view[i].id == id) snprintf(out, 12, "%s", view[i].phase);
+    free(view);
+}

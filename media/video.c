@@ -7,6 +7,7 @@
  *            are decoded (order.h), so the decoder may drop every other frame that nothing refers to.
  *            ALL: every frame is decoded and numbered as it comes. Also the way out when SELECT meets a
  *            surprise.
+ *            SELECT begins a part of a film two key frames before it, not at the start.
  *   convert  RGB8, turned as the file asks, the loader's resize, the processor's, patches. */
 #include <inttypes.h>
 #include <math.h>
@@ -20,6 +21,7 @@
 
 #define QUEUE 128                         /* packets between the file and the decoder, a power of 2 */
 #define WANTED 256                        /* sampled frames whose timestamp is known, not yet decoded */
+#define KEYS 64                           /* key packets remembered, more than ORDER_DEPTH */
 #define TEMPORAL_MAX 16
 
 struct media_video {
@@ -42,6 +44,7 @@ struct media_video {
     uint32_t queue_at, queue_n;
     int64_t wanted[WANTED];               /* timestamp of sample i at i modulo WANTED             */
     uint32_t n_wanted;                    /* samples that have one                                */
+    uint64_t n_skip, n_taken;             /* first packets that nothing sampled needs; taken so far */
 
     struct to_rgb to_rgb;
     uint8_t *rgb, *turned;                /* [n_pixels, 3] of one frame                           */
@@ -137,6 +140,44 @@ static void decoder_stop(struct media_video *v)
     v->ended = false;
     v->n_out = 0;
     v->n_wanted = 0;
+    v->n_taken = 0;
+}
+
+/* SELECT, of a part: how many packets lie before the key frame before the key frame that its first frame follows. The
+ * second key frame back, because the frames around one may lean on what came before it. */
+static status skip_find(struct media_video *v, struct err *e)
+{
+    struct { uint64_t index; int64_t pts; } key[KEYS];
+    struct order order = { .n_waiting = 0 };
+    struct demux d;
+    int64_t pts = 0;
+    uint64_t n_keys = 0;
+    bool end = false;
+    status st = OK;
+    AVPacket *pkt = av_packet_alloc();
+    v->n_skip = 0;
+    if (pkt == NULL) return err_set(e, E_NOMEM, "%s: out of memory", v->m->name);
+    TRY_GOTO(st, demux_open(v->m, v->m->video_stream, &d, e), none);
+    for (uint64_t i = 0; order.n_numbered <= v->plan.first_frame; i++) {
+        TRY_GOTO(st, demux_read(&d, v->m->video_stream, pkt, &end, e), done);
+        if (!end && (pkt->flags & AV_PKT_FLAG_KEY)) {
+            key[n_keys % KEYS].index = i;
+            key[n_keys++ % KEYS].pts = pkt->pts;
+        }
+        if (!end && !(pkt->flags & AV_PKT_FLAG_DISCARD) && !order_put(&order, pkt->pts)) goto done;
+        if (!order_next(&order, end, &pts) && end) goto done;
+        av_packet_unref(pkt);
+    }
+    for (uint64_t k = n_keys, found = 0; k-- > 0 && k + KEYS >= n_keys;)
+        if (key[k % KEYS].pts <= pts && ++found == 2) {
+            v->n_skip = key[k % KEYS].index;
+            break;
+        }
+done:
+    demux_close(&d);
+none:
+    av_packet_free(&pkt);
+    return st;
 }
 
 /* ---- decoding ------------------------------------------------------------------------------------------ */
@@ -178,6 +219,11 @@ static status queue_take(struct media_video *v, bool *end, bool *lost, struct er
         AVPacket *front = v->queue_n > 0 ? v->queue[v->queue_at % QUEUE] : NULL;
         const bool numbered = v->order.n_numbered > 0 && front != NULL && front->pts <= v->order.last;
         if (front != NULL && (v->ended || numbered || (front->flags & AV_PKT_FLAG_DISCARD))) {
+            if (v->n_taken++ < v->n_skip) {
+                av_packet_free(&v->queue[v->queue_at++ % QUEUE]);
+                v->queue_n--;
+                continue;
+            }
             v->dec->skip_frame = is_wanted(v, front->pts) ? AVDISCARD_DEFAULT : AVDISCARD_NONREF;
             av_packet_move_ref(v->pkt, front);
             av_packet_free(&v->queue[v->queue_at++ % QUEUE]);
@@ -371,6 +417,7 @@ status media_video_open(struct media *m, const struct media_video_options *o, st
         goto undo;
     }
     TRY_GOTO(st, plan_make(v, o, e), undo);
+    if (v->select && v->plan.first_frame > 0) TRY_GOTO(st, skip_find(v, e), undo);
     TRY_GOTO(st, decoder_start(v, e), undo);
     for (uint32_t f = 0; f < v->vision.temporal; f++)
         TRY_GOTO(

@@ -4,7 +4,7 @@
  *   server.c       the loop: listener, posts, timers, signals, drain
  *   connection.c   one socket: what may happen when, time limits, back-pressure, departure
  *   request.c      one request: checks of its head, its body, what handlers read of it
- *   reply.c        what goes out
+ *   reply.c        what goes out; event.c the text of events
  *   keys.c         who may ask: keys, Host, Origin
  *   routes.c       which handler
  *   access_log.c   what is told of a request when it is over; counts */

@@ -314,17 +314,18 @@ static status read_target(struct reader_head *h, char *path, struct err *e)
         if (scheme == 0) return bad(e, "the target is not a path");
         char *host = path + scheme, *end = host + strcspn(host, "/?");
         if (end == host || memchr(host, '@', (size_t)(end - host))) return bad(e, "the target names no plain host");
-        /* The host moves one to the left, so that a NUL fits between it and the path. */
-        memmove(host - 1, host, (size_t)(end - host));
-        end[-1] = '\0';
-        h->host = host - 1;
-        path = end;
+        /* The host moves two to the left, so that a NUL fits between it and the path, and a path where there is none. */
+        memmove(host - 2, host, (size_t)(end - host));
+        end[-2] = '\0';
+        end[-1] = '/';
+        h->host = host - 2;
+        path = *end == '/' ? end : end - 1;
     }
     if (*path == '*' && strcmp(h->method, "OPTIONS") != 0) return bad(e, "only OPTIONS has the target '*'");
     TRY(check_escapes(path, e));
     h->query = strchr(path, '?');
     if (h->query) *h->query++ = '\0';
-    h->path = *path ? path : (char *)"/";
+    h->path = path;
     return OK;
 }
 

@@ -7,6 +7,7 @@
 
 #include "api/error.h"
 #include "base/mem.h"
+#include "http/event.h"
 #include "http/internal.h"
 
 static const char *reason(int code)
@@ -109,7 +110,8 @@ void http_reply_error(struct http_request *r, const struct err *e)
     const struct api_error w = api_error_of(e);
     char seconds[16];
     if (w.status == 401) http_reply_header(r, "WWW-Authenticate", "Bearer");
-    if (w.retry_after) {
+    /* A head hook that knows better when to come back has said so. */
+    if (w.retry_after && (r->headers == NULL || evbuffer_search(r->headers, "Retry-After: ", 13, NULL).pos < 0)) {
         snprintf(seconds, sizeof seconds, "%d", w.retry_after);
         http_reply_header(r, "Retry-After", seconds);
     }
@@ -161,16 +163,10 @@ void http_stream_write(struct http_request *r, const void *bytes, size_t n)
 void http_stream_event(struct http_request *r, json_t *json)
 {
     if (can_reply(r)) {
-        char *text = json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(15));
-        if (text == NULL) abort();
-        const size_t n = strlen(text);
-        char *event = mem_must(n + 9, 1);
-        memcpy(event, "data: ", 6);
-        memcpy(event + 6, text, n);
-        memcpy(event + 6 + n, "\n\n", 2);
-        http_stream_write(r, event, n + 8);
+        size_t n;
+        char *event = event_of_json(json, &n);
+        http_stream_write(r, event, n);
         free(event);
-        free(text);
     }
     json_decref(json);
 }
@@ -178,12 +174,7 @@ void http_stream_event(struct http_request *r, json_t *json)
 void http_stream_comment(struct http_request *r, const char *text)
 {
     char line[256];
-    const int n = snprintf(line, sizeof line - 2, ": %s", text);
-    size_t end = n < (int)sizeof line - 2 ? (size_t)n : sizeof line - 3;
-    for (size_t i = 0; i < end; i++)
-        if (line[i] == '\n' || line[i] == '\r') line[i] = ' ';
-    memcpy(line + end, "\n\n", 2);
-    http_stream_write(r, line, end + 2);
+    http_stream_write(r, line, event_comment(text, line, sizeof line));
 }
 
 void http_stream_end(struct http_request *r)

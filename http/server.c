@@ -318,7 +318,9 @@ static status listen_tcp(struct http_server *s, struct err *e)
 {
     char port[8], where[300], text[300];
     const char *host = s->o.host;
-    const struct addrinfo want = { .ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM };
+    /* One address is bound; of the two that "localhost" often is, the one that everybody means. */
+    const struct addrinfo want = { .ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM,
+                                   .ai_family = strcmp(host, "localhost") == 0 ? AF_INET : AF_UNSPEC };
     struct addrinfo *found = NULL;
     snprintf(port, sizeof port, "%u", s->o.port_any ? 0u : (unsigned)s->o.port);
     const int failed = getaddrinfo(host, port, &want, &found);
@@ -417,6 +419,14 @@ static void raise_descriptors(void)
     setrlimit(RLIMIT_NOFILE, &l);
 }
 
+/* Fixes that a distribution puts under an old number cannot be seen: so it is said, once, and not refused. */
+static void check_libevent(void)
+{
+    static atomic_bool said;
+    if (event_get_version_number() >= 0x02010d00 || atomic_exchange(&said, true)) return;
+    fprintf(stderr, "omnidrop: libevent %s: make sure that it has its distribution's security updates of 2026\n", event_get_version());
+}
+
 static status open_loop(struct http_server *s, struct err *e)
 {
     struct event_config *config = event_config_new();
@@ -452,6 +462,7 @@ status http_server_create(const struct http_options *o, struct http_server **out
     struct http_server *s = mem_must(1, sizeof *s);
     signal(SIGPIPE, SIG_IGN);
     raise_descriptors();
+    check_libevent();
     s->wake_fd = s->watch_fd = -1;
     s->loop_thread = pthread_self();
     copy_options(s, o);

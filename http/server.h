@@ -57,7 +57,8 @@ uint16_t http_server_port(const struct http_server *s);
 const char *http_server_address(const struct http_server *s);    /* "http://127.0.0.1:8000" */
 
 /* The loop, until a drain has ended. SIGTERM and SIGINT: the life cycle of docs/http-api.md 3.6; SIGHUP: keys again.
- * Returns 0 after a clean drain, 1 when a second signal or the drain time-out cut it short. */
+ * Returns 0 when every connection came to its end, if only by the error that `expired` below gave it; 1 when a second
+ * signal, or something that had not ended 6 s after `expired`, cut it short. */
 int http_server_run(struct http_server *s);
 /* As SIGTERM; loop thread or signal handler. */
 void http_server_stop(struct http_server *s);
@@ -156,7 +157,7 @@ void http_unref(struct http_request *r);
 
 /* ---- replies (loop thread; exactly one of these chains for a request) --------------------------------------- */
 
-/* A header of the reply; before the reply starts. */
+/* A header of the reply; before the reply starts; from a head hook as well (its Retry-After is the one that counts). */
 void http_reply_header(struct http_request *r, const char *name, const char *value);
 /* json: a reference is stolen. */
 void http_reply_json(struct http_request *r, int status, json_t *json);

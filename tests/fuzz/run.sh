@@ -13,9 +13,11 @@ if [ -z "$clang" ]; then
     echo "fuzz: no clang on this machine: apt-get install clang, or name one in CLANG" >&2
     exit 2
 fi
-pkgs="jansson libpcre2-8 libutf8proc"
+pkgs="jansson libpcre2-8 libutf8proc libavutil"
 sources="base/err.c base/mem.c base/json.c model/safetensors.c model/config.c model/checkpoint.c
-         model/normalize.c model/tokenizer.c model/tokenizer_load.c model/detokenizer.c model/chat.c"
+         model/normalize.c model/tokenizer.c model/tokenizer_load.c model/detokenizer.c model/chat.c
+         http/reader.c http/multipart.c http/event.c
+         media/digest.c api/jsonl.c api/batch.c api/batch_state.c api/error.c"
 flags="-std=gnu11 -D_GNU_SOURCE -I. -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined
        -fno-sanitize-recover=undefined"
 
@@ -24,7 +26,7 @@ mkdir -p "$out"
 for name; do
     # shellcheck disable=SC2046,SC2086
     "$clang" $flags $(pkg-config --cflags $pkgs) -o "$out/$name" "tests/fuzz/fuzz_$name.c" $sources \
-        $(pkg-config --libs $pkgs) -lm
+        $(pkg-config --libs $pkgs) -lhttp_parser -lm
 done
 for name; do
     mkdir -p "$out/corpus-$name"

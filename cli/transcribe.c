@@ -21,8 +21,6 @@
 #include "engine/version.h"
 #include "media/digest.h"
 
-#define WINDOW_S 30.0
-#define OVERLAP_S 2.0
 #define SEGMENT_CHARS 84
 
 static const struct cli_option transcribe_options[] = {
@@ -77,7 +75,6 @@ static const struct cli_command transcribe_command = {
 /* ---- signals: the first lets the windows in work finish, the second ends the work, the third the program ---- */
 
 static volatile sig_atomic_t n_signals, last_signal, talkative;
-static struct engine *running_engine;
 
 static void on_signal(int sig)
 {
@@ -88,7 +85,6 @@ static void on_signal(int sig)
         const ssize_t unused = write(2, text, sizeof text - 1);
         (void)unused;
     }
-    if (n_signals == 2 && running_engine) engine_interrupt(running_engine);
     if (n_signals > 2) _exit(sig == SIGTERM ? CLI_SIGTERM : CLI_SIGINT);
 }
 
@@ -121,6 +117,8 @@ struct task {
     int argc;
     char **argv;
     struct engine *en;
+    struct service *service;
+    double end_s;                  /* of the part of the file; 0: its end */
     struct policy_params policy;
     struct transcribe_options o;
     struct subtitle_style style;
@@ -314,13 +312,13 @@ static status read_options(struct task *t, struct err *e)
     if (cli_flag(c, "use-video"))
         return err_set(e, E_ARG, "--use-video is not offered yet: the sound of a film is transcribed without it");
     TRY(cli_seconds(c, "start", &t->o.start_s, e));
-    TRY(cli_seconds(c, "end", &t->o.end_s, e));
+    TRY(cli_seconds(c, "end", &t->end_s, e));
     TRY(cli_seconds(c, "duration", &duration, e));
     if (cli_given(c, "duration") && cli_given(c, "end")) return err_set(e, E_ARG, "give --end or --duration, not both");
-    if (cli_given(c, "duration")) t->o.end_s = t->o.start_s + duration;
-    if ((cli_given(c, "end") || cli_given(c, "duration")) && t->o.end_s <= t->o.start_s)
+    if (cli_given(c, "duration")) t->end_s = t->o.start_s + duration;
+    if ((cli_given(c, "end") || cli_given(c, "duration")) && t->end_s <= t->o.start_s)
         return err_set(e, E_ARG, "nothing lies between %g s and %g s: the end must come after the start", t->o.start_s,
-                       t->o.end_s);
+                       t->end_s);
     TRY(cli_number(c, "temperature", 0, 1, &t->o.temperature, e));
     TRY(cli_number(c, "window", 2, 120, &t->o.windows.window_s, e));
     TRY(cli_number(c, "overlap", 0, 60, &t->o.windows.overlap_s, e));
@@ -362,13 +360,14 @@ static status ask_model(struct task *t, struct err *e)
     const struct cli *c = t->cli;
     struct transcribe_profile p;
     TRY(cli_engine(c, &t->en, e));
-    running_engine = t->en;
+    const struct service_options so = { .max_running = t->o.jobs, .no_media_cache = true, .no_prefix_cache = true };
+    TRY(service_open(t->en, &so, &t->service, e));
     TRY(cli_policy(c, "none", engine_config(t->en)->text.layers, &t->policy, e));
     t->o.policy = &t->policy;
     TRY(transcribe_profile_load(engine_info(t->en)->model_dir, &p, e));
-    if (!cli_given(c, "window")) t->o.windows.window_s = p.window_s > 0 ? p.window_s : WINDOW_S;
+    if (!cli_given(c, "window")) t->o.windows.window_s = p.window_s > 0 ? p.window_s : WINDOWS_WINDOW_S;
     if (!cli_given(c, "overlap")) {
-        const double own = p.overlap_s >= 0 ? p.overlap_s : OVERLAP_S, most = t->o.windows.window_s / 4;
+        const double own = p.overlap_s >= 0 ? p.overlap_s : WINDOWS_OVERLAP_S, most = t->o.windows.window_s / 4;
         t->o.windows.overlap_s = own < most ? own : most;
     }
     if (cli_text(c, "instruction")) {
@@ -432,7 +431,7 @@ static status journal_key(const struct task *t, const char *path, char key[MEDIA
     struct media_digest *d;
     json_t *policy = prune_params_to_json(&t->policy);
     json_t *v = json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:b, s:b, s:s, s:s, s:s, s:b, s:f, s:I, s:i, s:s, s:o}", "engine",
-                          OMNIDROP_VERSION, "plan", TRANSCRIBE_VERSION, "start", o->start_s, "end", o->end_s, "window",
+                          OMNIDROP_VERSION, "plan", TRANSCRIBE_VERSION, "start", o->start_s, "end", t->end_s, "window",
                           o->windows.window_s, "overlap", o->windows.overlap_s, "keep_silence", o->windows.keep_silence,
                           "translate", o->translate, "language", o->language ? o->language : "auto", "instruction",
                           o->instruction ? o->instruction : "", "context", o->context ? o->context : "", "previous",
@@ -607,6 +606,25 @@ static status write_outputs(struct task *t, const struct job *j, const struct tr
     return t->stdout_errno == 0 ? OK : err_set(e, E_CANCELLED, "nobody reads the output");
 }
 
+static status read_audio(void *self, float *buf, size_t cap, size_t *n, struct err *e)
+{
+    return media_audio_read(self, buf, cap, n, e);
+}
+
+static status run(struct task *t, struct media *m, struct transcript *tr, struct err *e)
+{
+    const struct media_audio_options ao = { .start_s = t->o.start_s, .end_s = t->end_s, .keep_time = true };
+    struct media_audio *audio = NULL;
+    *tr = (struct transcript){ 0 };
+    TRY(media_audio_open(m, &ao, &audio, e));
+    const status st = transcribe_run(t->service, read_audio, audio, &t->o, tr, e);
+    media_audio_close(&audio);
+    if (st == E_ARG)
+        err_prefix(e, "a window of up to %g s does not fit; give a shorter --window or a larger --max-model-len",
+                   t->o.windows.window_s);
+    return st;
+}
+
 /* Transcribe an open input; *code is the exit code where all is said. */
 static status transcribe_open(struct task *t, struct job *j, struct media *m, struct journal **journal, int *code,
                               struct err *e)
@@ -615,7 +633,7 @@ static status transcribe_open(struct task *t, struct job *j, struct media *m, st
     const struct media_info *info = media_info(m);
     if (!info->has_audio) return err_set(e, E_INPUT, "%s: the file has no sound", j->input);
     const double all = info->audio.duration_s > 0 ? info->audio.duration_s : info->duration_s;
-    const double end = t->o.end_s > 0 && (all < 0 || t->o.end_s < all) ? t->o.end_s : all;
+    const double end = t->end_s > 0 && (all < 0 || t->end_s < all) ? t->end_s : all;
     t->o.journal = *journal;
     t->o.stop = &n_signals;
     t->o.on_segments = on_segments;
@@ -626,7 +644,7 @@ static status transcribe_open(struct task *t, struct job *j, struct media *m, st
     progress_show(&t->progress, "transcribe", 0, 0);
     if (t->to_stdout) subtitles_write_head(stdout, t->stdout_format);
     const double start = clock_s();
-    status st = transcribe_run(t->en, m, &t->o, &tr, e);
+    status st = run(t, m, &tr, e);
     progress_clear(&t->progress);
     if (media_warning(m)) cli_log(t->cli, CLI_NOTE, "%s", media_warning(m));
     if (st == OK) st = write_outputs(t, j, &tr, e);
@@ -687,7 +705,7 @@ static status transcribe_job(struct task *t, struct job *j, int *code, struct er
 
 static void task_free(struct task *t)
 {
-    running_engine = NULL;
+    service_close(&t->service);
     engine_close(&t->en);
     for (size_t i = 0; i < t->n_jobs; i++) {
         free(t->job[i].base);

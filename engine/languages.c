@@ -72,3 +72,5 @@ const char *language_in_text(const char *text, size_t n)
     }
     return found;
 }
+
+const char *language_at(size_t i) { return i < N ? LANGUAGE[i].name : NULL; }

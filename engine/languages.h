@@ -9,4 +9,7 @@ const char *language_name(const char *text);
 /* The first language whose name stands in a text ("The language is German." -> "german"); NULL: none. */
 const char *language_in_text(const char *text, size_t n);
 
+/* The i-th name of the list, a name may stand there twice; NULL: behind the end. */
+const char *language_at(size_t i);
+
 #endif

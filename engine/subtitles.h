@@ -21,6 +21,7 @@ struct subtitle {
     uint32_t window;               /* the window that it came from                               */
     bool gap;                      /* stands for a span that could not be transcribed            */
     double mean_logprob;           /* of its window; 0 for gaps                                  */
+    double unvoiced;               /* share of its time without voice, by energy; 0 where that is not known */
 };
 
 /* Invariants of a list

@@ -1,8 +1,6 @@
-/* engine/transcribe.c - see transcribe.h. Windows pass through a queue of slots in their order; those that need the
- * model are run together, `jobs` at a time, and a slot leaves the queue when its right neighbour is done, as only
- * then the seam between them is known. */
-#include "engine/transcribe.h"
-
+/* engine/transcribe.c - see transcribe.h. Windows pass through a queue of slots in their order; up to `jobs` of them are
+ * with the service, each goes through its tries on its own, and a slot leaves the queue when its right neighbour is done,
+ * as only then the seam between them is known. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,16 +10,12 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "engine/languages.h"
-#include "engine/version.h"
+#include "engine/transcribe_inside.h"
 
 #define FRAME_S ((double)WINDOWS_FRAME / MEDIA_RATE)
-#define LOGPROB_MIN (-1.2)
-#define TOKENS_A_SECOND 12
-#define TOKENS_MIN 64
-#define PAD_SAMPLES 3200           /* shorter pieces get silence behind them: the tower wants 321 samples */
-#define PREVIOUS_BYTES 200
 #define QUEUE_MAX 256
 #define MIN_HALF_S 1.0
+#define TRIES 3
 #define EDGE_FRAMES 10             /* 200 ms of the silence at either end of a window are heard, not more: models
                                       invent words on silence */
 
@@ -80,192 +74,40 @@ void transcribe_instruction(char *out, size_t cap, bool translate, const char *l
 
 /* ---- a run ------------------------------------------------------------------------------------------------ */
 
+/* A window on its way: three tries of the whole, then both halves. */
 struct slot {
     struct window w;
     bool done;                     /* else it waits for the model          */
     char *text;                    /* owned, n_text bytes; NULL where failed or silent */
     size_t n_text;
     size_t keep_from, keep_to;     /* bytes between the seams              */
+    struct ask_token *token;       /* owned: [n_token] */
+    size_t n_token;
+    bool halved;                   /* half[] are asked, else whole         */
+    uint32_t tries;
+    struct ask whole, half[2];
 };
 
 struct run {
-    struct engine *en;
+    struct asker asker;
     const struct transcribe_options *o;
     struct transcript *out;
-    struct media_audio *audio;
+    struct journal *journal;
     struct windows *windows;
-    struct slot *queue;            /* [n_queue] in order; queue[0] may be done already and waits for its neighbour */
+    struct slot **queue;           /* [n_queue] in order; queue[0] may be done already and waits for its neighbour */
     size_t n_queue, cap_queue;
-    char instruction[1024];
     bool asked;                    /* the language is settled              */
-    char previous[PREVIOUS_BYTES + 1];
+    double told_s;                 /* of on_progress */
 };
-
-/* One piece of sound to ask about, and what came of it. */
-struct ask {
-    const float *x;                /* borrowed */
-    size_t n;
-    double voiced_s;
-    uint32_t max_tokens;           /* 0: by the voiced time */
-    float *padded;                 /* owned */
-    struct eng_pcm pcm;
-    struct chat chat;
-    struct eng_request *req;
-    char *text;                    /* owned; set where code == NULL */
-    size_t n_text;
-    uint32_t n_tokens;
-    double mean_logprob;
-    const char *code;              /* why not; NULL: fine */
-    char reason[160];
-    bool again;                    /* another try may help */
-};
-
-static void ask_free(struct run *r, struct ask *a)
-{
-    eng_request_destroy(r->en, &a->req);
-    chat_free(&a->chat);
-    free(a->padded);
-    free(a->text);
-    a->padded = NULL;
-    a->text = NULL;
-}
-
-bool transcribe_repeats(const int32_t *ids, uint32_t n)
-{
-    for (uint32_t k = 1; k <= 12 && k < n; k++) {
-        uint32_t same = 0;         /* ids[i] == ids[i - k], in a row */
-        for (uint32_t i = k; i < n; i++) {
-            same = ids[i] == ids[i - k] ? same + 1 : 0;
-            const uint32_t length = same + k;
-            if (length >= 4 * k && length >= 12 && length > 0.4 * n) return true;
-        }
-    }
-    return false;
-}
-
-static bool same_text(const char *a, size_t n, const char *b)
-{
-    if (b == NULL) return false;
-    const size_t m = strlen(b);
-    while (n > 0 && (unsigned char)a[n - 1] <= 32) n--;
-    while (n > 0 && (unsigned char)*a <= 32) a++, n--;
-    return n == m && n > 0 && strncasecmp(a, b, n) == 0;
-}
-
-/* What the guards say of an answer. */
-static status judge(struct run *r, struct ask *a, struct err *e)
-{
-    const struct eng_result *res = eng_request_result(a->req);
-    a->n_tokens = res->n_ids;
-    a->mean_logprob = res->n_ids ? res->logprob_sum / res->n_ids : 0;
-    a->code = NULL;
-    a->again = true;
-    switch (res->finish) {
-    case ENG_CANCELLED: return err_set(e, E_CANCELLED, "interrupted");
-    case ENG_STOP: break;
-    case ENG_LENGTH:
-        a->code = "length";
-        snprintf(a->reason, sizeof a->reason, "the text ran to %u tokens without an end", res->n_ids);
-        return OK;
-    default:
-        a->code = "engine_error";
-        a->again = false;
-        snprintf(a->reason, sizeof a->reason, "%.150s", res->error.text);
-        return OK;
-    }
-    if (transcribe_repeats(res->ids, res->n_ids)) {
-        a->code = "repetition";
-        snprintf(a->reason, sizeof a->reason, "the text goes in circles");
-        return OK;
-    }
-    if (a->mean_logprob < LOGPROB_MIN) {
-        a->code = "low_logprob";
-        snprintf(a->reason, sizeof a->reason, "the model is unsure: mean log probability %.2f", a->mean_logprob);
-        return OK;
-    }
-    free(a->text);
-    const bool echo = same_text(res->text, res->n_text, r->instruction) ||
-                      same_text(res->text, res->n_text, r->o->context);
-    a->n_text = echo ? 0 : res->n_text;
-    TRY(mem_alloc(&a->text, a->n_text + 1, 1, e));
-    memcpy(a->text, res->text, a->n_text);
-    return OK;
-}
-
-static status build_chat(const struct run *r, struct ask *a, const char *instruction, struct err *e)
-{
-    const char *context = r->o->context, *previous = r->o->condition_on_previous ? r->previous : "";
-    chat_init(&a->chat);
-    TRY(chat_add_message(&a->chat, CHAT_USER, e));
-    if (context && *context) {
-        TRY(chat_add_text(&a->chat, context, strlen(context), e));
-        TRY(chat_add_text(&a->chat, "\n", 1, e));
-    }
-    if (*previous) {
-        TRY(chat_add_text(&a->chat, previous, strlen(previous), e));
-        TRY(chat_add_text(&a->chat, "\n", 1, e));
-    }
-    TRY(chat_add_media(&a->chat, PART_AUDIO, "pcm:0", e));
-    return chat_add_text(&a->chat, instruction, strlen(instruction), e);
-}
-
-static status create(struct run *r, struct ask *a, const char *instruction, double temperature, uint64_t seed,
-                     struct err *e)
-{
-    a->pcm = (struct eng_pcm){ a->x, a->n };
-    if (a->n < PAD_SAMPLES && a->padded == NULL) {
-        TRY(mem_alloc(&a->padded, PAD_SAMPLES, sizeof *a->padded, e));
-        memcpy(a->padded, a->x, a->n * sizeof *a->x);
-    }
-    if (a->padded) a->pcm = (struct eng_pcm){ a->padded, PAD_SAMPLES };
-    chat_free(&a->chat);
-    TRY(build_chat(r, a, instruction, e));
-    const double by_voice = ceil(TOKENS_A_SECOND * a->voiced_s);
-    struct eng_request_options o = eng_request_defaults();
-    o.pcm = &a->pcm;
-    o.n_pcm = 1;
-    o.policy = r->o->policy;
-    o.max_tokens = a->max_tokens ? a->max_tokens : by_voice > TOKENS_MIN ? (uint32_t)by_voice : TOKENS_MIN;
-    o.sample.temperature = (float)temperature;
-    o.sample.seed = seed;
-    const status st = eng_request_create(r->en, &a->chat, &o, &a->req, e);
-    if (st == E_ARG)
-        err_prefix(e, "a window of %.1f s does not fit; give a shorter --window or a larger --max-model-len",
-                   (double)a->n / MEDIA_RATE);
-    return st;
-}
-
-/* Ask about all of a[n], together as far as the page pool holds them, and judge the answers. */
-static status ask_all(struct run *r, struct ask **a, size_t n, const char *instruction, double temperature, uint64_t seed,
-                      struct err *e)
-{
-    struct eng_request **req;
-    TRY(mem_alloc(&req, n, sizeof *req, e));
-    status st = OK;
-    for (size_t at = 0; at < n && st == OK;) {
-        size_t k = 0;
-        for (; at + k < n; k++) {
-            st = create(r, a[at + k], instruction, temperature, seed, e);
-            if (st != OK) break;
-            req[k] = a[at + k]->req;
-        }
-        if (st == E_FULL && k > 0) st = OK;        /* the rest waits for this lot's pages */
-        if (st == OK) st = eng_run(r->en, req, (uint32_t)k, e);
-        for (size_t i = 0; i < k && st == OK; i++) st = judge(r, a[at + i], e);
-        for (size_t i = 0; i < n; i++) eng_request_destroy(r->en, &a[i]->req);
-        at += k;
-    }
-    free(req);
-    return st;
-}
 
 /* The part of a window that is handed to the model. */
-static struct ask ask_of(const struct run *r, const struct window *w)
+static struct ask ask_of(struct run *r, const struct window *w)
 {
     uint32_t first = 0, last = w->n_frames;
     while (first < w->n_frames && !w->voiced[first]) first++;
     while (last > first && !w->voiced[last - 1]) last--;
-    struct ask a = { .x = w->samples, .n = w->n_samples, .voiced_s = w->voiced_s };
+    struct ask a = { .asker = &r->asker, .x = w->samples, .n = w->n_samples, .voiced_s = w->voiced_s,
+                     .instruction = r->asker.instruction };
     if (r->o->windows.keep_silence || first == last) return a;
     const size_t from = (size_t)(first > EDGE_FRAMES ? first - EDGE_FRAMES : 0) * WINDOWS_FRAME;
     const size_t to = (size_t)(last + EDGE_FRAMES) * WINDOWS_FRAME;
@@ -278,35 +120,38 @@ static struct ask ask_of(const struct run *r, const struct window *w)
 
 static void set_language(struct run *r, const char *name)
 {
+    char *words = r->asker.instruction;
+    const size_t cap = sizeof r->asker.instruction;
     snprintf(r->out->language, sizeof r->out->language, "%s", name ? name : "unknown");
-    if (r->o->instruction) snprintf(r->instruction, sizeof r->instruction, "%s", r->o->instruction);
-    else transcribe_instruction(r->instruction, sizeof r->instruction, r->o->translate, name);
+    if (r->o->instruction) snprintf(words, cap, "%s", r->o->instruction);
+    else transcribe_instruction(words, cap, r->o->translate, name);
     r->asked = true;
 }
 
-/* One short question on the first voiced window; undecided answers leave the language open. */
-static status ask_language(struct run *r, const struct window *w, struct err *e)
+/* The journal cannot be written: the end of the run, or of the journal. */
+static status journal_failed(struct run *r, status st)
 {
-    static const char question[] = "Which language is spoken in the audio? Answer with its English name only.";
+    if (!r->o->journal_may_fail) return st;
+    r->journal = NULL;
+    return OK;
+}
+
+/* A short question on the first voiced window, before any other; undecided answers leave the language open. */
+static status settle_language(struct run *r, const struct window *w, struct err *e)
+{
     const char *name = NULL;
-    if (r->o->journal && journal_language(r->o->journal)) {
-        set_language(r, language_name(journal_language(r->o->journal)));
+    if (r->journal && journal_language(r->journal)) {
+        set_language(r, language_name(journal_language(r->journal)));
         return OK;
     }
     struct ask a = ask_of(r, w);
-    a.max_tokens = 8;
-    chat_init(&a.chat);
-    status st = create(r, &a, question, 0, r->o->seed, e);
-    if (st == OK) st = eng_run(r->en, &a.req, 1, e);
-    if (st == OK) {
-        const struct eng_result *res = eng_request_result(a.req);
-        if (res->finish == ENG_CANCELLED) st = err_set(e, E_CANCELLED, "interrupted");
-        else if (res->finish != ENG_FAILED) name = language_in_text(res->text, res->n_text);
-    }
-    ask_free(r, &a);
+    const status st = ask_language(&a, &name, e);
+    ask_free(&a);
     if (st != OK) return st;
     set_language(r, name);
-    return r->o->journal ? journal_add_language(r->o->journal, r->out->language, e) : OK;
+    if (r->journal == NULL) return OK;
+    const status noted = journal_add_language(r->journal, r->out->language, e);
+    return noted == OK ? OK : journal_failed(r, noted);
 }
 
 /* ---- windows ---------------------------------------------------------------------------------------------- */
@@ -322,131 +167,148 @@ static void note(struct run *r, const struct slot *s, bool failed, const char *w
     r->o->on_note(r->o->self, failed, text);
 }
 
+static void asks_free(struct slot *s)
+{
+    if (s->whole.asker) ask_free(&s->whole);
+    for (int i = 0; i < 2; i++)
+        if (s->half[i].asker) ask_free(&s->half[i]);
+}
+
 static void samples_done(struct slot *s)
 {
+    asks_free(s);
     free(s->w.samples);
     s->w.samples = NULL;
     s->done = true;
 }
 
-/* The answer is the window's text: into the journal at once. Moves a->text. */
-static status take_answer(struct run *r, struct slot *s, struct ask *a, uint32_t attempts, double temperature, bool split,
-                          struct err *e)
+static double temperature_of(const struct run *r, uint32_t tries)
 {
-    struct transcribe_window *w = info_of(r, s);
-    w->attempts = attempts;
-    w->n_tokens = a->n_tokens;
-    w->mean_logprob = a->mean_logprob;
-    w->temperature = temperature;
-    w->split = split;
-    s->text = a->text;
-    s->n_text = s->keep_to = a->n_text;
-    a->text = NULL;
-    samples_done(s);
-    if (r->o->journal == NULL) return OK;
-    const struct journal_entry t = { .window = s->w.index, .from = s->w.from, .to = s->w.to, .text = s->text,
-                                     .n_tokens = w->n_tokens, .attempts = attempts, .mean_logprob = w->mean_logprob,
-                                     .temperature = temperature, .split = split };
-    return journal_add(r->o->journal, &t, e);
+    static const double least[] = { 0, 0.2, 0.4 };
+    return fmax(r->o->temperature, least[tries]);
+}
+
+static status start_try(struct run *r, struct slot *s, struct err *e)
+{
+    s->whole.temperature = temperature_of(r, s->tries);
+    s->whole.seed = r->o->seed + s->tries;
+    s->tries++;
+    return ask_start(&s->whole, e);
 }
 
 /* The last way: both halves on their own. */
-static status ask_halves(struct run *r, struct slot *s, struct ask *whole, uint32_t attempts, struct err *e)
+static status start_halves(struct run *r, struct slot *s, struct err *e)
 {
+    const struct ask *whole = &s->whole;
     const size_t n = whole->n, cut = windows_middle(whole->x, n);
-    struct ask half[2] = { { .x = whole->x, .n = cut, .voiced_s = whole->voiced_s },
-                           { .x = whole->x + cut, .n = n - cut, .voiced_s = whole->voiced_s } };
-    struct ask *both[2] = { &half[0], &half[1] };
-    chat_init(&half[0].chat);
-    chat_init(&half[1].chat);
-    status st = ask_all(r, both, 2, r->instruction, r->o->temperature, r->o->seed, e);
-    if (st == OK && half[0].code == NULL && half[1].code == NULL) {
-        const char *joint = stitch_joint(half[0].text, half[0].n_text, half[1].text, half[1].n_text);
-        const uint32_t tokens = half[0].n_tokens + half[1].n_tokens;
-        char *text;
-        st = mem_alloc(&text, half[0].n_text + half[1].n_text + 2, 1, e);
-        if (st == OK) {
-            whole->n_text = (size_t)sprintf(text, "%s%s%s", half[0].text, joint, half[1].text);
-            free(whole->text);
-            whole->text = text;
-            whole->mean_logprob = tokens ? (half[0].mean_logprob * half[0].n_tokens +
-                                            half[1].mean_logprob * half[1].n_tokens) / tokens : 0;
-            whole->n_tokens = tokens;
-            whole->code = NULL;
-            note(r, s, false, "transcribed in two halves", "");
-            st = take_answer(r, s, whole, attempts + 1, r->o->temperature, true, e);
-        }
-    }
-    ask_free(r, &half[0]);
-    ask_free(r, &half[1]);
-    return st;
+    s->half[0] = s->half[1] = (struct ask){ .asker = &r->asker, .voiced_s = whole->voiced_s, .seed = r->o->seed,
+                                            .instruction = whole->instruction, .temperature = r->o->temperature };
+    s->half[0].x = whole->x;
+    s->half[0].n = cut;
+    s->half[1].x = whole->x + cut;
+    s->half[1].n = n - cut;
+    s->halved = true;
+    TRY(ask_start(&s->half[0], e));
+    return ask_start(&s->half[1], e);
 }
 
-static status give_up(struct run *r, struct slot *s, const struct ask *a, uint32_t attempts, struct err *e)
+/* The answer is the window's text: into the journal at once. Moves a's text and tokens. */
+static status take_answer(struct run *r, struct slot *s, struct ask *a, double temperature, struct err *e)
+{
+    struct transcribe_window *w = info_of(r, s);
+    w->attempts = s->tries + s->halved;
+    w->n_tokens = a->n_tokens;
+    w->mean_logprob = a->mean_logprob;
+    w->temperature = temperature;
+    w->split = s->halved;
+    r->out->n_prompt += a->n_prompt;
+    r->out->n_audio += a->n_audio;
+    r->out->n_output += a->n_tokens;
+    s->text = a->text;
+    s->n_text = s->keep_to = a->n_text;
+    s->token = a->token;
+    s->n_token = a->n_token;
+    a->text = NULL;
+    a->token = NULL;
+    a->cap_token = a->n_token = 0;
+    samples_done(s);
+    if (r->journal == NULL) return OK;
+    const struct journal_entry t = { .window = s->w.index, .from = s->w.from, .to = s->w.to, .text = s->text,
+                                     .n_tokens = w->n_tokens, .attempts = w->attempts, .mean_logprob = w->mean_logprob,
+                                     .temperature = temperature, .split = s->halved };
+    const status st = journal_add(r->journal, &t, e);
+    return st == OK ? OK : journal_failed(r, st);
+}
+
+static status give_up(struct run *r, struct slot *s, struct err *e)
 {
     struct transcribe_window *w = info_of(r, s);
     w->status = WINDOW_FAILED;
-    w->attempts = attempts;
-    w->code = a->code;
-    memcpy(w->reason, a->reason, sizeof w->reason);
+    w->attempts = s->tries;
+    w->code = s->whole.code;
+    memcpy(w->reason, s->whole.reason, sizeof w->reason);
     r->out->n_failed++;
-    note(r, s, true, "not transcribed", a->reason);
+    note(r, s, true, "not transcribed", w->reason);
     samples_done(s);
     if (!r->o->fail_on_gap) return OK;
-    return err_set(e, E_DEVICE, "%.2f-%.2f s could not be transcribed: %s", w->start_s, w->end_s, a->reason);
+    err_set(e, E_DEVICE, "%.2f-%.2f s could not be transcribed: %s", w->start_s, w->end_s, w->reason);
+    return err_tag(e, "transcription_incomplete", NULL);
 }
 
-/* All tries of the waiting slots s[n]; each is done after it. */
-static status transcribe_slots(struct run *r, struct slot **s, struct ask *a, size_t n, struct err *e)
+/* Both halves are good: one answer, in place of the whole's. */
+static status join_halves(struct slot *s, struct err *e)
 {
-    const double first = r->o->temperature;
-    const double temperature[] = { first, first < 0.2 ? 0.2 : first, first < 0.4 ? 0.4 : first };
-    struct ask *some[64];
-    size_t which[64];
-    uint32_t attempts = 0;
-    for (size_t t = 0; t < 3; t++) {
-        size_t k = 0;
-        for (size_t i = 0; i < n; i++)
-            if (!s[i]->done && (t == 0 || a[i].again)) {
-                some[k] = &a[i];
-                which[k++] = i;
-            }
-        if (k == 0) break;
-        attempts++;
-        TRY(ask_all(r, some, k, r->instruction, temperature[t], r->o->seed + t, e));
-        for (size_t i = 0; i < k; i++) {
-            struct slot *one = s[which[i]];
-            if (some[i]->code == NULL) TRY(take_answer(r, one, some[i], attempts, temperature[t], false, e));
-            else note(r, one, false, t < 2 && some[i]->again ? "another try" : "no good text", some[i]->reason);
-        }
+    struct ask *a = &s->half[0], *b = &s->half[1], *whole = &s->whole;
+    const char *joint = stitch_joint(a->text, a->n_text, b->text, b->n_text);
+    const uint32_t tokens = a->n_tokens + b->n_tokens;
+    const size_t shift = a->n_text + strlen(joint);
+    char *text;
+    TRY(mem_grow(&a->token, &a->cap_token, a->n_token + b->n_token, sizeof *a->token, e));
+    TRY(mem_alloc(&text, shift + b->n_text + 1, 1, e));
+    sprintf(text, "%s%s%s", a->text, joint, b->text);
+    for (size_t i = 0; i < b->n_token; i++) {
+        a->token[a->n_token] = b->token[i];
+        a->token[a->n_token++].end += shift;
     }
-    for (size_t i = 0; i < n; i++) {
-        if (s[i]->done) continue;
-        if (a[i].again && a[i].n >= 2 * MIN_HALF_S * MEDIA_RATE)
-            TRY(ask_halves(r, s[i], &a[i], attempts, e));
-        if (!s[i]->done) TRY(give_up(r, s[i], &a[i], attempts, e));
-    }
+    free(a->text);
+    a->text = text;
+    a->n_text = shift + b->n_text;
+    a->mean_logprob = tokens ? (a->mean_logprob * a->n_tokens + b->mean_logprob * b->n_tokens) / tokens : 0;
+    a->n_tokens = tokens;
+    a->n_prompt += b->n_prompt;
+    a->n_audio += b->n_audio;
+    whole->code = NULL;
     return OK;
 }
 
-static status transcribe_waiting(struct run *r, struct err *e)
+static status step_halves(struct run *r, struct slot *s, struct err *e)
 {
-    struct slot *waiting[64];
-    struct ask *a;
-    size_t n = 0;
-    for (size_t i = 0; i < r->n_queue; i++)
-        if (!r->queue[i].done) waiting[n++] = &r->queue[i];
-    if (n == 0) return OK;
-    if (!r->asked) TRY(ask_language(r, &waiting[0]->w, e));
-    TRY(mem_alloc(&a, n, sizeof *a, e));
-    for (size_t i = 0; i < n; i++) {
-        a[i] = ask_of(r, &waiting[i]->w);
-        chat_init(&a[i].chat);
+    bool over = true;
+    for (int i = 0; i < 2; i++) {
+        if (s->half[i].state == ASK_WANTED) TRY(ask_start(&s->half[i], e));
+        if (s->half[i].state != ASK_IDLE && !ask_over(&s->half[i])) over = false;
     }
-    const status st = transcribe_slots(r, waiting, a, n, e);
-    for (size_t i = 0; i < n; i++) ask_free(r, &a[i]);
-    free(a);
-    return st;
+    if (!over) return OK;
+    for (int i = 0; i < 2; i++) TRY(ask_judge(&s->half[i], e));
+    if (s->half[0].code || s->half[1].code) return give_up(r, s, e);
+    TRY(join_halves(s, e));
+    note(r, s, false, "transcribed in two halves", "");
+    return take_answer(r, s, &s->half[0], r->o->temperature, e);
+}
+
+/* What has come for a window that is not done: take it, ask again, or give up. */
+static status step(struct run *r, struct slot *s, struct err *e)
+{
+    struct ask *a = &s->whole;
+    if (s->halved) return step_halves(r, s, e);
+    if (a->state == ASK_WANTED) return ask_start(a, e);
+    if (!ask_over(a)) return OK;
+    TRY(ask_judge(a, e));
+    if (a->code == NULL) return take_answer(r, s, a, a->temperature, e);
+    note(r, s, false, s->tries < TRIES && a->again ? "another try" : "no good text", a->reason);
+    if (s->tries < TRIES && a->again) return start_try(r, s, e);
+    if (a->again && a->n >= 2 * MIN_HALF_S * MEDIA_RATE) return start_halves(r, s, e);
+    return give_up(r, s, e);
 }
 
 /* ---- seams and segments ----------------------------------------------------------------------------------- */
@@ -480,6 +342,35 @@ static status seam(struct run *r, struct slot *left, struct slot *right, struct 
     return OK;
 }
 
+/* Share of [from, to) seconds of the file without voice, as far as the window heard it. */
+static double unvoiced(const struct run *r, const struct window *w, double from, double to)
+{
+    uint32_t heard = 0, voice = 0;
+    for (uint32_t i = 0; i < w->n_frames; i++) {
+        const double at = r->out->start_s + (double)w->begin / MEDIA_RATE + (i + 0.5) * FRAME_S;
+        if (at < from || at >= to) continue;
+        heard++;
+        voice += w->voiced[i];
+    }
+    return heard ? 1 - (double)voice / heard : 0;
+}
+
+/* The tokens whose text lies between the seams. */
+static status keep_tokens(struct run *r, const struct slot *s, struct err *e)
+{
+    struct transcript *t = r->out;
+    size_t from = 0;
+    for (size_t i = 0; i < s->n_token; i++) {
+        const size_t end = s->token[i].end;
+        if (end > s->keep_from && from < s->keep_to && end > from) {
+            TRY(mem_grow(&t->token, &t->cap_tokens, t->n_tokens + 1, sizeof *t->token, e));
+            t->token[t->n_tokens++] = (struct transcribe_token){ s->token[i].id, s->token[i].logprob, s->w.index };
+        }
+        from = end;
+    }
+    return OK;
+}
+
 static double file_time(const struct run *r, uint64_t sample) { return r->out->start_s + (double)sample / MEDIA_RATE; }
 
 /* The slot's seams are settled: its segments. */
@@ -497,6 +388,11 @@ static status emit(struct run *r, struct slot *s, bool last, struct err *e)
             .exact_from = w->clean_from, .exact_to = w->clean_to, .voiced = w->voiced, .n_frames = w->n_frames,
             .frame0_s = file_time(r, w->begin), .window = w->index, .mean_logprob = info_of(r, s)->mean_logprob };
         TRY(subtitles_add(&t->list, &src, &r->o->limits, e));
+        TRY(keep_tokens(r, s, e));
+    }
+    for (size_t i = from; i < t->list.n; i++) {
+        struct subtitle *one = &t->list.s[i];
+        one->unvoiced = unvoiced(r, w, (double)one->start_ms / 1000, (double)one->end_ms / 1000);
     }
     if (last) subtitles_end(&t->list, from, end);
     t->duration_s = (double)w->to / MEDIA_RATE;
@@ -507,9 +403,11 @@ static status emit(struct run *r, struct slot *s, bool last, struct err *e)
 
 static void slot_free(struct slot *s)
 {
+    asks_free(s);
     window_free(&s->w);
     free(s->text);
-    s->text = NULL;
+    free(s->token);
+    free(s);
 }
 
 /* Emit what has a done right neighbour; with `all` the last one too. */
@@ -517,15 +415,15 @@ static status settle(struct run *r, bool all, struct err *e)
 {
     status st = OK;
     size_t k = 0;
-    while (st == OK && k < r->n_queue && r->queue[k].done) {
+    while (st == OK && k < r->n_queue && r->queue[k]->done) {
         const bool last = k + 1 == r->n_queue;
         if (last && !all) break;
-        if (!last && !r->queue[k + 1].done) break;
-        if (!last) st = seam(r, &r->queue[k], &r->queue[k + 1], e);
-        if (st == OK) st = emit(r, &r->queue[k], last, e);
+        if (!last && !r->queue[k + 1]->done) break;
+        if (!last) st = seam(r, r->queue[k], r->queue[k + 1], e);
+        if (st == OK) st = emit(r, r->queue[k], last, e);
         k++;
     }
-    for (size_t i = 0; i < k; i++) slot_free(&r->queue[i]);
+    for (size_t i = 0; i < k; i++) slot_free(r->queue[i]);
     r->n_queue -= k;
     memmove(r->queue, r->queue + k, r->n_queue * sizeof *r->queue);
     return st;
@@ -533,34 +431,9 @@ static status settle(struct run *r, bool all, struct err *e)
 
 /* ---- the loop --------------------------------------------------------------------------------------------- */
 
-static status read_audio(void *self, float *buf, size_t cap, size_t *n, struct err *e)
+static void replay(struct run *r, struct slot *s, const struct journal_entry *known)
 {
-    return media_audio_read(self, buf, cap, n, e);
-}
-
-/* A window enters the queue: silent, known to the journal, or waiting. Moves *w. */
-static status enter(struct run *r, struct window *w, struct err *e)
-{
-    struct transcript *t = r->out;
-    status st = mem_grow(&r->queue, &r->cap_queue, r->n_queue + 1, sizeof *r->queue, e);
-    if (st == OK) st = mem_grow(&t->window, &t->cap, t->n_windows + 1, sizeof *t->window, e);
-    if (st != OK) {
-        window_free(w);
-        return st;
-    }
-    struct slot *s = &r->queue[r->n_queue++];
-    *s = (struct slot){ .w = *w };
-    t->window[t->n_windows++] = (struct transcribe_window){ .start_s = file_time(r, w->from),
-                                                            .end_s = file_time(r, w->to) };
     struct transcribe_window *info = info_of(r, s);
-    if (w->silent) {
-        info->status = WINDOW_SILENT;
-        t->n_silent++;
-        samples_done(s);
-        return OK;
-    }
-    const struct journal_entry *known = r->o->journal ? journal_find(r->o->journal, w->index, w->from, w->to) : NULL;
-    if (known == NULL) return OK;
     info->replayed = true;
     info->attempts = known->attempts;
     info->n_tokens = known->n_tokens;
@@ -569,15 +442,47 @@ static status enter(struct run *r, struct window *w, struct err *e)
     info->split = known->split;
     s->n_text = s->keep_to = strlen(known->text);
     s->text = mem_must_strdup(known->text);
-    t->n_replayed++;
+    r->out->n_replayed++;
+    r->out->n_output += known->n_tokens;
     samples_done(s);
-    return OK;
+}
+
+/* A window enters the queue: silent, known to the journal, or asked about from now on. Moves *w. */
+static status enter(struct run *r, struct window *w, struct err *e)
+{
+    struct transcript *t = r->out;
+    struct slot *s = NULL;
+    status st = mem_grow(&r->queue, &r->cap_queue, r->n_queue + 1, sizeof *r->queue, e);
+    if (st == OK) st = mem_grow(&t->window, &t->cap, t->n_windows + 1, sizeof *t->window, e);
+    if (st == OK) st = mem_alloc(&s, 1, sizeof *s, e);
+    if (st != OK) {
+        window_free(w);
+        return st;
+    }
+    r->queue[r->n_queue++] = s;
+    s->w = *w;
+    t->window[t->n_windows++] = (struct transcribe_window){ .start_s = file_time(r, w->from),
+                                                            .end_s = file_time(r, w->to) };
+    if (w->silent) {
+        info_of(r, s)->status = WINDOW_SILENT;
+        t->n_silent++;
+        samples_done(s);
+        return OK;
+    }
+    const struct journal_entry *known = r->journal ? journal_find(r->journal, w->index, w->from, w->to) : NULL;
+    if (known) {
+        replay(r, s, known);
+        return OK;
+    }
+    if (!r->asked) TRY(settle_language(r, &s->w, e));
+    s->whole = ask_of(r, &s->w);
+    return start_try(r, s, e);
 }
 
 static size_t n_waiting(const struct run *r)
 {
     size_t n = 0;
-    for (size_t i = 0; i < r->n_queue; i++) n += !r->queue[i].done;
+    for (size_t i = 0; i < r->n_queue; i++) n += !r->queue[i]->done;
     return n;
 }
 
@@ -585,51 +490,55 @@ static size_t n_waiting(const struct run *r)
 static void remember(struct run *r)
 {
     for (size_t i = 0; i < r->n_queue; i++) {
-        const struct slot *s = &r->queue[i];
+        const struct slot *s = r->queue[i];
         if (!s->done || s->text == NULL || s->n_text == 0) continue;
-        size_t from = s->n_text > PREVIOUS_BYTES ? s->n_text - PREVIOUS_BYTES : 0;
+        size_t from = s->n_text > TRANSCRIBE_PREVIOUS_BYTES ? s->n_text - TRANSCRIBE_PREVIOUS_BYTES : 0;
         while (from < s->n_text && ((unsigned char)s->text[from] & 0xc0) == 0x80) from++;
-        snprintf(r->previous, sizeof r->previous, "%s", s->text + from);
+        snprintf(r->asker.previous, sizeof r->asker.previous, "%s", s->text + from);
     }
 }
 
-/* What was not begun is not part of the result. */
-static void drop_waiting(struct run *r)
+/* The sound up to the first window that is not done. */
+static void tell_progress(struct run *r)
 {
-    struct transcript *t = r->out;
-    while (n_waiting(r) > 0) {
-        slot_free(&r->queue[--r->n_queue]);
-        const struct transcribe_window *w = &t->window[--t->n_windows];
-        t->n_silent -= w->status == WINDOW_SILENT;
-        t->n_replayed -= w->replayed;
-    }
+    double done_s = r->told_s;
+    for (size_t i = 0; i < r->n_queue && r->queue[i]->done; i++)
+        done_s = info_of(r, r->queue[i])->end_s - r->out->start_s;
+    if (done_s <= r->told_s || r->o->on_progress == NULL) return;
+    r->told_s = done_s;
+    r->o->on_progress(r->o->self, done_s, r->out->n_failed);
+}
+
+/* A window more, where one may begin. *idle false: one did, and another may. */
+static status feed(struct run *r, bool *end, bool *idle, struct err *e)
+{
+    const uint32_t jobs = r->o->condition_on_previous ? 1 : r->o->jobs;
+    const bool stopped = r->o->stop && *r->o->stop;
+    struct window w;
+    *idle = true;
+    if (*end || stopped || n_waiting(r) >= jobs || r->n_queue >= QUEUE_MAX) return OK;
+    *idle = false;
+    TRY(windows_next(r->windows, &w, e));
+    *end = w.n_samples == 0;
+    if (*end) return OK;
+    if (r->o->condition_on_previous) remember(r);
+    return enter(r, &w, e);
 }
 
 static status loop(struct run *r, struct err *e)
 {
-    const uint32_t jobs = r->o->condition_on_previous ? 1 : r->o->jobs;
-    for (bool end = false; !end;) {
-        while (!end && n_waiting(r) < jobs && r->n_queue < QUEUE_MAX) {
-            struct window w;
-            TRY(windows_next(r->windows, &w, e));
-            end = w.n_samples == 0;
-            if (!end) TRY(enter(r, &w, e));
-            if (r->o->condition_on_previous) remember(r);
-            if (n_waiting(r) == 0) TRY(settle(r, false, e));
-        }
-        if (r->o->stop && *r->o->stop && (n_waiting(r) > 0 || !end)) {
-            drop_waiting(r);
-            break;
-        }
-        TRY(transcribe_waiting(r, e));
-        if (r->o->condition_on_previous) remember(r);
-        TRY(settle(r, end, e));
+    for (bool end = false, idle = false;;) {
+        TRY(asker_cancelled(&r->asker, e));
+        TRY(feed(r, &end, &idle, e));
+        for (size_t i = 0; i < r->n_queue; i++)
+            if (!r->queue[i]->done) TRY(step(r, r->queue[i], e));
+        tell_progress(r);
+        const bool stopped = r->o->stop && *r->o->stop, over = n_waiting(r) == 0 && (end || stopped);
+        TRY(settle(r, over, e));
         r->out->complete = end;
-        if (r->o->on_progress && r->out->n_windows)
-            r->o->on_progress(r->o->self, r->out->window[r->out->n_windows - 1].end_s - r->out->start_s,
-                              r->out->n_failed);
+        if (over) return OK;
+        if (idle) asker_wait(&r->asker);
     }
-    return settle(r, true, e);
 }
 
 static status check(const struct transcribe_options *o, struct err *e)
@@ -642,84 +551,26 @@ static status check(const struct transcribe_options *o, struct err *e)
     return OK;
 }
 
-status transcribe_run(struct engine *en, struct media *m, const struct transcribe_options *o, struct transcript *out,
-                      struct err *e)
+status transcribe_run(struct service *s, windows_read read, void *source, const struct transcribe_options *o,
+                      struct transcript *out, struct err *e)
 {
-    struct run r = { .en = en, .o = o, .out = out };
-    const struct media_audio_options ao = { .start_s = o->start_s, .end_s = o->end_s, .keep_time = true };
+    struct run r = { .o = o, .out = out, .journal = o->journal };
     *out = (struct transcript){ .start_s = o->start_s };
     TRY(check(o, e));
+    asker_init(&r.asker, s, o);
     if (o->language || o->instruction) set_language(&r, o->language);
     else set_language(&r, NULL), r.asked = false;
-    status st = media_audio_open(m, &ao, &r.audio, e);
-    if (st == OK) st = windows_create(&o->windows, read_audio, r.audio, &r.windows, e);
+    status st = windows_create(&o->windows, read, source, &r.windows, e);
     if (st == OK) st = loop(&r, e);
-    for (size_t i = 0; i < r.n_queue; i++) slot_free(&r.queue[i]);
+    for (size_t i = 0; i < r.n_queue; i++)         /* all at once, before the first is waited for */
+        for (int k = 0; k < 3; k++) {
+            struct ask *a = k ? &r.queue[i]->half[k - 1] : &r.queue[i]->whole;
+            if (a->asker) ask_cancel(a);
+        }
+    for (size_t i = 0; i < r.n_queue; i++) slot_free(r.queue[i]);
     free(r.queue);
     windows_destroy(&r.windows);
-    media_audio_close(&r.audio);
+    asker_fini(&r.asker);
     if (st != OK) out->complete = false;
     return st;
-}
-
-void transcript_free(struct transcript *t)
-{
-    subtitles_free(&t->list);
-    free(t->window);
-    *t = (struct transcript){ 0 };
-}
-
-/* ---- JSON ------------------------------------------------------------------------------------------------- */
-
-static json_t *span_json(double start_s, double end_s)
-{
-    return json_pack("{s:f, s:f}", "start", round(start_s * 1000) / 1000, "end", round(end_s * 1000) / 1000);
-}
-
-static json_t *window_json(const struct transcribe_window *w)
-{
-    static const char *const status_name[] = { "ok", "skipped_silence", "failed" };
-    static const char *const seam_name[] = { "clean", "matched", "unmatched" };
-    json_t *o = span_json(w->start_s, w->end_s);
-    json_object_set_new(o, "status", json_string(status_name[w->status]));
-    if (w->status == WINDOW_SILENT) return o;
-    json_object_set_new(o, "seam", json_string(seam_name[w->seam]));
-    json_object_set_new(o, "attempts", json_integer(w->attempts));
-    if (w->status == WINDOW_FAILED) return o;
-    json_object_set_new(o, "tokens", json_integer(w->n_tokens));
-    json_object_set_new(o, "avg_logprob", json_real(w->mean_logprob));
-    json_object_set_new(o, "temperature", json_real(w->temperature));
-    if (w->split) json_object_set_new(o, "split", json_true());
-    return o;
-}
-
-json_t *transcript_json(const struct transcript *t, const char *model, const struct policy_params *policy)
-{
-    json_t *segments = json_array(), *windows = json_array(), *failed = json_array(), *silent = json_array();
-    char *text = NULL;
-    struct err e;
-    for (size_t i = 0; i < t->list.n; i++) json_array_append_new(segments, subtitle_json(&t->list, i));
-    double from = 0;
-    for (size_t i = 0; i < t->n_windows; i++) {
-        const struct transcribe_window *w = &t->window[i];
-        json_array_append_new(windows, window_json(w));
-        if (w->status == WINDOW_FAILED) {
-            json_t *o = span_json(w->start_s, w->end_s);
-            json_object_set_new(o, "code", json_string(w->code));
-            json_object_set_new(o, "reason", json_string(w->reason));
-            json_array_append_new(failed, o);
-        }
-        if (w->status != WINDOW_SILENT) continue;
-        if (i == 0 || t->window[i - 1].status != WINDOW_SILENT) from = w->start_s;
-        if (i + 1 == t->n_windows || t->window[i + 1].status != WINDOW_SILENT)
-            json_array_append_new(silent, span_json(from, w->end_s));
-    }
-    if (subtitles_text(&t->list, &text, &e) != OK) text = NULL;
-    json_t *o = json_pack("{s:s, s:s, s:f, s:o, s:{s:s, s:s, s:s, s:b, s:o, s:o, s:o}}", "text", text ? text : "",
-                          "language", t->language, "duration", t->duration_s, "segments", segments, "omnidrop", "version",
-                          OMNIDROP_VERSION, "model", model, "policy", policy ? prune_params_name(policy) : "none",
-                          "complete", t->complete, "windows", windows, "failed_windows", failed, "skipped_silence",
-                          silent);
-    free(text);
-    return o;
 }

@@ -59,9 +59,10 @@ void doc_close(struct doc *d);
 
 void doc_root(const struct doc *d, struct doc_at *out);
 
-/* err_set with "NAME: PATH: " ("PATH: " where the doc has no name) before the text and the doc's code. Requests (E_ARG) also get the path as the error's
- * param, and from the getters a tag: invalid_type, invalid_value, missing_required_parameter; from doc_parse invalid_json
- * or json_too_complex. doc_err leaves the tag to its caller; doc_err_as sets it. */
+/* err_set with "NAME: PATH: " ("PATH: " where the doc has no name) before the text and the doc's code. Requests (E_ARG)
+ * also get the path as the error's param, and from the getters a tag: invalid_type, invalid_value,
+ * missing_required_parameter; from doc_parse invalid_json or json_too_complex. doc_err leaves the tag to its caller;
+ * doc_err_as sets it. */
 status doc_err(const struct doc_at *at, struct err *e, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 status doc_err_as(const struct doc_at *at, const char *tag, struct err *e, const char *fmt, ...)

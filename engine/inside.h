@@ -193,6 +193,8 @@ void march_leave(struct engine *en, struct eng_request *r);
 uint32_t march_members(const struct engine *en, uint32_t group, struct eng_request **reqs);
 /* Rows of the group's last quantum, for metrics. */
 uint32_t march_rows(const struct engine *en, uint32_t group);
+/* Work units of n rows of one layer, keys apart. */
+double march_row_work(const struct engine *en, uint32_t n);
 /* 0..1 of the group's layers; the layer that it is in. */
 double march_progress(const struct engine *en, uint32_t group, uint32_t *layer);
 
@@ -219,7 +221,8 @@ void choice_end(struct engine *en, struct eng_choice *c, enum eng_finish how, co
 struct loop;
 struct loop_options {
     uint32_t max_running, max_waiting, group_rows, overtake_max;
-    double itl_target_s;
+    uint32_t quantum_rows;         /* 0: by the target alone */
+    double itl_target_s, step_s;
     bool preempt;
     void (*on_step)(void *self, uint32_t n_rows);
     void *self;

@@ -39,7 +39,7 @@ status loop_create(struct engine *en, const struct loop_options *o, struct loop 
     *lp = (struct loop){ .en = en, .o = *o };
     const struct sched_options so = { .n_layers = decoder_shape(en->dec)->L, .max_running = o->max_running,
                                       .max_waiting = o->max_waiting, .group_rows = o->group_rows,
-                                      .overtake_max = o->overtake_max, .itl_target_s = o->itl_target_s,
+                                      .overtake_max = o->overtake_max, .itl_target_s = o->itl_target_s, .step_s = o->step_s,
                                       .preempt = o->preempt, .self = lp, .reclaim = reclaim, .drop = drop };
     const status st = sched_create(&so, en->pool, &lp->s, e);
     if (st != OK) {
@@ -152,7 +152,8 @@ static status do_prefill(struct loop *lp, const struct sched_step *step, struct 
     TRY(list_members(lp, step->group, e));
     uint32_t n = 0;
     while (lp->list[n]) n++;
-    status st = march_some(en, step->group, step->max_work, &work, &left, &done, fail_one, lp, &why);
+    const double rows = lp->o.quantum_rows ? march_row_work(en, lp->o.quantum_rows) : INFINITY;
+    status st = march_some(en, step->group, step->max_work < rows ? step->max_work : rows, &work, &left, &done, fail_one, lp, &why);
     const double now = clock_s();
     told(lp, march_rows(en, step->group));
     if (st != OK) {
@@ -234,7 +235,7 @@ status eng_run(struct engine *en, struct eng_request **reqs, uint32_t n, struct 
     struct loop *lp = NULL;
     struct err why = { 0 };
     const struct loop_options o = { .max_running = UINT32_MAX, .max_waiting = UINT32_MAX, .group_rows = GROUP_ROWS,
-                                    .itl_target_s = INFINITY };
+                                    .itl_target_s = INFINITY, .step_s = INFINITY };
     for (uint32_t i = 0; i < n; i++) reqs[i]->started = clock_s();
     status st = loop_create(en, &o, &lp, &why);
     if (st == OK) st = run_all(lp, reqs, n, &why);

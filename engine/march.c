@@ -190,7 +190,7 @@ static uint32_t list_rows(const struct member *m, uint32_t *out)
 /* Is everything in the prompt known by content? */
 static bool shareable(const struct engine *en, const struct eng_request *r)
 {
-    if (en->prefixes == NULL || r->given_audio || r->given_vision) return false;
+    if (en->prefixes == NULL || r->given_audio || r->given_vision || r->plan.trim) return false;   /* trim moves rows in place */
     for (uint32_t i = 0; i < r->n_parts; i++)
         if (r->part[i].identity[0] == 0) return false;
     return r->prompt.n_av == 0 || r->n_parts > 0;
@@ -605,6 +605,12 @@ static struct row_cost cost_of(const struct engine *en)
     return (struct row_cost){ .kv = 4 * d * g, .mix = 4 * d * q + 6 * d * s->ff, .key = 4 * q };
 }
 
+double march_row_work(const struct engine *en, uint32_t n)
+{
+    const struct row_cost c = cost_of(en);
+    return n * (c.kv + c.mix);
+}
+
 /* The next range of rows of `start` (seq_start or out_start) at the cursor: those of members that left are stepped over;
  * as many as max_work allows. *work gets its cost. Returns its end; == cursor: there is none. */
 static uint32_t next_range(const struct engine *en, struct march *g, const uint32_t *start, bool kv, bool mix,
@@ -769,6 +775,59 @@ static void leave(const struct engine *en, struct march *g)
     g->stage = g->l == n_layers(en) ? AT_END : AT_ENTER;
 }
 
+/* Rows of layer l that stay when it keeps what lives at layer `to`: their places in its view. Returns how many. */
+static uint32_t rows_that_stay(const struct eng_request *r, uint32_t l, uint32_t to, uint32_t *row)
+{
+    const uint32_t *had = r->survivors[l], *kept = r->survivors[to];
+    const uint32_t n_had = r->alive[l][TOKEN_AUDIO] + r->alive[l][TOKEN_VIDEO] + r->alive[l][TOKEN_IMAGE];
+    const uint32_t n_kept = r->alive[to][TOKEN_AUDIO] + r->alive[to][TOKEN_VIDEO] + r->alive[to][TOKEN_IMAGE];
+    uint32_t n = 0, place = 0, h = 0, k = 0;
+    for (uint32_t i = 0; i < r->prompt.n; i++) {
+        if (r->prompt.kind[i] != TOKEN_TEXT) {
+            if (h == n_had || had[h] != i) continue;
+            h++;
+            const bool stays = k < n_kept && kept[k] == i;
+            k += stays;
+            place++;
+            if (!stays) continue;
+        } else {
+            place++;
+        }
+        row[n++] = place - 1;
+    }
+    return n;
+}
+
+/* Shallow layers give back K and V of tokens that were dropped behind them. What they free was the request's own, so the
+ * little more that the answer may now need is there to be promised. */
+static status trim(struct engine *en, struct eng_request *r, struct err *e)
+{
+    const uint32_t L = n_layers(en);
+    struct block_table *t = r->choice[0].table;
+    uint32_t *row, pages = 0;
+    TRY(mem_alloc(&row, r->prompt.n, sizeof *row, e));
+    status st = OK;
+    for (uint32_t l = 0; l < L && st == OK; l++) {
+        const uint32_t to = l + r->plan.trim_lag < L - 1 ? l + r->plan.trim_lag : L - 1, had = t[l].n_rows;
+        const uint32_t n = rows_that_stay(r, l, to, row);
+        if (n == had) continue;
+        const struct kv_view view = { .page = t[l].page, .n_rows = had };
+        st = en->ops->kv_compact(en->st, &(struct kv_compact_args){ .shape = en->kv, .n_views = 1, .view = &view,
+                                                                    .row = (const uint32_t *const[]){ row }, .n = &n }, e);
+        const uint32_t promised = kv_pages_of(en->pool, had + r->n_new_max) - t[l].n_pages;
+        pages += t[l].n_pages;
+        block_table_trim(&t[l], en->pool, n);
+        pages -= t[l].n_pages;
+        r->pages[l] = t[l].n_pages;
+        const uint32_t needed = kv_pages_of(en->pool, n + r->n_new_max) - t[l].n_pages;
+        if (needed > promised && st == OK) st = kv_reserve(en->pool, needed - promised, &r->sched.reservation, e);
+        if (needed < promised) sched_forfeit(en->sched, &r->sched, promised - needed, true);
+    }
+    sched_pruned(en->sched, pages);
+    free(row);
+    return st;
+}
+
 /* Members' last words, and each one's first token. */
 static status end_march(struct engine *en, struct march *g, march_fail fail, void *self, struct err *e)
 {
@@ -791,6 +850,7 @@ static status end_march(struct engine *en, struct march *g, march_fail fail, voi
             struct err none;
             kv_prefix_insert(en->prefixes, m->digest, m->n_blocks, L, r->choice[0].table, NULL, 0, &none);
         }
+        if (st == OK && r->plan.trim) st = trim(en, r, e);
         if (!r->keep_embeds) {
             en->ops->release(en->st, r->audio_embeds);
             en->ops->release(en->st, r->vision_embeds);

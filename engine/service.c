@@ -23,6 +23,7 @@
 #define GIB ((uint64_t)1 << 30)
 #define IDLE_S 0.05                /* how often deadlines are looked at while nothing runs      */
 #define LOOK_S 0.02                /* how often the figures that others read are written        */
+#define STEP_S 0.05                /* longest step, as the cost model foresees it: cancels wait for no longer */
 #define PROGRESS_S 0.25            /* between two PROGRESS events of a request                  */
 
 enum phase { UNPREPARED, PREPARING, PREPARED, WAITING, RUNNING, ENDED };
@@ -511,7 +512,8 @@ static status start(struct service *s, struct err *e)
 {
     const struct loop_options lo = { .max_running = or(s->o.max_running, 32), .max_waiting = UINT32_MAX,
                                      .group_rows = or(s->o.group_rows, 8192), .overtake_max = or(s->o.overtake_max, 16),
-                                     .itl_target_s = s->o.itl_target_s > 0 ? s->o.itl_target_s : 0.05, .preempt = true,
+                                     .itl_target_s = s->o.itl_target_s > 0 ? s->o.itl_target_s : 0.05, .step_s = STEP_S,
+                                     .quantum_rows = s->o.quantum_rows, .preempt = true,
                                      .on_step = on_step, .self = s };
     TRY(open_caches(s, e));
     TRY(loop_create(s->en, &lo, &s->loop, e));

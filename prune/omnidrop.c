@@ -9,7 +9,7 @@
 #include "prune/schedule.h"
 #include "prune/step0.h"
 
-enum { RETENTION, P_INIT, P_FINAL, T_MID, BETA, LAMBDA_DIV, TDS_START, STEP0, AUDIO, KAPPA, REF };
+enum { RETENTION, P_INIT, P_FINAL, T_MID, BETA, LAMBDA_DIV, TDS_START, STEP0, AUDIO, KAPPA, REF, TRIM, TRIM_LAG };
 static const struct prune_param PARAMS[] = {
     [RETENTION] = { "retention", NULL, PARAM_NUMBER, 1e-6, 1, NAN,
                     "target mean share alive over layers; solves p_final" },
@@ -24,6 +24,9 @@ static const struct prune_param PARAMS[] = {
     [AUDIO] = { "audio", NULL, PARAM_NUMBER, 0, 1, 0.7, "step 0: share of audio tokens kept" },
     [KAPPA] = { "kappa", NULL, PARAM_NUMBER, 0, 1, 0.2, "step 0: share kept of a reduced grid step" },
     [REF] = { "ref", NULL, PARAM_WORD, 0, 1, 0, STEP0_REF_HELP, STEP0_REF },
+    [TRIM] = { "trim", NULL, PARAM_BOOL, 0, 1, 0, "release shallow layers' K and V of dropped tokens after prefill" },
+    [TRIM_LAG] = { "trim_lag", NULL, PARAM_INTEGER, 0, 4096, 4096,
+                   "trim: layer l keeps what is alive so many layers deeper; all layers: what is left at the end" },
 };
 
 /* The paper's settings for 28 and 36 layers; TDS from the middle elsewhere. */
@@ -68,6 +71,8 @@ static status plan(const struct policy_params *p, const struct prune_shape *s, s
         out->selects[l] = out->alive[l + 1] < out->alive[l];
     }
     out->p_final = sch.p_final;
+    out->trim = p->value[TRIM] != 0;
+    out->trim_lag = (uint32_t)p->value[TRIM_LAG];
     return OK;
 }
 

@@ -73,6 +73,9 @@ struct policy_plan {
     bool exact;                    /* alive is what will be, not only an upper bound                  */
     uint32_t needs;                /* enum prune_needs                                                */
     double p_final;                /* schedules: as given or calibrated                               */
+    bool trim;                     /* after prefill layer l keeps K and V of the tokens alive entering layer
+                                      min(L - 1, l + trim_lag) alone (docs/omnidrop.md 7, Trim)        */
+    uint32_t trim_lag;
 };
 
 struct prune_selection {           /* zero before first use; prune_selection_free */

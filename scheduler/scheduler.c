@@ -165,6 +165,8 @@ void sched_forfeit(struct sched *s, struct sched_request *r, uint32_t n_pages, b
     if (pruned) s->counts.pages_pruned += n_pages;
 }
 
+void sched_pruned(struct sched *s, uint32_t n_pages) { s->counts.pages_pruned += n_pages; }
+
 void sched_end(struct sched *s, struct sched_request *r)
 {
     if (r->state == SCHED_OVER || r->state == SCHED_NEW) return;
@@ -349,12 +351,13 @@ static bool may_overtake(struct sched *s, uint32_t marching)
 /* Work that may be done before decode has its turn; 0: decode is due. */
 static double work_now(const struct sched *s, double now, double unit)
 {
-    if (s->decoding.n == 0 || !isfinite(s->o.itl_target_s)) return INFINITY;
+    const double most = s->o.step_s / unit;
+    if (s->decoding.n == 0 || !isfinite(s->o.itl_target_s)) return most;
     const double since = now - s->token_at, share = s->o.itl_target_s - s->decode_s;
     const double least = SHARE_MIN * s->o.itl_target_s;
     const double left = (share > least ? share : least) - since;
     if (left <= 0.1 * least) return 0;
-    return left / unit;
+    return left / unit < most ? left / unit : most;
 }
 
 void sched_next(struct sched *s, double now, struct sched_step *out)

@@ -59,7 +59,8 @@ struct sched_options {
     uint32_t max_waiting;          /* E_BUSY, tag queue_full beyond                                       */
     uint32_t group_rows;           /* rows of a group; a longer request is a group of its own             */
     uint32_t overtake_max;
-    double itl_target_s;           /* INFINITY: quanta are never cut                                      */
+    double itl_target_s;           /* INFINITY: quanta are never cut for decode                           */
+    double step_s;                 /* longest step of encode or prefill, so that arrivals and departures are seen; INFINITY: none */
     bool preempt;                  /* lower priorities may be preempted                                   */
     void *self;                    /* of the two below */
     uint32_t (*reclaim)(void *self, uint32_t n_pages);     /* free cached pages, at least so many if there are; may be NULL */
@@ -103,6 +104,9 @@ void sched_decoded(struct sched *s, double now, double took);
 
 /* Pages promised to r that a layer did not need; pruned: because tokens were dropped. */
 void sched_forfeit(struct sched *s, struct sched_request *r, uint32_t n_pages, bool pruned);
+
+/* Pages that r held and gave back because their tokens were dropped (trim); for the count alone. */
+void sched_pruned(struct sched *s, uint32_t n_pages);
 
 /* Over, from any state; gives back what is left of its promise. Its pages are the driver's to release, before. The
  * driver ends what fails or is cancelled between two steps; a member of a marching group leaves it. */

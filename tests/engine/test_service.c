@@ -47,12 +47,15 @@ struct watcher {
     uint32_t n_cached, n_cached_early, cached_layers, n_preempted;
     bool media_cached;
     atomic_bool slow;              /* the engine waits a little at each token */
+    void (*on_admitted)(void *arg);    /* on the engine thread */
+    void *on_admitted_arg;
 };
 
 static void watch(void *self, const struct service_event *ev)
 {
     struct watcher *w = self;
     if (ev->kind == SERVICE_TEXT && atomic_load(&w->slow)) usleep(20000);
+    if (ev->kind == SERVICE_ADMITTED && w->on_admitted) w->on_admitted(w->on_admitted_arg);
     pthread_mutex_lock(&w->lock);
     assert_false(w->done);
     switch (ev->kind) {
@@ -122,6 +125,8 @@ struct ask {
     float temperature;
     uint32_t n_new;
     const char *policy;
+    bool trim;
+    double p_final;                /* 0: the default */
 };
 
 static struct chat chat_of(const struct ask *a)
@@ -140,6 +145,8 @@ static struct policy_params policy_of(const struct engine *en, const struct ask 
     struct policy_params p;
     struct err e;
     if (prune_params_init(&p, a->policy ? a->policy : "none", engine_config(en)->text.layers, &e) != OK) fail_msg("%s", e.text);
+    if (a->trim && prune_params_set(&p, "trim", 1, &e) != OK) fail_msg("%s", e.text);
+    if (a->p_final > 0 && prune_params_set(&p, "p_final", a->p_final, &e) != OK) fail_msg("%s", e.text);
     if (prune_params_finish(&p, &e) != OK) fail_msg("%s", e.text);
     return p;
 }
@@ -260,6 +267,7 @@ static const struct ask ASKS[] = {
     { FILM, PART_VIDEO, "What happens here?", 0, 11, "omnidrop" },
     { NULL, PART_TEXT, "Draw.", 1, 14, NULL },
     { FILM, PART_VIDEO, "And what can be heard?", 1, 7, "omnidrop" },
+    { FILM, PART_VIDEO, "Tell me more.", 0, 13, "omnidrop", true, 0.5 },
     { NULL, PART_TEXT, "One word.", 0, 1, NULL },
 };
 enum { N_ASKS = sizeof ASKS / sizeof *ASKS };
@@ -395,6 +403,97 @@ static void test_random_services(void **state)
     engine_close(&en);
 }
 
+/* Trim: after prefill each layer's pages are those of the last survivors; where nothing is dropped nothing changes. */
+static void test_trim(void **state)
+{
+    (void)state;
+    struct engine *en = open_tiny(0);
+    struct ask a = { FILM, PART_VIDEO, "What happens here?", 0, 12, "omnidrop", true, 0.6 };
+    struct chat c = chat_of(&a);
+    struct policy_params p = policy_of(en, &a);
+    const struct eng_request_options o = options_of(&a, &p);
+    struct eng_request *r;
+    struct err e;
+    assert_int_equal(eng_request_create(en, &c, &o, &r, &e), OK);
+    assert_int_equal(eng_run(en, &r, 1, &e), OK);
+    const struct eng_result *res = eng_request_result(r);
+    const uint32_t L = res->n_layers, per = engine_info(en)->page_tokens;
+    const uint32_t *last = res->alive[L - 1], rows = last[0] + last[1] + last[2] + last[3];
+    assert_true(rows < res->alive[0][0] + res->alive[0][1] + res->alive[0][2] + res->alive[0][3]);
+    for (uint32_t l = 0; l < L; l++) assert_int_equal(res->pages[l], (rows + per - 1) / per);
+    eng_request_destroy(en, &r);
+    chat_free(&c);
+    struct answer with, without;
+    a.p_final = 1e-9;                      /* drops nothing */
+    alone(en, &a, &with);
+    a.trim = false;
+    alone(en, &a, &without);
+    same(&with, &without);
+    all_home(en);
+    engine_close(&en);
+}
+
+struct follower { struct service *s; const struct ask *ask; struct asked *x; };
+
+static void follow(void *arg)
+{
+    struct follower *f = arg;
+    submit(f->s, f->ask, f->x);
+    usleep(50000);                 /* it is prepared meanwhile, and waits from the next step on */
+}
+
+/* B needs more pages than A leaves of the pool, until A's pruning gives some back: B is admitted while A still answers. */
+static void test_admitted_by_freed_pages(void **state)
+{
+    (void)state;
+    struct engine *en = open_tiny(0);
+    const struct ask first = { FILM, PART_VIDEO, "What happens here?", 0, N_MAX, "omnidrop", true, 0.9 };
+    const struct ask second = { NULL, PART_TEXT, "Say something.", 0, 3, NULL };
+    struct chat c = chat_of(&first);
+    struct policy_params p = policy_of(en, &first);
+    const struct eng_request_options o = options_of(&first, &p);
+    struct eng_request *r;
+    struct err e;
+    assert_int_equal(eng_request_create(en, &c, &o, &r, &e), OK);
+    uint64_t pages = 0;
+    const uint32_t L = engine_config(en)->text.layers, per = engine_info(en)->page_tokens;
+    for (uint32_t l = 0; l < L; l++) pages += (r->bound[l] + N_MAX + per - 1) / per;
+    eng_request_destroy(en, &r);
+    chat_free(&c);
+    const uint64_t bytes = engine_info(en)->page_bytes;
+    engine_close(&en);
+    en = open_tiny((pages + L) * bytes);   /* a page a layer beside A: B needs two */
+    struct answer want;
+    alone(en, &second, &want);
+    struct service *s = open_service(en, (struct service_options){ .no_prefix_cache = true, .quantum_rows = 1 });
+    struct asked a, b = { .w = NULL };
+    struct follower f = { s, &second, &b };
+    struct err err;
+    a.p = policy_of(en, &first);
+    a.w = watcher_new();
+    a.w->slow = true;
+    a.w->on_admitted = follow;
+    a.w->on_admitted_arg = &f;
+    struct service_request rq = { .chat = chat_of(&first), .o = options_of(&first, &a.p), .event = watch, .self = a.w };
+    if (service_submit(s, &rq, &a.id, &err) != OK) fail_msg("%s", err.text);
+    wait_text(a.w, 1);
+    must_finish(&b);
+    assert_false(a.w->done);               /* B came and went meanwhile */
+    same(&b.w->a[0], &want);
+    struct service_gauges g;
+    atomic_store(&a.w->slow, false);
+    must_finish(&a);
+    usleep(60000);
+    service_read(s, &g);
+    assert_int_equal(g.n_admitted_by_freed, 1);
+    assert_true(g.pages_freed_by_pruning >= L);
+    asked_free(&a);
+    asked_free(&b);
+    service_close(&s);
+    all_home(en);
+    engine_close(&en);
+}
+
 /* n choices: the first is what one choice gives, each is what its seed gives alone. */
 static void test_choices(void **state)
 {
@@ -466,7 +565,7 @@ static void test_cancels(void **state)
     uint32_t cancelled = 0;
     for (int i = 0; i < 40; i++) {
         struct asked x, y;
-        submit(s, &ASKS[i % N_ASKS == 6 ? 0 : i % N_ASKS], &x);
+        submit(s, &ASKS[i % N_ASKS == N_ASKS - 1 ? 0 : i % N_ASKS], &x);
         submit(s, &ASKS[(i + 2) % N_ASKS], &y);
         usleep((useconds_t)(i * 700));
         service_cancel(s, x.id);
@@ -540,7 +639,8 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "--media-child") == 0) return extract_child_main(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bits), cmocka_unit_test(test_caches),   cmocka_unit_test(test_choices),
-        cmocka_unit_test(test_random_services),
+        cmocka_unit_test(test_random_services), cmocka_unit_test(test_trim),
+        cmocka_unit_test(test_admitted_by_freed_pages),
         cmocka_unit_test(test_preemption), cmocka_unit_test(test_cancels), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -277,7 +277,7 @@ static void run_schedule(uint64_t *admitted, uint64_t *by_freed, uint64_t *preem
     assert_int_equal(kv_pool_create(20 + below(180), PAGE, &w.pool, &e), OK);
     const struct sched_options o = { .n_layers = w.L, .max_running = 1 + below(8), .max_waiting = chance(10) ? 2 : 100,
                                      .group_rows = 1 + below(60), .overtake_max = below(4),
-                                     .itl_target_s = chance(30) ? INFINITY : 0.02 * (1 + below(3)), .preempt = chance(60),
+                                     .itl_target_s = chance(30) ? INFINITY : 0.02 * (1 + below(3)), .step_s = INFINITY, .preempt = chance(60),
                                      .self = &w, .reclaim = reclaim, .drop = drop };
     assert_int_equal(sched_create(&o, w.pool, &w.s, &e), OK);
     for (uint32_t steps = 0; w.n < n_reqs || !all_ended(&w); steps++) {
@@ -344,6 +344,7 @@ static void open_one(struct one *w, uint32_t pages, struct sched_options o)
     if (o.group_rows == 0) o.group_rows = 1000;
     if (o.itl_target_s == 0) o.itl_target_s = INFINITY;
     o.max_waiting = 100;
+    if (o.step_s == 0) o.step_s = INFINITY;
     o.self = w;
     o.drop = count_drop;
     assert_int_equal(sched_create(&o, w->pool, &w->s, &e), OK);

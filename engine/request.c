@@ -73,6 +73,8 @@ static status path_of(const char *url, const char *root, char *out, size_t cap, 
 static status open_file(const struct eng_request *r, struct req_part *p, struct err *e)
 {
     const struct chat_part *c = p->chat;
+    if (c->n_frames)
+        return err_set(e, E_ARG, "%s: a film as a list of pictures is read by the server alone: ask it through the API", c->path);
     if (c->url == NULL) return media_open_memory(c->data, c->n_data, c->path, &p->file, e);
     char path[PATH_MAX];
     TRY(path_of(c->url, r->o.media_root, path, sizeof path, e));
@@ -143,10 +145,9 @@ static status load_picture(struct engine *en, struct eng_request *r, struct req_
  * built; a large one is streamed into the tower. */
 static status open_film(struct engine *en, struct eng_request *r, struct req_part *p, struct err *e)
 {
-    if (p->chat->options.start_s > 0 || p->chat->options.end_s > 0)
-        return err_set(e, E_ARG, "%s: a part of a film (start, end) cannot be asked for: cut the file first",
-                       name_of(p->chat));
-    const struct media_video_options vo = video_options(en, r, p);
+    struct media_video_options vo = video_options(en, r, p);
+    if (p->chat->options.start_s > 0) vo.start_s = p->chat->options.start_s;
+    if (p->chat->options.end_s > 0) vo.end_s = p->chat->options.end_s;
     TRY(media_video_open(p->file, &vo, &p->video, e));
     struct media_video_plan plan = *media_video_get_plan(p->video);
     const uint64_t bytes = (uint64_t)plan.grid_t * plan.grid_h * plan.grid_w * patch_width(en) * sizeof(float);

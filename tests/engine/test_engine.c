@@ -299,9 +299,41 @@ static void test_refusals(void **state)
     assert_non_null(strstr(e.text, "tests/goldens"));
 }
 
+/* A part of a film brings the tokens of its seconds alone. */
+static void test_part_of_a_film(void **state)
+{
+    (void)state;
+    const struct engine_options eo = { .n_threads = 2 };
+    struct engine *en;
+    struct err e;
+    uint32_t n[2] = { 0 };
+    if (engine_open(&eo, &en, &e) != OK) fail_msg("%s", e.text);
+    for (int part = 0; part < 2; part++) {
+        struct chat c;
+        struct eng_request *r;
+        struct eng_request_options o = eng_request_defaults();
+        o.max_tokens = 1;
+        o.audio_in_video = true;
+        chat_init(&c);
+        assert_int_equal(chat_add_message(&c, CHAT_USER, &e), OK);
+        assert_int_equal(chat_add_media(&c, PART_VIDEO, "tests/data/media/film.mp4", &e), OK);
+        assert_int_equal(chat_add_text(&c, "And?", 4, &e), OK);
+        if (part) c.message[0].part[0].options.end_s = 1.0;
+        if (eng_request_create(en, &c, &o, &r, &e) != OK) fail_msg("%s", e.text);
+        n[part] = eng_request_prompt(r)->n_av;
+        assert_int_equal(eng_run(en, &r, 1, &e), OK);
+        assert_int_equal(eng_request_result(r)->n_ids, 1);
+        eng_request_destroy(en, &r);
+        chat_free(&c);
+    }
+    assert_true(n[1] > 0 && n[1] < n[0]);
+    engine_close(&en);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_batches_threads_and_order),
-                                        cmocka_unit_test(test_streaming_and_stop_strings), cmocka_unit_test(test_refusals) };
+                                        cmocka_unit_test(test_streaming_and_stop_strings),
+                                        cmocka_unit_test(test_part_of_a_film), cmocka_unit_test(test_refusals) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -94,7 +94,7 @@ static status decode(struct decoder *d, const char *text, size_t n, struct err *
         if (d->n_out == PIECE) TRY(flush(d, e));
     }
     /* The rest: two digits are a byte, three are two; padding, where there is some, makes it four. */
-    if (d->n_digits == 1 || (d->n_pad > 0 && d->n_digits + d->n_pad != 4))
+    if (d->n_digits == 1 || (d->n_pad > 0 && (d->n_digits == 0 || d->n_digits + d->n_pad != 4)))
         return broken(d, "its base64 has a length that cannot be", e);
     if (d->n_digits >= 2) d->out[d->n_out++] = (uint8_t)(d->bits >> (d->n_digits == 2 ? 4 : 10));
     if (d->n_digits == 3) d->out[d->n_out++] = (uint8_t)(d->bits >> 2);

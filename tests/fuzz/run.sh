@@ -23,10 +23,13 @@ flags="-std=gnu11 -D_GNU_SOURCE -I. -O1 -g -fno-omit-frame-pointer -fsanitize=fu
 
 [ $# -gt 0 ] || set -- $(ls tests/fuzz/fuzz_*.c | sed 's|.*/fuzz_||; s|\.c$||')
 mkdir -p "$out"
+# A target names what it needs beside these in its first comment: " * Sources: FILES", " * Packages: NAMES".
+named() { sed -n "s|^ \\* $1: \\([^*]*\\).*|\\1|p" "tests/fuzz/fuzz_$2.c"; }
 for name; do
+    all="$pkgs $(named Packages "$name")"
     # shellcheck disable=SC2046,SC2086
-    "$clang" $flags $(pkg-config --cflags $pkgs) -o "$out/$name" "tests/fuzz/fuzz_$name.c" $sources \
-        $(pkg-config --libs $pkgs) -lhttp_parser -lm
+    "$clang" $flags $(pkg-config --cflags $all) -o "$out/$name" "tests/fuzz/fuzz_$name.c" $sources \
+        $(named Sources "$name") $(pkg-config --libs $all) -lhttp_parser -lm
 done
 for name; do
     mkdir -p "$out/corpus-$name"

@@ -69,7 +69,7 @@ static int try_everything(void)
     REFUSED(socket(AF_UNIX, SOCK_STREAM, 0));
     REFUSED(execv("/bin/true", argv));
     REFUSED(fork());
-    REFUSED(vfork());
+    REFUSED(syscall(SYS_vfork));
     REFUSED(ptrace(PTRACE_ATTACH, getppid(), NULL, NULL));         /* 10 */
     REFUSED(kill(getppid(), 0));
     REFUSED(syscall(SYS_tgkill, getppid(), getppid(), 0));

@@ -8,7 +8,7 @@
 #include <string.h>
 
 static const struct bench_row *const tables[] = { bench_kernel_rows, bench_model_rows, bench_load_rows,
-                                              bench_media_rows, bench_attention_rows };
+                                              bench_media_rows, bench_attention_rows, bench_serve_rows };
 #define N_TABLES (sizeof tables / sizeof tables[0])
 
 struct options {
@@ -113,6 +113,7 @@ static status bench_main(const struct options *o, const char *program, struct er
         s = err_set(e, E_IO, "cannot write %s", o->json);
     json_decref(list);
     bench_model_close();
+    bench_serve_close();
     b.st->ops->close(&b.st);
     return s;
 }

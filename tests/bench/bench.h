@@ -38,8 +38,9 @@ struct bench_row {
 
 extern const struct bench_row bench_kernel_rows[];
 extern const struct bench_row bench_model_rows[], bench_load_rows[], bench_media_rows[],
-    bench_attention_rows[];
+    bench_attention_rows[], bench_serve_rows[];
 void bench_model_close(void);      /* ends what the rows of the model share */
+void bench_serve_close(void);
 
 /* ---- what rows measure with -------------------------------------------------------------------------------- */
 

@@ -140,10 +140,29 @@ static void each_medium(json_t *body, media_fn fn, void *self)
 
 static json_t *absolute(void *root, const json_t *url)
 {
-    char *path = path_of(json_string_value(url), root);
-    json_t *out = path ? json_string(path) : NULL;     /* NULL also for what is not UTF-8: stays, and is refused later */
+    char *path = path_of(json_string_value(url), root), real[PATH_MAX];
+    if (path == NULL) return NULL;
+    const char *p = realpath(path, real) ? real : path;        /* no links: loaders do not follow them out of a folder */
+    char *text = mem_must(3 * strlen(p) + 8, 1), *to = text;
+    to += sprintf(to, "file://");
+    for (; *p; p++) {
+        const bool plain = (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || strchr("/-._~", *p);
+        if (plain) *to++ = *p;
+        else to += sprintf(to, "%%%02X", (unsigned char)*p);
+    }
+    json_t *out = json_string(text);
+    free(text);
     free(path);
     return out;
+}
+
+bool batch_media_path(const char *url, char *out, size_t cap)
+{
+    char *path = strncmp(url, "file:///", 8) == 0 ? path_of(url, "/") : NULL;
+    const bool fits = path && strlen(path) < cap;
+    if (fits) strcpy(out, path);
+    free(path);
+    return fits;
 }
 
 void batch_absolute_media(json_t *body, const char *media_root) { each_medium(body, absolute, (void *)media_root); }

@@ -60,8 +60,11 @@ enum batch_have batch_plan_have(struct batch_plan *p, const json_t *line);
 /* The HTTP status of an output line; 0: it never ran; -1: no output line. */
 int batch_line_status(const json_t *line);
 
-/* Paths of media in a chat's or transcription's body, plain or "file:", become absolute plain ones. Other URLs stay. */
+/* Paths of media in a chat's or transcription's body, plain or "file:", become file: URLs of absolute paths, without links
+ * where the file is there. Other URLs stay. */
 void batch_absolute_media(json_t *body, const char *media_root);
+/* The path in such a URL. False: it is none, or does not fit. */
+bool batch_media_path(const char *url, char *out, size_t cap);
 
 /* One request, blocking: *reply (owned by the caller, not NULL) is the body, an error object for a status >= 400. From
  * several threads at once. stop may be NULL; *stop true: end soon, with any status >= 400. */
@@ -75,7 +78,7 @@ struct batch_job {
     batch_run run;
     void *run_self;
     uint32_t n_at_once;            /* 0: 8 */
-    const char *media_root;        /* as of the rules: paths in lines become absolute; NULL: left as they are */
+    const char *media_root;        /* as of the rules: paths in lines become absolute URLs; NULL: left as they are */
     bool fail_fast;                /* no new line after one failed */
     const atomic_bool *stop;       /* true: no new lines; those that run finish. May be NULL */
     const atomic_bool *kill;       /* true: those that run are cancelled; they count as not run. May be NULL */

@@ -1,6 +1,5 @@
 /* cli/batch.c - omnidrop batch: the requests of a file, answered line by line into another. docs/http-api.md 4. */
 #include <errno.h>
-#include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
 #include <signal.h>
@@ -12,6 +11,7 @@
 
 #include "api/api.h"
 #include "api/batch.h"
+#include "api/loader.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "cli/cli.h"
@@ -32,6 +32,8 @@ static const struct cli_option batch_options[] = {
     { "fail-fast", 0, CLI_FLAG, NULL, NULL, "begin no more lines after one failed", NULL, NULL },
     { "served-model-name", 0, CLI_TEXT, "NAME", NULL, "name that lines may give as model (repeatable); default: the model's own",
       .repeat = true },
+    { "allowed-media-domains", 0, CLI_TEXT, "HOST", NULL, "host that media may be fetched from (repeatable; \"*\": any); default: "
+                                                          "none, nothing is fetched", .repeat = true },
     { "default-max-tokens", 0, CLI_UINT, "N", "0", "length of an answer whose line names none; 0: the room in the context", NULL,
       NULL },
     { 0 }
@@ -68,41 +70,34 @@ static void watch_signals(void)
 
 /* ---- media of lines ---------------------------------------------------------------------------------------------- */
 
-/* The operator's own files are opened; nothing is fetched from a network. Paths are absolute by now. */
-static status resolve_url(const char *url, const struct chat_part *part, struct media_source *out, struct err *e)
-{
-    char name[PATH_MAX];
-    if (strncmp(url, "file-id:", 8) == 0) {
-        err_set(e, E_ARG, "%s: there is no store of files here: give the path of one", part->path);
-        return err_tag(e, "not_found", part->path);
-    }
-    if (url[0] != '/') {
-        err_set(e, E_INPUT, "%s: batch fetches nothing from a network: give a file or the bytes", part->path);
-        return err_tag(e, "media_url_not_allowed", part->path);
-    }
-    const int fd = open(url, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) {
-        err_set(e, E_INPUT, "%s: %s: %s", part->path, url, strerror(errno));
-        return err_tag(e, "media_path_not_allowed", part->path);
-    }
-    snprintf(name, sizeof name, "%s", url);
-    return media_source_of_fd(fd, basename(name), NULL, out, e);
-}
-
+/* The loader that servers have, with every folder open to it: the data are the operator's own. A file that it did not
+ * take is named with the reason, which it hides from strangers. */
 static status resolve(void *self, void *owner, const struct chat_part *part, int frame, const atomic_bool *cancelled,
                       struct media_source *out, struct err *e)
 {
-    (void)self, (void)owner, (void)cancelled;
+    const struct service_loader *l = self;
     const char *url = frame >= 0 ? part->frame[frame] : part->url;
-    if (url && strncmp(url, "data:", 5) != 0) return resolve_url(url, part, out, e);
-    if (url == NULL) return media_source_of_bytes(part->data, part->n_data, part->path, NULL, out, e);
-    uint8_t *bytes = NULL;
-    char *type = NULL;
-    size_t n = 0;
-    status st = chat_data_url(url, strlen(url), chat_default_limits.inline_max, &type, &bytes, &n, e);
-    if (st == OK) st = media_source_of_bytes(bytes, n, part->path, NULL, out, e);
-    free(bytes);
-    free(type);
+    char path[PATH_MAX];
+    struct stat s;
+    const status st = l->resolve(l->self, owner, part, frame, cancelled, out, e);
+    if (st != E_INPUT || e->tag == NULL || strcmp(e->tag, "media_path_not_allowed") != 0 ||
+        !batch_media_path(url, path, sizeof path))
+        return st;
+    const char *why = stat(path, &s) != 0 ? strerror(errno) : S_ISREG(s.st_mode) ? strerror(EACCES) : "no regular file";
+    err_set(e, E_INPUT, "%s: %s: %s", part->path, path, why);
+    return err_tag(e, "media_path_not_allowed", part->path);
+}
+
+static status open_loader(const struct cli *c, struct service_loader *out, struct err *e)
+{
+    static const char *const root[] = { "/" };
+    const char **domain = mem_must(cli_n_given(c) + 1, sizeof *domain);
+    uint32_t n = 0;
+    for (size_t i = 0; i < cli_n_given(c); i++)
+        if (strcmp(cli_given_at(c, i).option->name, "allowed-media-domains") == 0) domain[n++] = cli_given_at(c, i).value;
+    const struct loader_options o = { .root = root, .n_roots = 1, .domain = domain, .n_domains = n, .max_bytes = INT64_MAX };
+    const status st = api_loader_create(&o, out, e);
+    free(domain);
     return st;
 }
 
@@ -115,7 +110,8 @@ struct task {
     struct engine *en;
     struct service *service;
     struct api *api;
-    struct service_loader loader;
+    struct service_loader loader;  /* of the media */
+    struct service_loader telling; /* the same, with reasons */
     struct policy_params policy;
     const char **served;
     struct progress progress;
@@ -185,8 +181,11 @@ static status open_engine(struct task *t, struct err *e)
     TRY(cli_uint(c, "default-max-tokens", 0, 1u << 24, &default_max, e));
     TRY(cli_engine(c, &t->en, e));
     TRY(cli_policy(c, "none", engine_config(t->en)->text.layers, &t->policy, e));
-    t->loader = (struct service_loader){ .resolve = resolve };
-    const struct service_options so = { .max_running = t->n_at_once, .max_waiting = t->n_at_once, .loader = &t->loader,
+    TRY(open_loader(c, &t->loader, e));
+    t->telling = t->loader;
+    t->telling.self = &t->loader;
+    t->telling.resolve = resolve;
+    const struct service_options so = { .max_running = t->n_at_once, .max_waiting = t->n_at_once, .loader = &t->telling,
                                         .default_max_tokens = (uint32_t)default_max };
     TRY(service_open(t->en, &so, &t->service, e));
     size_t n = 0;
@@ -248,6 +247,7 @@ static void task_free(struct task *t)
 {
     api_destroy(&t->api);
     service_close(&t->service);
+    api_loader_destroy(&t->loader);
     engine_close(&t->en);
     free(t->served);
     cli_free(&t->cli);

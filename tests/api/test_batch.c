@@ -377,8 +377,9 @@ static void test_media_paths(void **state)
 {
     (void)state;
     static const struct { const char *given, *want; } CASE[] = {
-        { "clip.mp4", "/root dir/clip.mp4" }, { "file:clip.mp4", "/root dir/clip.mp4" }, { "file:a%20b%2Fc", "/root dir/a b/c" },
-        { "file:///x/y", "/x/y" }, { "file://localhost/x", "/x" }, { "/x/y%20", "/x/y%20" }, { "http://h/x", "http://h/x" },
+        { "clip.mp4", "file:///root%20dir/clip.mp4" }, { "file:clip.mp4", "file:///root%20dir/clip.mp4" },
+        { "file:a%20b%2Fc", "file:///root%20dir/a%20b/c" }, { "file:///x/y", "file:///x/y" }, { "file://localhost/x", "file:///x" },
+        { "/x/y%20", "file:///x/y%2520" }, { "\xc3\xa9#?", "file:///root%20dir/%C3%A9%23%3F" }, { "http://h/x", "http://h/x" },
         { "https://h/x", "https://h/x" }, { "data:image/png;base64,AA", "data:image/png;base64,AA" }, { "ftp://h/x", "ftp://h/x" } };
     static const char *const SHAPE[] = { "{\"n\":0,\"messages\":[{\"content\":[{\"type\":\"image_url\",\"image_url\":{\"url\":\"%s\"}}]}]}",
                                          "{\"n\":0,\"messages\":[{\"content\":[{\"audio_url\":\"%s\"}]}]}",
@@ -386,7 +387,7 @@ static void test_media_paths(void **state)
                                          "{\"n\":0,\"file_url\":\"%s\"}" };
     for (size_t i = 0; i < sizeof CASE / sizeof *CASE; i++)
         for (size_t k = 0; k < sizeof SHAPE / sizeof *SHAPE; k++) {
-            char body[400], want[400];
+            char body[400], want[400], path[100];
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
             snprintf(body, sizeof body, SHAPE[k], CASE[i].given);
@@ -397,7 +398,27 @@ static void test_media_paths(void **state)
             if (!json_equal(got, expected)) fail_msg("%s became %s", body, json_dumps(got, 0));
             json_decref(got);
             json_decref(expected);
+            assert_int_equal(batch_media_path(CASE[i].want, path, sizeof path), strncmp(CASE[i].want, "file:", 5) == 0);
         }
+}
+
+/* A link is followed by us, since a loader would not. */
+static void test_media_links(void **state)
+{
+    (void)state;
+    char link[128], path[128], url[200];
+    snprintf(path, sizeof path, "%s/real file", dir);
+    snprintf(link, sizeof link, "%s/link", dir);
+    write_text(path, "x", 1);
+    assert_int_equal(symlink(path, link), 0);
+    json_t *o = json_pack("{s:s}", "file_url", "link");
+    batch_absolute_media(o, dir);
+    snprintf(url, sizeof url, "file://%s/real%%20file", dir);
+    assert_string_equal(json_string_value(json_object_get(o, "file_url")), url);
+    char back[128];
+    assert_true(batch_media_path(url, back, sizeof back));
+    assert_string_equal(back, path);
+    json_decref(o);
 }
 
 static void test_stream_refused(void **state)
@@ -765,7 +786,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CASE(test_problems), CASE(test_scan_edges), CASE(test_reader), CASE(test_all), CASE(test_longest_first),
-        CASE(test_media_paths), CASE(test_stream_refused), CASE(test_full_queue), CASE(test_draining), CASE(test_fail_fast),
+        CASE(test_media_paths), CASE(test_media_links), CASE(test_stream_refused), CASE(test_full_queue), CASE(test_draining), CASE(test_fail_fast),
         CASE(test_stop_and_kill), CASE(test_slots), CASE(test_never), CASE(test_sigkill), CASE(test_torn),
         CASE(test_refusals), CASE(test_failed_again), CASE(test_disk_full),
     };

@@ -437,7 +437,8 @@ static status open_loop(struct http_server *s, struct err *e)
     event_config_free(config);
     s->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     s->watch_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (s->base == NULL || s->wake_fd < 0 || s->watch_fd < 0) return err_set(e, E_IO, "the event loop cannot be set up: %s", strerror(errno));
+    if (s->base == NULL || s->wake_fd < 0 || s->watch_fd < 0)
+        return err_set(e, E_IO, "the event loop cannot be set up: %s", strerror(errno));
     s->wake = event_new(s->base, s->wake_fd, EV_READ | EV_PERSIST, on_wake, s);
     s->watch = event_new(s->base, s->watch_fd, EV_READ | EV_PERSIST, on_watch, s);
     s->sweep = event_new(s->base, -1, 0, on_sweep, s);
@@ -491,10 +492,13 @@ void http_server_destroy(struct http_server **server)
     if (s->uds) unlink(s->uds);
     while (s->connections) connection_close(s->connections);
     http_run_posts(s);
-    spool_destroy(&s->spool);
+    spool_destroy(&s->spool);      /* runs the last posts */
     http_run_posts(s);
     connection_free_closed(s);
-    while (s->timers) timer_free(s->timers);
+    for (struct http_timer *timer = s->timers, *next; timer; timer = next) {
+        next = timer->next;
+        timer_free(timer);
+    }
     free_event(s->wake);
     free_event(s->watch);
     free_event(s->sweep);

@@ -339,14 +339,18 @@ void spool_destroy(struct spool **spool)
     pthread_cond_signal(&s->more);
     pthread_mutex_unlock(&s->lock);
     pthread_join(s->thread, NULL);
-    http_run_posts(s->server);     /* what the thread has done; files that can go now come back as jobs */
+    /* What the thread has done; files that can go now come back as jobs, and what goes with them may post. */
+    http_run_posts(s->server);
     while (s->first) {
         struct job *j = s->first;
         s->first = j->next;
+        if (s->first == NULL) s->last = &s->first;
         run_job(j);
         free(j->bytes);
         free(j);
+        http_run_posts(s->server);
     }
+    s->last = &s->first;
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->more);
     free(s->dir);

@@ -1,6 +1,6 @@
 /* media/open.c - bytes to streams: the byte reader, the demuxer, decoders, and what is known of a file.
  * FFmpeg reads through our own byte reader and is never given a name, so a container can neither open another
- * file nor reach a network; formats that are lists of other files are refused by name as well. */
+ * file nor reach a network; only formats of a list are opened, and those that are lists of other files are told so. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -115,6 +115,27 @@ static bool format_is_list(const char *names)
     return false;
 }
 
+/* What is opened at all. FFmpeg knows some 350 formats, many from games and recorders of the past, or text that is drawn;
+ * each one is code that strangers would run. */
+static bool format_is_taken(const char *names)
+{
+    static const char *const list[] = {
+        /* films with sound */ "mov", "matroska", "avi", "mpegts", "mpeg", "flv", "live_flv", "asf", "ogg", "mxf", "gxf",
+        "nut", "rm", "wtv", "dv",
+        /* films alone */ "mpegvideo", "m4v", "h263", "h264", "hevc", "av1", "obu", "ivf", "vc1", "mjpeg", "yuv4mpegpipe",
+        "gif", "apng",
+        /* sound */ "wav", "w64", "aiff", "au", "caf", "voc", "sox", "flac", "mp3", "aac", "loas", "ac3", "eac3", "dts",
+        "dtshd", "mlp", "truehd", "amr", "amrnb", "amrwb", "ape", "wv", "tta", "tak", "mpc", "mpc8", "shn", "dsf", "qcp",
+        /* pictures */ "bmp_pipe", "dds_pipe", "dpx_pipe", "exr_pipe", "gif_pipe", "j2k_pipe", "jpeg_pipe", "jpegls_pipe",
+        "jpegxl_pipe", "pam_pipe", "pbm_pipe", "pcx_pipe", "pfm_pipe", "pgm_pipe", "pgmyuv_pipe", "png_pipe", "ppm_pipe",
+        "psd_pipe", "qoi_pipe", "sgi_pipe", "sunrast_pipe", "tiff_pipe", "webp_pipe", "xbm_pipe", "xpm_pipe", "xwd_pipe",
+    };
+    const size_t n = strcspn(names, ",");
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
+        if (strlen(list[i]) == n && strncmp(names, list[i], n) == 0) return true;
+    return false;
+}
+
 /* ---- containers ---------------------------------------------------------------------------------------- */
 
 /* I3. */
@@ -162,6 +183,12 @@ static status container_open(struct demux *d, struct err *e)
                 format->name);
         return unsupported(e);
     }
+    if (!format_is_taken(format->name)) {
+        err_set(e, E_INPUT, "%s: %s is not among the formats that are taken: give MP4, MOV, MKV, WebM, AVI, TS or MPEG; WAV, "
+                            "FLAC, MP3, AAC, M4A, OGG or Opus; PNG, JPEG, WebP, GIF, BMP or TIFF", m->name,
+                format->long_name != NULL ? format->long_name : format->name);
+        return unsupported(e);
+    }
     d->fc = avformat_alloc_context();
     if (d->fc == NULL) return err_set(e, E_NOMEM, "%s: out of memory", m->name);
     d->fc->pb = d->io;
@@ -181,6 +208,12 @@ static status streams_find(struct demux *d, struct err *e)
     AVDictionary **options = NULL;
     char limit[24];
     snprintf(limit, sizeof limit, "%u", MEDIA_MAX_PIXELS);
+    for (unsigned i = 0; i < n; i++) {            /* nobody reads subtitles here: their decoders are not started */
+        AVCodecParameters *par = d->fc->streams[i]->codecpar;
+        if (par->codec_type != AVMEDIA_TYPE_SUBTITLE) continue;
+        par->codec_type = AVMEDIA_TYPE_DATA;
+        par->codec_id = AV_CODEC_ID_NONE;
+    }
     TRY(mem_alloc(&options, n, sizeof *options, e));
     for (unsigned i = 0; i < n; i++) av_dict_set(&options[i], "max_pixels", limit, 0);
     const int rc = avformat_find_stream_info(d->fc, n > 0 ? options : NULL);

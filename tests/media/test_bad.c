@@ -107,12 +107,17 @@ static void lists(void **state)
         "profiles=\"urn:mpeg:dash:profile:isoff-main:2011\"><Period><BaseURL>film.mp4</BaseURL></Period></"
         "MPD>",
         "[Reference]\nRef1=http://127.0.0.1/film.mp4?MSWMExt=.asf\n",
+        "<?xml version=\"1.0\"?><svg xmlns=\"http://www.w3.org/2000/svg\" width=\"9\" height=\"9\"><image "
+        "href=\"file:///etc/passwd\"/></svg>",
+        "WEBVTT\n\n00:00.000 --> 00:01.000\nText is no medium.\n",
+        "; SBaGen\noff: -\nNOW off\n",
     };
     for (size_t i = 0; i < sizeof text / sizeof *text; i++) {
         struct media *m = NULL;
         struct err e;
         assert_int_equal(media_open_memory(text[i], strlen(text[i]), "upload", &m, &e), E_INPUT);
         assert_null(m);
+        assert_string_equal(e.tag, "unsupported_media");
     }
 }
 

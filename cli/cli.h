@@ -95,6 +95,7 @@ int cli_fail(const struct cli *c, status st, const struct err *e);
 int cli_main_chat(int argc, char **argv);
 int cli_main_transcribe(int argc, char **argv);
 int cli_main_inspect(int argc, char **argv);
+int cli_main_serve(int argc, char **argv);
 int cli_main_bench(int argc, char **argv);
 int cli_main_batch(int argc, char **argv);
 

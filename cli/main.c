@@ -9,6 +9,7 @@
 #include "media/extract.h"
 
 static const struct { const char *name; int (*run)(int argc, char **argv); const char *summary; } COMMANDS[] = {
+    { "serve", cli_main_serve, "the OpenAI API and a page for people, over one model" },
     { "chat", cli_main_chat, "ask about pictures, sound and films" },
     { "transcribe", cli_main_transcribe, "files of any length to txt, srt, vtt, json" },
     { "batch", cli_main_batch, "many requests from a file of JSON lines, resumed after any end" },

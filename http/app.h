@@ -6,6 +6,7 @@
  *     app_ready                              the warm-up ran: /ready says 200, requests are taken
  *     app_failed                             the model cannot be had: engine_dead
  *   http_server_run ... ends
+ *   app_stop                                 then the stores and the service may close
  *   app_destroy                              before api_destroy and http_server_destroy
  *
  * Handlers run on the loop thread. What may take long (large JSON, templates, media) runs on the request workers. */
@@ -29,14 +30,18 @@ struct app_options {
     double stream_commit_s;        /* 0: 5 */
     double ping_s;                 /* comments in silence; 0: 15 */
     uint32_t n_workers;            /* 0: 2 */
-    /* Told on the loop thread where the engine thread has died, once; may be NULL. */
+    /* All may be NULL. Where the engine thread has died: on the loop thread, once. When a drain begins, and every ten
+     * minutes: on a request worker. */
     void (*engine_died)(void *self);
     void *engine_died_self;
+    void (*drain)(void *self), (*sweep)(void *self);
+    void *stores;                  /* self of drain and sweep */
 };
 
 /* Adds its routes to the server. */
 status app_create(const struct app_options *o, struct app **out, struct err *e);
-/* After http_server_run; waits for the request workers. */
+/* After http_server_run: waits for the request workers. From then on nothing of the app runs on a thread of its own. */
+void app_stop(struct app *a);
 void app_destroy(struct app **a);
 
 /* From any thread, in this order. api is borrowed until app_destroy. */

@@ -142,11 +142,12 @@ static json_t *absolute(void *root, const json_t *url)
 {
     char *path = path_of(json_string_value(url), root), real[PATH_MAX];
     if (path == NULL) return NULL;
-    const char *p = realpath(path, real) ? real : path;        /* no links: loaders do not follow them out of a folder */
+    const char *p = realpath(path, real) ? real : path; /* no links: loaders do not follow them out of a folder */
     char *text = mem_must(3 * strlen(p) + 8, 1), *to = text;
     to += sprintf(to, "file://");
     for (; *p; p++) {
-        const bool plain = (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || strchr("/-._~", *p);
+        const bool plain =
+            (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || strchr("/-._~", *p);
         if (plain) *to++ = *p;
         else to += sprintf(to, "%%%02X", (unsigned char)*p);
     }
@@ -299,7 +300,8 @@ static bool check_request(struct batch_plan *p, uint64_t number, const json_t *o
         problem(p, number, "invalid_value", "url", "url is \"%.64s\": give %s, %s, %s or %s", url, batch_endpoints[0],
                 batch_endpoints[1], batch_endpoints[2], batch_endpoints[3]);
     if (body == NULL || json_is_null(body)) problem(p, number, "missing_required_parameter", "body", "body is missing");
-    else if (!json_is_object(body)) problem(p, number, "invalid_type", "body", "body is %s: give an object", doc_kind(body));
+    else if (!json_is_object(body))
+        problem(p, number, "invalid_type", "body", "body is %s: give an object", doc_kind(body));
     return p->n_problems == before;
 }
 
@@ -324,7 +326,8 @@ static status scan_line(struct batch_plan *p, const struct jsonl_line *l, uint64
     }
     status st = OK;
     const char *id = NULL;
-    if (!json_is_object(d.root)) problem(p, number, "invalid_type", NULL, "the line is %s: give an object", doc_kind(d.root));
+    if (!json_is_object(d.root))
+        problem(p, number, "invalid_type", NULL, "the line is %s: give an object", doc_kind(d.root));
     else id = member(p, number, d.root, "custom_id");
     if (id && strlen(id) > BATCH_CUSTOM_ID_MAX) {
         problem(p, number, "invalid_value", "custom_id", "custom_id has %zu bytes, %d are allowed", strlen(id),
@@ -528,7 +531,8 @@ static status read_line(const struct batch_job *j, const struct line *t, struct 
         if (got < 0 && errno == EINTR) got = 0;
         else if (got <= 0) break;
     }
-    if (have < t->n) st = err_set(e, E_IO, "line %llu of the input cannot be read again", (unsigned long long)t->number);
+    if (have < t->n)
+        st = err_set(e, E_IO, "line %llu of the input cannot be read again", (unsigned long long)t->number);
     else st = doc_parse(text, (size_t)t->n, "the line", &line_limits, out, e);
     free(text);
     if (st == E_ARG) st = err_set(e, E_IO, "line %llu of the input changed while it was worked on",
@@ -560,8 +564,8 @@ static bool wait_a_little(const struct work *w, double seconds)
 }
 
 /* One line run, as often as it takes to find room. False: it was not run to an end and waits again. */
-static bool run_body(struct work *w, const char *url, const char *body, size_t n, const char *request_id, int *status_code,
-                     json_t **reply)
+static bool run_body(struct work *w, const char *url, const char *body, size_t n, const char *request_id,
+                     int *status_code, json_t **reply)
 {
     const struct batch_job *j = w->j;
     for (int tries = 1;; tries++) {
@@ -595,9 +599,10 @@ static void put_line(struct work *w, struct line *t, const char *custom_id, cons
     char id[48] = "batch_req_";
     const struct batch_job *j = w->j;
     random_hex(id + 10, 16);
-    json_t *o = json_pack("{s:s, s:s, s:{s:i, s:s, s:O}, s:n}", "id", id, "custom_id", custom_id, "response", "status_code",
-                          status_code, "request_id", request_id, "body", reply, "error");
-    const status st = o ? jsonl_add(status_code < 400 ? j->out : j->errors, o, &w->e) : err_set(&w->e, E_NOMEM, "out of memory");
+    json_t *o = json_pack("{s:s, s:s, s:{s:i, s:s, s:O}, s:n}", "id", id, "custom_id", custom_id, "response",
+                          "status_code", status_code, "request_id", request_id, "body", reply, "error");
+    const status st =
+        o ? jsonl_add(status_code < 400 ? j->out : j->errors, o, &w->e) : err_set(&w->e, E_NOMEM, "out of memory");
     json_decref(o);
     if (st != OK) {
         w->st = st;
@@ -640,8 +645,8 @@ static void run_line(struct work *w, struct line *t)
             err_set(&e, E_NOMEM, "out of memory");
             reply_error(&e, &status_code, &reply);
         } else {
-            ran = run_body(w, json_string_value(json_object_get(d.root, "url")), text, strlen(text), request_id, &status_code,
-                           &reply);
+            ran = run_body(w, json_string_value(json_object_get(d.root, "url")), text, strlen(text), request_id,
+                           &status_code, &reply);
         }
         free(text);
     }
@@ -744,8 +749,9 @@ status batch_never(const struct batch_job *j, const char *code, const char *mess
         TRY(read_line(j, t, &d, e));
         char id[48] = "batch_req_";
         random_hex(id + 10, 16);
-        json_t *o = json_pack("{s:s, s:O, s:n, s:{s:s, s:s}}", "id", id, "custom_id", json_object_get(d.root, "custom_id"),
-                              "response", "error", "code", code, "message", message);
+        json_t *o =
+            json_pack("{s:s, s:O, s:n, s:{s:s, s:s}}", "id", id, "custom_id", json_object_get(d.root, "custom_id"),
+                      "response", "error", "code", code, "message", message);
         const status st = o ? jsonl_add(j->errors, o, e) : err_set(e, E_NOMEM, "out of memory");
         json_decref(o);
         doc_close(&d);

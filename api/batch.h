@@ -1,8 +1,8 @@
 /* api/batch.h - many requests from a file of JSON lines, run longest first, each answered once: the one runner behind
  * `omnidrop batch` and /v1/batches. docs/http-api.md 1.9 and 4.
  *
- *   batch_scan         reads the input once, as a stream: every line is checked, its place and its cost noted (64 bytes a
- *                      line stay in memory), SHA-256 of the whole
+ *   batch_scan         reads the input once, as a stream: every line is checked, its place and its cost noted (64 bytes
+ *                      a line stay in memory), SHA-256 of the whole
  *   batch_plan_have    lines that an earlier run answered
  *   batch_work         runs the others, n at once; each answer is a line of `out` or `errors`, in order of completion
  *   batch_never        the lines that will not run get their error line
@@ -37,7 +37,8 @@ struct batch_problem {             /* a line that is no request */
 
 struct batch_plan;
 
-/* Bad lines are problems of the plan, not errors. E_IO, E_NOMEM, E_CANCELLED. fd is borrowed for the call, read from 0. */
+/* Bad lines are problems of the plan, not errors. E_IO, E_NOMEM, E_CANCELLED. fd is borrowed for the call, read from
+ * 0. */
 status batch_scan(int fd, const struct batch_rules *r, struct batch_plan **out, struct err *e);
 void batch_plan_free(struct batch_plan **p);
 const char *batch_plan_digest(const struct batch_plan *p);
@@ -47,7 +48,7 @@ const struct batch_problem *batch_plan_problems(const struct batch_plan *p, size
 struct batch_counts {
     uint64_t total, completed, failed;     /* failed: answered with a status >= 400 */
     uint64_t never;                        /* lines that will not run */
-    double cost, cost_done;                /* of all lines, of those that are over: estimates, for the time that is left */
+    double cost, cost_done; /* of all lines, of those that are over: estimates, for the time that is left */
     uint64_t tokens_in, tokens_out;        /* as the replies' usage says */
 };
 /* From the lines that are known; batch_work counts on. */
@@ -60,8 +61,8 @@ enum batch_have batch_plan_have(struct batch_plan *p, const json_t *line);
 /* The HTTP status of an output line; 0: it never ran; -1: no output line. */
 int batch_line_status(const json_t *line);
 
-/* Paths of media in a chat's or transcription's body, plain or "file:", become file: URLs of absolute paths, without links
- * where the file is there. Other URLs stay. */
+/* Paths of media in a chat's or transcription's body, plain or "file:", become file: URLs of absolute paths, without
+ * links where the file is there. Other URLs stay. */
 void batch_absolute_media(json_t *body, const char *media_root);
 /* The path in such a URL. False: it is none, or does not fit. */
 bool batch_media_path(const char *url, char *out, size_t cap);
@@ -82,7 +83,8 @@ struct batch_job {
     bool fail_fast;                /* no new line after one failed */
     const atomic_bool *stop;       /* true: no new lines; those that run finish. May be NULL */
     const atomic_bool *kill;       /* true: those that run are cancelled; they count as not run. May be NULL */
-    /* A slot for one line: blocks until there is one; false: begin no more (stop is true, say). And back. May be NULL. */
+    /* A slot for one line: blocks until there is one; false: begin no more (stop is true, say). And back. May be
+     * NULL. */
     bool (*enter)(void *self);
     void (*leave)(void *self);
     /* After every line and once a second; never from two threads at once. May be NULL. */

@@ -79,7 +79,7 @@ static status begin_journal(struct batch_files *b, bool found, struct err *e)
     return st == OK ? jsonl_sync(b->journal, e) : st;
 }
 
-/* ---- what an earlier run left ------------------------------------------------------------------------------------- */
+/* ---- what an earlier run left ------------------------------------------------------------------------------------ */
 
 struct earlier { struct batch_plan *plan; uint64_t n_good, n_failed; enum batch_have bad; };
 
@@ -104,7 +104,8 @@ static bool copy_good(void *self, const json_t *line)
     struct copying *c = self;
     const int status_code = batch_line_status(line);
     if (status_code >= 400 || status_code == 0) return true;
-    if (json_dumpf(line, c->to, JSON_COMPACT | JSON_REAL_PRECISION(17)) != 0 || fputc('\n', c->to) == EOF) c->bad = true;
+    if (json_dumpf(line, c->to, JSON_COMPACT | JSON_REAL_PRECISION(17)) != 0 || fputc('\n', c->to) == EOF)
+        c->bad = true;
     return !c->bad;
 }
 
@@ -120,7 +121,8 @@ static status drop_failed(int fd, const char *path, struct err *e)
         fclose(c.to);
     }
     if (st == OK && (bad || rename(part, path) != 0))
-        st = err_set(e, errno == ENOSPC || errno == EDQUOT ? E_NOMEM : E_IO, "%s cannot be written: %s", part, strerror(errno));
+        st = err_set(e, errno == ENOSPC || errno == EDQUOT ? E_NOMEM : E_IO, "%s cannot be written: %s", part,
+                     strerror(errno));
     if (st != OK) unlink(part);
     free(part);
     return st;
@@ -136,7 +138,8 @@ static status read_output(struct batch_files *b, const char *path, bool *found, 
     if (fd < 0) return err_set(e, E_IO, "%s: %s", path, strerror(errno));
     status st = jsonl_read(fd, read_earlier, &w, NULL, e);
     if (st == OK && w.bad == BATCH_FOREIGN)
-        st = err_set(e, E_ARG, "%s holds lines that answer nothing of this input: it is left alone; give another -o", path);
+        st = err_set(e, E_ARG, "%s holds lines that answer nothing of this input: it is left alone; give another -o",
+                     path);
     if (st == OK && w.bad == BATCH_TWICE)
         st = err_set(e, E_ARG, "%s answers a custom_id twice: it is left alone; give another -o", path);
     if (st == OK && w.n_failed > 0) st = drop_failed(fd, path, e);
@@ -165,7 +168,8 @@ static status check_names(const struct batch_files_options *o, struct err *e)
     if (same_file(o->input, o->output) || (o->error_file && same_file(o->input, o->error_file)))
         return err_set(e, E_ARG, "%s is the input: give another name for what comes out", o->input);
     if (o->error_file && same_file(o->output, o->error_file))
-        return err_set(e, E_ARG, "output and error file are the same: leave --error-file out to have failed lines in the output");
+        return err_set(e, E_ARG,
+                       "output and error file are the same: leave --error-file out to have failed lines in the output");
     if (o->resume || o->overwrite) return OK;
     TRY(must_not_be_there(o->output, e));
     return must_not_be_there(o->error_file, e);
@@ -183,8 +187,10 @@ static status open_outputs(struct batch_files *b, const struct batch_files_optio
         const status st = read_output(b, o->output, &output, &ignored);
         batch_plan_counts(b->plan, &c);
         b->complete = st == OK && c.completed == c.total;
-        return b->complete ? OK : err_set(e, E_ARG, "%s has no journal (%s), so it cannot be gone on with: give -y to start anew",
-                                          o->output, b->journal_path);
+        return b->complete
+                   ? OK
+                   : err_set(e, E_ARG, "%s has no journal (%s), so it cannot be gone on with: give -y to start anew",
+                             o->output, b->journal_path);
     }
     TRY(begin_journal(b, journal, e));
     if (journal) TRY(read_output(b, o->output, &output, e));
@@ -205,7 +211,8 @@ status batch_files_open(const struct batch_files_options *o, struct batch_files 
     b->fd = open(o->input, O_RDONLY | O_CLOEXEC);
     if (b->fd < 0 || fstat(b->fd, &s) != 0) return err_set(e, E_INPUT, "%s: %s", o->input, strerror(errno));
     status st = OK;
-    if (!S_ISREG(s.st_mode)) st = err_set(e, E_INPUT, "%s is no regular file: its lines are read more than once", o->input);
+    if (!S_ISREG(s.st_mode))
+        st = err_set(e, E_INPUT, "%s is no regular file: its lines are read more than once", o->input);
     if (st == OK) st = batch_scan(b->fd, &o->rules, &b->plan, e);
     if (st == OK) st = problems_err(o, b->plan, e);
     if (st == OK) {

@@ -43,9 +43,9 @@ json_t *batch_state_json(const struct batch_state *s)
                                                        (json_int_t)c->completed, "failed", (json_int_t)c->failed));
     json_object_set_new(o, "usage",
                         json_pack("{s:I, s:{s:i}, s:I, s:{s:i}, s:I}", "input_tokens", (json_int_t)c->tokens_in,
-                                  "input_tokens_details", "cached_tokens", 0, "output_tokens", (json_int_t)c->tokens_out,
-                                  "output_tokens_details", "reasoning_tokens", 0, "total_tokens",
-                                  (json_int_t)(c->tokens_in + c->tokens_out)));
+                                  "input_tokens_details", "cached_tokens", 0, "output_tokens",
+                                  (json_int_t)c->tokens_out, "output_tokens_details", "reasoning_tokens", 0,
+                                  "total_tokens", (json_int_t)(c->tokens_in + c->tokens_out)));
     json_object_set_new(o, "metadata", copy_json(s->metadata));
     return o;
 }
@@ -65,7 +65,8 @@ static bool read_text(const json_t *o, const char *key, char *out, size_t cap, b
 {
     const json_t *v = json_object_get(o, key);
     if (may_lack && (v == NULL || json_is_null(v))) return true;
-    if (!json_is_string(v) || strlen(json_string_value(v)) != json_string_length(v) || json_string_length(v) >= cap) return false;
+    if (!json_is_string(v) || strlen(json_string_value(v)) != json_string_length(v) || json_string_length(v) >= cap)
+        return false;
     memcpy(out, json_string_value(v), json_string_length(v) + 1);
     return true;
 }
@@ -133,7 +134,8 @@ bool batch_state_read(const json_t *line, struct batch_state *out)
         !read_text(line, "owner", s.owner, sizeof s.owner, false) || !read_status(line, "ending", &s.ending) ||
         !read_number(line, "output_expires_after", &s.output_expires_after) || !read_object(o, &s))
         return false;
-    json_t *metadata = json_object_get(o, "metadata"), *problems = json_object_get(json_object_get(o, "errors"), "data");
+    json_t *metadata = json_object_get(o, "metadata"),
+           *problems = json_object_get(json_object_get(o, "errors"), "data");
     if (json_is_object(metadata)) s.metadata = json_incref(metadata);
     if (json_is_array(problems)) s.problems = json_incref(problems);
     batch_state_free(out);

@@ -10,8 +10,17 @@
 
 #define BATCH_ID 40                /* "batch_", 32 digits, NUL */
 
-enum batch_status { BATCH_VALIDATING, BATCH_IN_PROGRESS, BATCH_FINALIZING, BATCH_COMPLETED, BATCH_FAILED, BATCH_CANCELLING,
-                    BATCH_CANCELLED, BATCH_EXPIRED, BATCH_N_STATUS };
+enum batch_status {
+    BATCH_VALIDATING,
+    BATCH_IN_PROGRESS,
+    BATCH_FINALIZING,
+    BATCH_COMPLETED,
+    BATCH_FAILED,
+    BATCH_CANCELLING,
+    BATCH_CANCELLED,
+    BATCH_EXPIRED,
+    BATCH_N_STATUS
+};
 
 struct batch_state {
     char id[BATCH_ID];

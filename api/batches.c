@@ -96,7 +96,7 @@ static void remove_file(const struct batches *b, const char *id, const char *suf
     free(path);
 }
 
-/* ---- states (under the lock) -------------------------------------------------------------------------------------- */
+/* ---- states (under the lock) ------------------------------------------------------------------------------------- */
 
 static void enters(struct batch *t, enum batch_status next)
 {
@@ -140,9 +140,9 @@ static status ends(struct batch *t, enum batch_status last, struct err *e)
 static void add_problem(struct batch *t, const char *code, const char *param, uint64_t line, const char *message)
 {
     if (t->s.problems == NULL) t->s.problems = json_array();
-    json_array_append_new(t->s.problems,
-                          json_pack("{s:s, s:o, s:s, s:o}", "code", code, "line", line ? json_integer((json_int_t)line)
-                                    : json_null(), "message", message, "param", param ? json_string(param) : json_null()));
+    json_array_append_new(t->s.problems, json_pack("{s:s, s:o, s:s, s:o}", "code", code, "line",
+                                                   line ? json_integer((json_int_t)line) : json_null(), "message",
+                                                   message, "param", param ? json_string(param) : json_null()));
 }
 
 static void put_off(struct batch *t)
@@ -150,7 +150,7 @@ static void put_off(struct batch *t)
     t->not_before_s = clock_s() + AGAIN_S;
 }
 
-/* ---- one batch at work: its own thread, no lock but where taken ------------------------------------------------------ */
+/* ---- one batch at work: its own thread, no lock but where taken -------------------------------------------------- */
 
 struct working {
     struct batch *t;
@@ -318,7 +318,8 @@ static status work(struct working *w, struct err *e)
     if (ending_of(t, &c) == BATCH_IN_PROGRESS) TRY(batch_work(&j, &c, e));
     const enum batch_status last = ending_of(t, &c);
     if (last == BATCH_IN_PROGRESS) return OK;          /* a drain: the next process goes on */
-    if (last == BATCH_CANCELLED) TRY(batch_never(&j, "batch_cancelled", "the batch was cancelled before this line ran", e));
+    if (last == BATCH_CANCELLED)
+        TRY(batch_never(&j, "batch_cancelled", "the batch was cancelled before this line ran", e));
     if (last == BATCH_EXPIRED) TRY(batch_never(&j, "batch_expired", "the batch expired before this line ran", e));
     batch_plan_counts(w->plan, &c);
     tell(t, &c);
@@ -345,7 +346,7 @@ static void *work_thread(void *arg)
     return NULL;
 }
 
-/* ---- the manager ----------------------------------------------------------------------------------------------------- */
+/* ---- the manager ------------------------------------------------------------------------------------------------- */
 
 /* Reads and checks the input. Under the lock, which is let go meanwhile. */
 static void validate(struct batch *t)
@@ -407,7 +408,8 @@ static void manage_one(struct batches *b, struct batch *t)
     if (t->busy || batch_is_over(&t->s) || clock_s() < t->not_before_s) return;
     if (t->s.status == BATCH_VALIDATING) {
         validate(t);
-    } else if (b->n_active < MAX_ACTIVE && (b->run || t->s.status != BATCH_IN_PROGRESS || t->s.expires_at <= b->now())) {
+    } else if (b->n_active < MAX_ACTIVE &&
+               (b->run || t->s.status != BATCH_IN_PROGRESS || t->s.expires_at <= b->now())) {
         start_work(t);
     }
 }
@@ -451,7 +453,7 @@ static void *manage(void *arg)
     return NULL;
 }
 
-/* ---- opening and closing ------------------------------------------------------------------------------------------------ */
+/* ---- opening and closing ----------------------------------------------------------------------------------------- */
 
 static bool read_state(void *self, const json_t *line) { return batch_state_read(line, self); }
 
@@ -522,7 +524,8 @@ status batches_open(const struct batches_options *o, struct batches **out, struc
 {
     if (mkdir(o->dir, 0700) != 0 && errno != EEXIST) return err_set(e, E_IO, "%s: %s", o->dir, strerror(errno));
     struct batches *b = mem_must(1, sizeof *b);
-    *b = (struct batches){ .o = *o, .now = o->now ? o->now : wall_clock, .dir = mem_must_strdup(o->dir), .lock_fd = -1 };
+    *b =
+        (struct batches){ .o = *o, .now = o->now ? o->now : wall_clock, .dir = mem_must_strdup(o->dir), .lock_fd = -1 };
     pthread_mutex_init(&b->lock, NULL);
     pthread_cond_init(&b->changed, NULL);
     char *path = path_of(b, "lock", "");
@@ -588,7 +591,7 @@ void batches_close(struct batches **pb)
     *pb = NULL;
 }
 
-/* ---- requests -------------------------------------------------------------------------------------------------------------- */
+/* ---- requests ---------------------------------------------------------------------------------------------------- */
 
 /* A string member of the body. */
 static status text_member(const json_t *o, const char *key, const char **out, struct err *e)
@@ -607,12 +610,15 @@ static status check_metadata(const json_t *m, struct err *e)
     if (m == NULL || json_is_null(m)) return OK;
     if (!json_is_object(m)) return bad(e, "invalid_type", "metadata", "metadata is %s: give an object", doc_kind(m));
     if (json_object_size(m) > METADATA_MAX)
-        return bad(e, "invalid_value", "metadata", "metadata has %zu pairs, %d are allowed", json_object_size(m), METADATA_MAX);
+        return bad(e, "invalid_value", "metadata", "metadata has %zu pairs, %d are allowed", json_object_size(m),
+                   METADATA_MAX);
     json_object_foreach((json_t *)m, key, v)
     {
-        if (!json_is_string(v)) return bad(e, "invalid_type", "metadata", "metadata holds %s: give strings", doc_kind(v));
+        if (!json_is_string(v))
+            return bad(e, "invalid_type", "metadata", "metadata holds %s: give strings", doc_kind(v));
         if (strlen(key) > 64 || json_string_length(v) > 512)
-            return bad(e, "invalid_value", "metadata", "a pair of metadata is too long: keys have up to 64 bytes, values 512");
+            return bad(e, "invalid_value", "metadata",
+                       "a pair of metadata is too long: keys have up to 64 bytes, values 512");
     }
     return OK;
 }
@@ -624,13 +630,17 @@ static status read_expiry(const json_t *o, int64_t *seconds, struct err *e)
     const char *anchor;
     if (x == NULL || json_is_null(x)) return OK;
     if (!json_is_object(x))
-        return bad(e, "invalid_type", "output_expires_after", "output_expires_after is %s: give an object", doc_kind(x));
+        return bad(e, "invalid_type", "output_expires_after", "output_expires_after is %s: give an object",
+                   doc_kind(x));
     TRY(text_member(x, "anchor", &anchor, e));
     if (strcmp(anchor, "created_at") != 0)
-        return bad(e, "invalid_value", "output_expires_after.anchor", "the anchor is \"%.32s\": give created_at", anchor);
+        return bad(e, "invalid_value", "output_expires_after.anchor", "the anchor is \"%.32s\": give created_at",
+                   anchor);
     if (!json_is_integer(s))
-        return bad(e, s ? "invalid_type" : "missing_required_parameter", "output_expires_after.seconds", "seconds is %s: give "
-                   "an integer", s ? doc_kind(s) : "missing");
+        return bad(e, s ? "invalid_type" : "missing_required_parameter", "output_expires_after.seconds",
+                   "seconds is %s: give "
+                   "an integer",
+                   s ? doc_kind(s) : "missing");
     *seconds = json_integer_value(s);
     return files_check_expiry(*seconds, "output_expires_after.seconds", e);
 }
@@ -646,10 +656,11 @@ static status read_create(const json_t *o, struct batch_state *s, struct err *e)
     TRY(text_member(o, "completion_window", &window, e));
     for (size_t i = 0; batch_endpoints[i]; i++) known |= strcmp(endpoint, batch_endpoints[i]) == 0;
     if (!known)
-        return bad(e, "invalid_value", "endpoint", "endpoint is \"%.64s\": give %s, %s, %s or %s", endpoint, batch_endpoints[0],
-                   batch_endpoints[1], batch_endpoints[2], batch_endpoints[3]);
+        return bad(e, "invalid_value", "endpoint", "endpoint is \"%.64s\": give %s, %s, %s or %s", endpoint,
+                   batch_endpoints[0], batch_endpoints[1], batch_endpoints[2], batch_endpoints[3]);
     if (strcmp(window, "24h") != 0)
-        return bad(e, "invalid_value", "completion_window", "completion_window is \"%.32s\": only 24h is offered", window);
+        return bad(e, "invalid_value", "completion_window", "completion_window is \"%.32s\": only 24h is offered",
+                   window);
     TRY(check_metadata(json_object_get(o, "metadata"), e));
     TRY(read_expiry(o, &s->output_expires_after, e));
     if (strlen(input) >= sizeof s->input_file_id)
@@ -676,10 +687,11 @@ static status hold_input(struct batches *b, struct batch_state *s, struct err *e
         return st;
     }
     if (strcmp(info.purpose, "batch") != 0)
-        bad(e, "invalid_value", "input_file_id", "the file's purpose is \"%s\": upload it with purpose batch", info.purpose);
+        bad(e, "invalid_value", "input_file_id", "the file's purpose is \"%s\": upload it with purpose batch",
+            info.purpose);
     else if (info.bytes > INPUT_MAX)
-        bad(e, "invalid_value", "input_file_id", "the input has %llu bytes, %llu are allowed", (unsigned long long)info.bytes,
-            (unsigned long long)INPUT_MAX);
+        bad(e, "invalid_value", "input_file_id", "the input has %llu bytes, %llu are allowed",
+            (unsigned long long)info.bytes, (unsigned long long)INPUT_MAX);
     else
         return OK;
     files_release(b->o.files, s->input_file_id);
@@ -785,7 +797,8 @@ status batches_cancel(struct batches *b, const char *owner, const char *id, json
             t->s.at[BATCH_CANCELLING] = 0;
         }
     } else if (t && t->s.status != BATCH_CANCELLING && t->s.status != BATCH_CANCELLED) {
-        st = bad(e, "invalid_value", "batch_id", "a batch that is %s cannot be cancelled", batch_status_name(t->s.status));
+        st = bad(e, "invalid_value", "batch_id", "a batch that is %s cannot be cancelled",
+                 batch_status_name(t->s.status));
     }
     if (st == OK) *out = batch_state_json(&t->s);
     pthread_cond_broadcast(&b->changed);
@@ -793,7 +806,8 @@ status batches_cancel(struct batches *b, const char *owner, const char *id, json
     return st;
 }
 
-status batches_list(struct batches *b, const char *owner, const char *after, uint32_t limit, json_t **out, struct err *e)
+status batches_list(struct batches *b, const char *owner, const char *after, uint32_t limit, json_t **out,
+                    struct err *e)
 {
     bool more = false, begun = after == NULL;
     const uint32_t most = limit ? limit : LIST_DEFAULT;

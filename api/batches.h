@@ -9,16 +9,15 @@
  *   DIR/<id>.odj       the states, one a line (api/batch_state.h)
  *   DIR/<id>.out .err  the lines that are over (api/batch.h), until they are files of the store
  *
- * All of it outlives the process: batches_open goes on with what an earlier one left. Lines run only in slots that online
- * work leaves free, those of up to four batches at once. All functions may be called from any thread but a loop's: they
- * touch the disk. */
+ * All of it outlives the process: batches_open goes on with what an earlier one left. Lines run only in slots that
+ * online work leaves free, those of up to four batches at once. All functions may be called from any thread but a
+ * loop's: they touch the disk. */
 #ifndef API_BATCHES_H
 #define API_BATCHES_H
 
 #include <jansson.h>
 
 #include "api/batch_state.h"
-#include "engine/service.h"
 
 struct batches;
 
@@ -30,7 +29,7 @@ struct batches_options {
     const char *dir;               /* made where it is not there */
     struct files *files;           /* borrowed; closed after batches_close */
     uint32_t n_at_once;            /* lines of all batches; 0: 8 */
-    /* How many batch lines may run now, of which n_batch do. NULL: n_at_once. */
+    /* How many batch lines may run now, of which n_batch do (api/batch_engine.h has one). NULL: n_at_once. */
     uint32_t (*room)(void *self, uint32_t n_batch);
     void *room_self;
     /* A line is over, with this status; 0: it never ran. May be NULL. */
@@ -57,12 +56,9 @@ status batches_get(struct batches *b, const char *owner, const char *id, json_t 
 /* Also E_ARG where it is over. A batch that is cancelling already is no error. */
 status batches_cancel(struct batches *b, const char *owner, const char *id, json_t **out, struct err *e);
 /* Newest first: {"object":"list","data",...,"has_more"}. after NULL: from the start; limit 1..100, 0: 20. */
-status batches_list(struct batches *b, const char *owner, const char *after, uint32_t limit, json_t **out, struct err *e);
+status batches_list(struct batches *b, const char *owner, const char *after, uint32_t limit, json_t **out,
+                    struct err *e);
 /* Batches that are not over, lines that run. */
 void batches_count(struct batches *b, uint32_t *n_live, uint32_t *n_lines);
-
-/* A `room` function: what online requests leave of max_running, and at most `share` of it. */
-struct batches_room { struct service *service; uint32_t max_running; double share; };
-uint32_t batches_room(void *room, uint32_t n_batch);
 
 #endif

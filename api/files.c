@@ -188,10 +188,11 @@ static bool meta_parse(const char *text, size_t n, struct file_entry *t)
     struct file_info *i = &t->info;
     *t = (struct file_entry){ 0 };
     const bool good =
-        o && json_unpack(o, "{s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:I, s:I, s:I, s:I}", "omnidrop_file", &version, "id",
-                         &id, "owner", &owner, "filename", &filename, "purpose", &purpose, "digest", &digest, "details",
-                         &details, "failed", &failed, "bytes", &bytes, "created_at", &created, "expires_at", &expires,
-                         "order", &order) == 0 &&
+        o &&
+        json_unpack(o, "{s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:I, s:I, s:I, s:I}", "omnidrop_file", &version, "id",
+                    &id, "owner", &owner, "filename", &filename, "purpose", &purpose, "digest", &digest, "details",
+                    &details, "failed", &failed, "bytes", &bytes, "created_at", &created, "expires_at", &expires,
+                    "order", &order) == 0 &&
         version == 1 && bytes >= 0 && order >= 0 && is_id(id) && copy_text(i->id, sizeof i->id, id) &&
         copy_text(i->owner, sizeof i->owner, owner) && copy_text(i->filename, sizeof i->filename, filename) &&
         copy_text(i->purpose, sizeof i->purpose, purpose) && copy_text(i->digest, sizeof i->digest, digest) &&
@@ -335,7 +336,8 @@ static bool ends_with(const char *s, const char *end)
     return n >= k && strcmp(s + n - k, end) == 0;
 }
 
-/* One name of the folder: a whole file is taken into the index, what is half there goes. Names that are not ours stay. */
+/* One name of the folder: a whole file is taken into the index, what is half there goes. Names that are not ours
+ * stay. */
 static status load_name(struct files *f, const char *name, struct err *e)
 {
     char id[FILES_ID + 16];
@@ -530,7 +532,8 @@ status files_get(struct files *f, const char *owner, const char *id, struct file
     return st;
 }
 
-status files_open_data(struct files *f, const char *owner, const char *id, struct file_info *out, int *fd, struct err *e)
+status files_open_data(struct files *f, const char *owner, const char *id, struct file_info *out, int *fd,
+                       struct err *e)
 {
     struct file_entry *t;
     pthread_mutex_lock(&f->lock);

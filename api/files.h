@@ -6,8 +6,8 @@
  *
  * A file belongs to the API key that made it (the digest of the key, "" without keys); to others it is not there. An
  * open descriptor outlives a deletion. A file that a batch holds can be neither deleted nor expire.
- * All functions may be called from any thread; those that touch the disk (add, delete, open, sweep) must not be called on
- * a loop thread. */
+ * All functions may be called from any thread; those that touch the disk (add, delete, open, sweep) must not be
+ * called on a loop thread. */
 #ifndef API_FILES_H
 #define API_FILES_H
 
@@ -50,7 +50,7 @@ status files_check_purpose(const char *purpose, struct err *e);
 status files_check_expiry(int64_t seconds, const char *param, struct err *e);
 
 struct file_add {
-    const char *id;                /* NULL: a new one; else one of files_new_id: where it is there already, nothing is added */
+    const char *id; /* NULL: a new one; else one of files_new_id: where it is there already, nothing is added */
     const char *owner, *filename, *purpose;
     const char *digest;            /* SHA-256 of the bytes; NULL: worked out */
     int fd;                        /* borrowed; its bytes from offset 0, not written to any more */
@@ -66,7 +66,8 @@ void files_new_id(char id[FILES_ID]);
 /* E_ARG, tag not_found: none of that id is the owner's. */
 status files_get(struct files *f, const char *owner, const char *id, struct file_info *out, struct err *e);
 /* Its bytes: *fd is the caller's, read-only, offset 0. */
-status files_open_data(struct files *f, const char *owner, const char *id, struct file_info *out, int *fd, struct err *e);
+status files_open_data(struct files *f, const char *owner, const char *id, struct file_info *out, int *fd,
+                       struct err *e);
 /* Also E_BUSY, tag file_in_use: a batch holds it. */
 status files_delete(struct files *f, const char *owner, const char *id, struct err *e);
 
@@ -80,8 +81,8 @@ struct files_query {
     bool ascending;                /* by time of creation; else newest first */
     const char *purpose;           /* NULL: any */
 };
-/* {"object":"list","data",...}. *out is the caller's reference. A file that was deleted while a client pages through the
- * list is still good as `after`. E_ARG, param after: no such file. */
+/* {"object":"list","data",...}. *out is the caller's reference. A file that was deleted while a client pages through
+ * the list is still good as `after`. E_ARG, param after: no such file. */
 status files_list(struct files *f, const char *owner, const struct files_query *q, json_t **out, struct err *e);
 
 /* The file object. The caller owns the reference. */

@@ -1,9 +1,9 @@
 /* api/jsonl.h - files of JSON lines: read as a stream, and written so that a crash costs at most the last lines. The
  * batch runner's inputs, outputs and journals are such files.
  *
- * What a crash leaves of a file that is appended to is a row of whole lines and maybe a torn one. Opening it again keeps
- * the whole lines and cuts off the rest. A line is on disk (fsync) with the 16th that follows, or a second after it was
- * written where jsonl_tick is called that often. */
+ * What a crash leaves of a file that is appended to is a row of whole lines and maybe a torn one. Opening it again
+ * keeps the whole lines and cuts off the rest. A line is on disk (fsync) with the 16th that follows, or a second
+ * after it was written where jsonl_tick is called that often. */
 #ifndef API_JSONL_H
 #define API_JSONL_H
 
@@ -43,8 +43,9 @@ struct jsonl;
 /* Told of every whole line of a file that is kept; false: this line and what follows is not wanted and is cut off. */
 typedef bool (*jsonl_each)(void *self, const json_t *line);
 
-/* keep false: what is there goes. keep true: its lines are given to each (may be NULL), which ends where a line is torn,
- * no JSON object or refused. One process at a time holds a file: E_ARG says so. E_IO; E_NOMEM also for a full disk. */
+/* keep false: what is there goes. keep true: its lines are given to each (may be NULL), which ends where a line is
+ * torn, no JSON object or refused. One process at a time holds a file: E_ARG says so. E_IO; E_NOMEM also for a full
+ * disk. */
 status jsonl_open(const char *path, bool keep, jsonl_each each, void *self, struct jsonl **out, struct err *e);
 /* One whole line, or nothing of it. line is borrowed. */
 status jsonl_add(struct jsonl *j, const json_t *line, struct err *e);

@@ -9,8 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "api/api.h"
-#include "api/batch.h"
+#include "api/batch_engine.h"
 #include "api/loader.h"
 #include "base/clock.h"
 #include "base/mem.h"
@@ -21,21 +20,26 @@
 #define SHOWN 20                   /* failed lines that are named on stderr */
 
 static const struct cli_option batch_options[] = {
-    { "input-file", 'i', CLI_TEXT, "FILE", NULL, "lines {\"custom_id\",\"method\":\"POST\",\"url\",\"body\"}; media in them may be "
-                                                 "files, relative to FILE", NULL, NULL },
+    { "input-file", 'i', CLI_TEXT, "FILE", NULL,
+      "lines {\"custom_id\",\"method\":\"POST\",\"url\",\"body\"}; media in them may be "
+      "files, relative to FILE",
+      NULL, NULL },
     { "output-file", 'o', CLI_TEXT, "FILE", NULL, "the answers, in order of completion", NULL, NULL },
     { "error-file", 0, CLI_TEXT, "FILE", NULL, "lines that failed; default: they stand in the output", NULL, NULL },
     { "endpoint", 0, CLI_TEXT, "URL", NULL, "refuse lines with another url", NULL, NULL },
-    { "resume", 0, CLI_FLAG, NULL, NULL, "go on with an output: what is answered stays, what failed runs again", NULL, NULL },
+    { "resume", 0, CLI_FLAG, NULL, NULL, "go on with an output: what is answered stays, what failed runs again", NULL,
+      NULL },
     { "overwrite", 'y', CLI_FLAG, NULL, NULL, "overwrite outputs that are there", NULL, NULL },
     { "max-concurrency", 0, CLI_UINT, "N", "8", "lines that run at once", NULL, NULL },
     { "fail-fast", 0, CLI_FLAG, NULL, NULL, "begin no more lines after one failed", NULL, NULL },
-    { "served-model-name", 0, CLI_TEXT, "NAME", NULL, "name that lines may give as model (repeatable); default: the model's own",
+    { "served-model-name", 0, CLI_TEXT, "NAME", NULL,
+      "name that lines may give as model (repeatable); default: the model's own", .repeat = true },
+    { "allowed-media-domains", 0, CLI_TEXT, "HOST", NULL,
+      "host that media may be fetched from (repeatable; \"*\": any); default: "
+      "none, nothing is fetched",
       .repeat = true },
-    { "allowed-media-domains", 0, CLI_TEXT, "HOST", NULL, "host that media may be fetched from (repeatable; \"*\": any); default: "
-                                                          "none, nothing is fetched", .repeat = true },
-    { "default-max-tokens", 0, CLI_UINT, "N", "0", "length of an answer whose line names none; 0: the room in the context", NULL,
-      NULL },
+    { "default-max-tokens", 0, CLI_UINT, "N", "0",
+      "length of an answer whose line names none; 0: the room in the context", NULL, NULL },
     { 0 }
 };
 
@@ -94,14 +98,17 @@ static status open_loader(const struct cli *c, struct service_loader *out, struc
     const char **domain = mem_must(cli_n_given(c) + 1, sizeof *domain);
     uint32_t n = 0;
     for (size_t i = 0; i < cli_n_given(c); i++)
-        if (strcmp(cli_given_at(c, i).option->name, "allowed-media-domains") == 0) domain[n++] = cli_given_at(c, i).value;
-    const struct loader_options o = { .root = root, .n_roots = 1, .domain = domain, .n_domains = n, .max_bytes = INT64_MAX };
+        if (strcmp(cli_given_at(c, i).option->name, "allowed-media-domains") == 0)
+            domain[n++] = cli_given_at(c, i).value;
+    const struct loader_options o = {
+        .root = root, .n_roots = 1, .domain = domain, .n_domains = n, .max_bytes = INT64_MAX
+    };
     const status st = api_loader_create(&o, out, e);
     free(domain);
     return st;
 }
 
-/* ---- the run ------------------------------------------------------------------------------------------------------- */
+/* ---- the run ----------------------------------------------------------------------------------------------------- */
 
 struct task {
     struct cli *cli;
@@ -109,7 +116,7 @@ struct task {
     char media_root[PATH_MAX];
     struct engine *en;
     struct service *service;
-    struct api *api;
+    struct batch_engine runs;
     struct service_loader loader;  /* of the media */
     struct service_loader telling; /* the same, with reasons */
     struct policy_params policy;
@@ -118,22 +125,6 @@ struct task {
     uint32_t n_at_once;
     uint64_t n_failed;             /* told of */
 };
-
-static void run_line(void *self, const char *endpoint, const char *body, size_t n, const char *request_id,
-                     const atomic_bool *cancel, int *status_code, json_t **reply)
-{
-    struct task *t = self;
-    const struct api_caller caller = { .request_id = request_id, .key = "", .batch = true };
-    if (strncmp(endpoint, "/v1/audio/", 10) == 0) {
-        struct err e;
-        err_set(&e, E_ARG, "%s is not offered in batches: omnidrop transcribe takes files", endpoint);
-        err_tag(&e, "unsupported_parameter", "url");
-        *status_code = api_error_of(&e).status;
-        *reply = api_error_json(&e);
-    } else {
-        api_run(t->api, endpoint, body, n, &caller, cancel, status_code, reply);
-    }
-}
 
 static void on_progress(void *self, const struct batch_counts *c)
 {
@@ -146,7 +137,8 @@ static void on_failed(void *self, const char *custom_id, int status_code, const 
 {
     struct task *t = self;
     const json_t *error = json_object_get(reply, "error");
-    const char *code = json_string_value(json_object_get(error, "code")), *text = json_string_value(json_object_get(error, "message"));
+    const char *code = json_string_value(json_object_get(error, "code")),
+               *text = json_string_value(json_object_get(error, "message"));
     if (t->n_failed++ >= SHOWN) return;
     progress_clear(&t->progress);
     cli_log(t->cli, CLI_NOTE, "%s: %d %s: %s%s", custom_id, status_code, code ? code : "", text ? text : "",
@@ -158,19 +150,25 @@ static status open_files(struct task *t, struct err *e)
     const struct cli *c = t->cli;
     const char *input = cli_text(c, "input-file"), *output = cli_text(c, "output-file");
     char path[PATH_MAX];
-    if (cli_n_words(c)) return err_set(e, E_ARG, "\"%s\": the input is given with -i, the output with -o", cli_word(c, 0));
-    if (input == NULL || output == NULL) return err_set(e, E_ARG, "%s is missing: batch -i FILE -o FILE", input ? "-o" : "-i");
+    if (cli_n_words(c))
+        return err_set(e, E_ARG, "\"%s\": the input is given with -i, the output with -o", cli_word(c, 0));
+    if (input == NULL || output == NULL)
+        return err_set(e, E_ARG, "%s is missing: batch -i FILE -o FILE", input ? "-o" : "-i");
     const char *endpoint = cli_text(c, "endpoint");
     bool known = endpoint == NULL;
     for (size_t i = 0; batch_endpoints[i]; i++) known = known || strcmp(endpoint, batch_endpoints[i]) == 0;
     if (!known)
-        return err_set(e, E_ARG, "--endpoint %s: give %s, %s, %s or %s", endpoint, batch_endpoints[0], batch_endpoints[1],
-                       batch_endpoints[2], batch_endpoints[3]);
+        return err_set(e, E_ARG, "--endpoint %s: give %s, %s, %s or %s", endpoint, batch_endpoints[0],
+                       batch_endpoints[1], batch_endpoints[2], batch_endpoints[3]);
     if (realpath(input, path) == NULL) return err_set(e, E_INPUT, "%s: %s", input, strerror(errno));
     snprintf(t->media_root, sizeof t->media_root, "%s", dirname(path));
-    const struct batch_files_options o = { .input = input, .output = output, .error_file = cli_text(c, "error-file"),
-                                           .resume = cli_flag(c, "resume"), .overwrite = cli_flag(c, "overwrite"),
-                                           .rules = { .endpoint = endpoint, .media_root = t->media_root, .stop = &stop } };
+    const struct batch_files_options o = { .input = input,
+                                           .output = output,
+                                           .error_file = cli_text(c, "error-file"),
+                                           .resume = cli_flag(c, "resume"),
+                                           .overwrite = cli_flag(c, "overwrite"),
+                                           .rules = {
+                                               .endpoint = endpoint, .media_root = t->media_root, .stop = &stop } };
     return batch_files_open(&o, &t->files, e);
 }
 
@@ -191,19 +189,22 @@ static status open_engine(struct task *t, struct err *e)
     size_t n = 0;
     t->served = mem_must(cli_n_given(c) + 1, sizeof *t->served);
     for (size_t i = 0; i < cli_n_given(c); i++)
-        if (strcmp(cli_given_at(c, i).option->name, "served-model-name") == 0) t->served[n++] = cli_given_at(c, i).value;
+        if (strcmp(cli_given_at(c, i).option->name, "served-model-name") == 0)
+            t->served[n++] = cli_given_at(c, i).value;
     const struct api_options ao = { .service = t->service, .served_name = n ? t->served : NULL, .n_served_name = n,
                                     .policy = &t->policy };
-    return api_create(&ao, &t->api, e);
+    return api_create(&ao, &t->runs.api, e);
 }
 
 static int say_end(const struct task *t, const struct batch_counts *c, double took)
 {
     const uint64_t left = c->total - c->completed - c->failed;
-    cli_log(t->cli, CLI_NOTE, "%llu lines: %llu answered (%llu of them before), %llu failed, %llu left, in %.1f s; %llu tokens in, "
-            "%llu out", (unsigned long long)c->total, (unsigned long long)c->completed,
-            (unsigned long long)t->files.n_before, (unsigned long long)c->failed, (unsigned long long)left, took,
-            (unsigned long long)c->tokens_in, (unsigned long long)c->tokens_out);
+    cli_log(t->cli, CLI_NOTE,
+            "%llu lines: %llu answered (%llu of them before), %llu failed, %llu left, in %.1f s; %llu tokens in, "
+            "%llu out",
+            (unsigned long long)c->total, (unsigned long long)c->completed, (unsigned long long)t->files.n_before,
+            (unsigned long long)c->failed, (unsigned long long)left, took, (unsigned long long)c->tokens_in,
+            (unsigned long long)c->tokens_out);
     if (left > 0 || c->failed > 0)
         cli_log(t->cli, CLI_ERROR, "%s; the same command with --resume goes on", left == 0 ? "lines failed"
                 : last_signal ? "interrupted" : "ended after a line failed");
@@ -216,11 +217,22 @@ static status work(struct task *t, int *code, struct err *e)
     struct batch_counts c;
     enum progress_mode mode;
     TRY(progress_mode_of(cli_text(t->cli, "progress"), stderr, &mode, e));
-    progress_begin(&t->progress, stderr, cli_flag(t->cli, "quiet") ? PROGRESS_NONE : mode, cli_text(t->cli, "input-file"), -1);
-    const struct batch_job j = { .plan = t->files.plan, .fd = t->files.fd, .out = t->files.out, .errors = t->files.errors,
-                                 .run = run_line, .run_self = t, .n_at_once = t->n_at_once, .media_root = t->media_root,
-                                 .fail_fast = cli_flag(t->cli, "fail-fast"), .stop = &stop, .kill = &hurry,
-                                 .progress = on_progress, .failed = on_failed, .self = t };
+    progress_begin(&t->progress, stderr, cli_flag(t->cli, "quiet") ? PROGRESS_NONE : mode,
+                   cli_text(t->cli, "input-file"), -1);
+    const struct batch_job j = { .plan = t->files.plan,
+                                 .fd = t->files.fd,
+                                 .out = t->files.out,
+                                 .errors = t->files.errors,
+                                 .run = batch_engine_run,
+                                 .run_self = &t->runs,
+                                 .n_at_once = t->n_at_once,
+                                 .media_root = t->media_root,
+                                 .fail_fast = cli_flag(t->cli, "fail-fast"),
+                                 .stop = &stop,
+                                 .kill = &hurry,
+                                 .progress = on_progress,
+                                 .failed = on_failed,
+                                 .self = t };
     const double start = clock_s();
     running = 1;
     const status st = batch_work(&j, &c, e);
@@ -245,7 +257,7 @@ static status run(struct task *t, int *code, struct err *e)
 
 static void task_free(struct task *t)
 {
-    api_destroy(&t->api);
+    api_destroy(&t->runs.api);
     service_close(&t->service);
     api_loader_destroy(&t->loader);
     engine_close(&t->en);

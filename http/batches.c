@@ -55,10 +55,18 @@ static void cancel(void *self, struct http_request *r)
 void http_batches_routes(struct http_batches *b)
 {
     const struct http_route route[] = {
-        { .method = "POST", .path = BATCHES, .body = HTTP_BODY_JSON, .max_body = BODY_MAX, .handle = create, .self = b },
+        { .method = "POST",
+          .path = BATCHES,
+          .body = HTTP_BODY_JSON,
+          .max_body = BODY_MAX,
+          .handle = create,
+          .self = b },
         { .method = "GET", .path = BATCHES, .handle = list, .self = b },
         { .method = "GET", .path = BATCH, .handle = get, .self = b },
-        { .method = "POST", .path = CANCEL, .handle = cancel, .self = b },     /* clients send no body, or an empty object */
+        { .method = "POST",
+          .path = CANCEL,
+          .handle = cancel,
+          .self = b }, /* clients send no body, or an empty object */
     };
     for (size_t i = 0; i < sizeof route / sizeof *route; i++) http_route_add(b->disk.server, &route[i]);
 }

@@ -49,7 +49,9 @@ static void work(void *arg)
 void disk_reply(const struct disk *d, struct http_request *r, const char *route, void *self, int fd, disk_work fn)
 {
     struct job *t = mem_must(1, sizeof *t);
-    *t = (struct job){ .j = { .r = http_ref(r), .self = self, .fd = fd, .file = -1 }, .d = d, .route = route, .work = fn };
+    *t = (struct job){
+        .j = { .r = http_ref(r), .self = self, .fd = fd, .file = -1 }, .d = d, .route = route, .work = fn
+    };
     workers_run(d->workers, work, t);
 }
 
@@ -59,7 +61,8 @@ status disk_limit(const struct http_request *r, uint32_t most, uint32_t *out, st
     char *end;
     *out = 0;
     if (text == NULL) return OK;
-    const unsigned long v = strspn(text, "0123456789") == strlen(text) && strlen(text) < 10 ? strtoul(text, &end, 10) : 0;
+    const unsigned long v =
+        strspn(text, "0123456789") == strlen(text) && strlen(text) < 10 ? strtoul(text, &end, 10) : 0;
     if (v < 1 || v > most) {
         err_set(e, E_ARG, "limit is \"%.32s\": give 1 to %u", text, most);
         return err_tag(e, "invalid_value", "limit");

@@ -26,8 +26,8 @@ struct disk_job {
 /* On a worker. The error is the reply where it is not OK. */
 typedef status (*disk_work)(struct disk_job *j, struct err *e);
 
-/* Loop thread. Takes fd. The work is done and the reply dropped where the client goes away meanwhile. route: the pattern,
- * a literal. */
+/* Loop thread. Takes fd. The work is done and the reply dropped where the client goes away meanwhile. route: the
+ * pattern, a literal. */
 void disk_reply(const struct disk *d, struct http_request *r, const char *route, void *self, int fd, disk_work work);
 
 /* "limit" of a query, 1..most; 0 where it is not there. E_ARG, param limit. */

@@ -4,7 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/stat.h>
+
+#include "media/extract.h"
 
 #define FILES "/v1/files"
 #define FILE_ID "/v1/files/{id}"
@@ -27,7 +29,8 @@ static status file_part(struct http_request *r, struct http_part **out, struct e
         struct http_part *p = http_request_part(r, i);
         if (strcmp(p->name, "file") != 0) continue;
         if (*out) return bad(e, "invalid_multipart", "file", "the form holds more than one file");
-        if (p->filename == NULL) return bad(e, "invalid_type", "file", "file is a plain field: send it as a file, with a filename");
+        if (p->filename == NULL)
+            return bad(e, "invalid_type", "file", "file is a plain field: send it as a file, with a filename");
         *out = p;
     }
     return *out ? OK : bad(e, "missing_required_parameter", "file", "file is missing: send a multipart form with one");
@@ -66,6 +69,17 @@ static status read_upload(struct http_request *r, struct http_part **file, struc
     return OK;
 }
 
+status http_files_probe(void *limits, int fd, const char *name, struct err *e)
+{
+    struct media_source s = { .fd = fd };
+    struct media_info info;
+    struct stat st;
+    if (fstat(fd, &st) != 0) return err_set(e, E_IO, "%.100s: the upload cannot be read", name);
+    s.bytes = (uint64_t)st.st_size;
+    snprintf(s.name, sizeof s.name, "%.100s", name);
+    return extract_probe(&s, limits, &info, e);
+}
+
 static status add_file(struct disk_job *j, struct err *e)
 {
     const struct http_files *f = j->self;
@@ -75,7 +89,8 @@ static status add_file(struct disk_job *j, struct err *e)
     struct err why;
     TRY(read_upload(j->r, &part, &a, e));
     a.fd = j->fd;
-    if (f->probe && strcmp(a.purpose, "batch") != 0 && f->probe(f->probe_self, j->fd, a.filename, &why) != OK) a.error = why.text;
+    if (f->probe && strcmp(a.purpose, "batch") != 0 && f->probe(f->probe_self, j->fd, a.filename, &why) == E_INPUT)
+        a.error = why.text;
     TRY(files_add(f->files, &a, &info, e));
     j->json = file_json(&info);
     return OK;
@@ -106,7 +121,8 @@ static status list_files(struct disk_job *j, struct err *e)
 {
     const struct http_files *f = j->self;
     const char *order = http_request_query(j->r, "order");
-    struct files_query q = { .after = http_request_query(j->r, "after"), .purpose = http_request_query(j->r, "purpose") };
+    struct files_query q = { .after = http_request_query(j->r, "after"),
+                             .purpose = http_request_query(j->r, "purpose") };
     TRY(disk_limit(j->r, LIST_MAX, &q.limit, e));
     if (order && strcmp(order, "asc") != 0 && strcmp(order, "desc") != 0)
         return bad(e, "invalid_value", "order", "order must be asc or desc");
@@ -142,8 +158,14 @@ static status get_content(struct disk_job *j, struct err *e)
     return OK;
 }
 
-static void list(void *self, struct http_request *r) { disk_reply(&((struct http_files *)self)->disk, r, FILES, self, -1, list_files); }
-static void get(void *self, struct http_request *r) { disk_reply(&((struct http_files *)self)->disk, r, FILE_ID, self, -1, get_file); }
+static void list(void *self, struct http_request *r)
+{
+    disk_reply(&((struct http_files *)self)->disk, r, FILES, self, -1, list_files);
+}
+static void get(void *self, struct http_request *r)
+{
+    disk_reply(&((struct http_files *)self)->disk, r, FILE_ID, self, -1, get_file);
+}
 static void delete(void *self, struct http_request *r)
 {
     disk_reply(&((struct http_files *)self)->disk, r, FILE_ID, self, -1, delete_file);

@@ -8,11 +8,14 @@
 struct http_files {                /* borrowed as long as the server runs */
     struct disk disk;
     struct files *files;
-    /* Is this upload a medium that can be used? On a worker, for purposes user_data and vision; its error's text becomes
-     * the file's status_details. NULL: not asked. */
+    /* Is this upload a medium that can be used? On a worker, for purposes user_data and vision; where it says E_INPUT
+     * the file gets status "error" and the text as status_details. fd is borrowed. NULL: not asked. */
     status (*probe)(void *self, int fd, const char *name, struct err *e);
     void *probe_self;
 };
+/* Such a probe, in a confined child; limits: a struct extract_limits. */
+status http_files_probe(void *limits, int fd, const char *name, struct err *e);
+
 /* Before http_server_run. */
 void http_files_routes(struct http_files *f);
 

@@ -69,8 +69,11 @@ static void write_input(int n, int failing)
     FILE *f = fopen(input, "wb");
     assert_non_null(f);
     for (int i = 0; i < n; i++)
-        fprintf(f, "{\"custom_id\":\"id-%d\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{\"n\":%d,\"bad\":%s,"
-                   "\"text\":\"%0*d\"}}\n", i, i, failing && i % failing == 0 ? "true" : "false", 1 + i * 7 % 50, 0);
+        fprintf(f,
+                "{\"custom_id\":\"id-%d\",\"method\":\"POST\",\"url\":\"/v1/chat/"
+                "completions\",\"body\":{\"n\":%d,\"bad\":%s,"
+                "\"text\":\"%0*d\"}}\n",
+                i, i, failing && i % failing == 0 ? "true" : "false", 1 + i * 7 % 50, 0);
     fclose(f);
 }
 
@@ -86,8 +89,8 @@ struct runner {
     int log;                       /* descriptor: the n of every run that ended, as text; -1 */
 };
 
-static void run(void *self, const char *endpoint, const char *body, size_t n, const char *request_id, const atomic_bool *stop,
-                int *status_code, json_t **reply)
+static void run(void *self, const char *endpoint, const char *body, size_t n, const char *request_id,
+                const atomic_bool *stop, int *status_code, json_t **reply)
 {
     struct runner *r = self;
     json_t *o = json_loadb(body, n, 0, NULL);
@@ -123,7 +126,8 @@ static void run(void *self, const char *endpoint, const char *body, size_t n, co
 
 static struct runner runner_new(void) { return (struct runner){ .lock = PTHREAD_MUTEX_INITIALIZER, .log = -1 }; }
 
-static status run_files(const struct batch_files_options *o, struct batch_job job, struct runner *r, struct batch_counts *c)
+static status run_files(const struct batch_files_options *o, struct batch_job job, struct runner *r,
+                        struct batch_counts *c)
 {
     struct batch_files b;
     TRY(batch_files_open(o, &b, &e));
@@ -207,17 +211,20 @@ static struct batch_plan *scan(const char *text, size_t n, const struct batch_ru
 static void test_problems(void **state)
 {
     (void)state;
-    static const struct { const char *line, *code, *param; } CASE[] = {
-        { "{\"custom_id\":", "invalid_json", NULL }, { "[]", "invalid_type", NULL }, { GOOD " x", "invalid_json", NULL },
+    static const struct { const char *line, *code, *param;
+    } CASE[] = {
+        { "{\"custom_id\":", "invalid_json", NULL },
+        { "[]", "invalid_type", NULL },
+        { GOOD " x", "invalid_json", NULL },
         { "\"\xff\"", "invalid_json", NULL },
         { "{\"method\":\"POST\",\"url\":\"/v1/completions\",\"body\":{}}", "missing_required_parameter", "custom_id" },
         { LINE("7", "\"POST\"", "\"/v1/completions\"", "{}"), "invalid_type", "custom_id" },
         { LINE("\"\"", "\"POST\"", "\"/v1/completions\"", "{}"), "invalid_value", "custom_id" },
         { LINE("\"b\\u0000c\"", "\"POST\"", "\"/v1/completions\"", "{}"), "invalid_value", "custom_id" },
-        { LINE("\"a\"", "\"POST\"", "\"/v1/completions\"", "{}"), "invalid_value", "custom_id" },     /* twice */
+        { LINE("\"a\"", "\"POST\"", "\"/v1/completions\"", "{}"), "invalid_value", "custom_id" }, /* twice */
         { LINE("\"b\"", "\"GET\"", "\"/v1/completions\"", "{}"), "invalid_value", "method" },
         { LINE("\"b\"", "\"POST\"", "\"/v1/embeddings\"", "{}"), "invalid_value", "url" },
-        { LINE("\"b\"", "\"POST\"", "\"/v1/chat/completions\"", "{}"), "invalid_value", "url" },      /* other endpoint */
+        { LINE("\"b\"", "\"POST\"", "\"/v1/chat/completions\"", "{}"), "invalid_value", "url" }, /* other endpoint */
         { LINE("\"b\"", "\"POST\"", "\"/v1/completions\"", "[]"), "invalid_type", "body" },
         { LINE("\"b\"", "\"POST\"", "\"/v1/completions\"", "null"), "missing_required_parameter", "body" },
         { LINE("\"b\"", "\"POST\"", "\"/v1/completions\"", "{},\"body\":{}"), "invalid_json", NULL },
@@ -348,10 +355,14 @@ static void test_longest_first(void **state)
     assert_int_equal(truncate(media, 3000000), 0);
     FILE *f = fopen(input, "wb");
     /* by text; by tokens of the answer; by the bytes of a file beside the input; by the number of media */
-    const char *body[] = { "{\"n\":0,\"t\":\"short\"}", "{\"n\":1,\"t\":\"%01000d\"}", "{\"n\":2,\"max_tokens\":4000}",
-                           "{\"n\":3,\"messages\":[{\"content\":[{\"type\":\"video_url\",\"video_url\":{\"url\":\"file:film.bin\"}}]}]}",
-                           "{\"n\":4,\"messages\":[{\"content\":[{\"image_url\":\"http://x/a\"},{\"image_url\":\"http://x/b\"}]}]}",
-                           "{\"n\":5,\"t\":\"%03000d\"}" };
+    const char *body[] = {
+        "{\"n\":0,\"t\":\"short\"}",
+        "{\"n\":1,\"t\":\"%01000d\"}",
+        "{\"n\":2,\"max_tokens\":4000}",
+        "{\"n\":3,\"messages\":[{\"content\":[{\"type\":\"video_url\",\"video_url\":{\"url\":\"file:film.bin\"}}]}]}",
+        "{\"n\":4,\"messages\":[{\"content\":[{\"image_url\":\"http://x/a\"},{\"image_url\":\"http://x/b\"}]}]}",
+        "{\"n\":5,\"t\":\"%03000d\"}"
+    };
     for (int i = 0; i < 6; i++) {
         fprintf(f, "{\"custom_id\":\"id-%d\",\"method\":\"POST\",\"url\":\"/v1/completions\",\"body\":", i);
 #pragma GCC diagnostic push
@@ -376,15 +387,24 @@ static void test_longest_first(void **state)
 static void test_media_paths(void **state)
 {
     (void)state;
-    static const struct { const char *given, *want; } CASE[] = {
-        { "clip.mp4", "file:///root%20dir/clip.mp4" }, { "file:clip.mp4", "file:///root%20dir/clip.mp4" },
-        { "file:a%20b%2Fc", "file:///root%20dir/a%20b/c" }, { "file:///x/y", "file:///x/y" }, { "file://localhost/x", "file:///x" },
-        { "/x/y%20", "file:///x/y%2520" }, { "\xc3\xa9#?", "file:///root%20dir/%C3%A9%23%3F" }, { "http://h/x", "http://h/x" },
-        { "https://h/x", "https://h/x" }, { "data:image/png;base64,AA", "data:image/png;base64,AA" }, { "ftp://h/x", "ftp://h/x" } };
-    static const char *const SHAPE[] = { "{\"n\":0,\"messages\":[{\"content\":[{\"type\":\"image_url\",\"image_url\":{\"url\":\"%s\"}}]}]}",
-                                         "{\"n\":0,\"messages\":[{\"content\":[{\"audio_url\":\"%s\"}]}]}",
-                                         "{\"n\":0,\"messages\":[{\"content\":\"x\"},{\"content\":[\"t\",{\"video\":[\"%s\"]}]}]}",
-                                         "{\"n\":0,\"file_url\":\"%s\"}" };
+    static const struct { const char *given, *want;
+    } CASE[] = { { "clip.mp4", "file:///root%20dir/clip.mp4" },
+                 { "file:clip.mp4", "file:///root%20dir/clip.mp4" },
+                 { "file:a%20b%2Fc", "file:///root%20dir/a%20b/c" },
+                 { "file:///x/y", "file:///x/y" },
+                 { "file://localhost/x", "file:///x" },
+                 { "/x/y%20", "file:///x/y%2520" },
+                 { "\xc3\xa9#?", "file:///root%20dir/%C3%A9%23%3F" },
+                 { "http://h/x", "http://h/x" },
+                 { "https://h/x", "https://h/x" },
+                 { "data:image/png;base64,AA", "data:image/png;base64,AA" },
+                 { "ftp://h/x", "ftp://h/x" } };
+    static const char *const SHAPE[] = {
+        "{\"n\":0,\"messages\":[{\"content\":[{\"type\":\"image_url\",\"image_url\":{\"url\":\"%s\"}}]}]}",
+        "{\"n\":0,\"messages\":[{\"content\":[{\"audio_url\":\"%s\"}]}]}",
+        "{\"n\":0,\"messages\":[{\"content\":\"x\"},{\"content\":[\"t\",{\"video\":[\"%s\"]}]}]}",
+        "{\"n\":0,\"file_url\":\"%s\"}"
+    };
     for (size_t i = 0; i < sizeof CASE / sizeof *CASE; i++)
         for (size_t k = 0; k < sizeof SHAPE / sizeof *SHAPE; k++) {
             char body[400], want[400], path[100];
@@ -490,7 +510,8 @@ static void stop_after(void *self, const struct batch_counts *c)
     if (c->completed >= s->after) atomic_store(&s->flag, true);
 }
 
-/* A wish to end: what runs finishes, or is cancelled and counts as not run; a resume does the rest and only the rest. */
+/* A wish to end: what runs finishes, or is cancelled and counts as not run; a resume does the rest and only the rest.
+ * */
 static void test_stop_and_kill(void **state)
 {
     (void)state;
@@ -545,8 +566,15 @@ static void test_never(void **state)
     write_input(10, 0);
     assert_int_equal(batch_files_open(&o, &b, &e), OK);
     atomic_int left = 2;
-    const struct batch_job j = { .plan = b.plan, .fd = b.fd, .out = b.out, .errors = b.errors, .run = run, .run_self = &r,
-                                 .n_at_once = 1, .enter = only_two, .self = &left };
+    const struct batch_job j = { .plan = b.plan,
+                                 .fd = b.fd,
+                                 .out = b.out,
+                                 .errors = b.errors,
+                                 .run = run,
+                                 .run_self = &r,
+                                 .n_at_once = 1,
+                                 .enter = only_two,
+                                 .self = &left };
     assert_int_equal(batch_work(&j, &c, &e), OK);
     assert_int_equal(batch_never(&j, "batch_cancelled", "the batch was cancelled", &e), OK);
     batch_plan_counts(b.plan, &c);
@@ -594,7 +622,9 @@ static void test_sigkill(void **state)
         unlink(errors);
         unlink(journal);
         write_input(n, failing);
-        struct batch_files_options o = { .input = input, .output = output, .error_file = round == 1 ? errors : NULL, .resume = true };
+        struct batch_files_options o = {
+            .input = input, .output = output, .error_file = round == 1 ? errors : NULL, .resume = true
+        };
         int killed = 0;
         for (int attempt = 0; attempt < 60; attempt++) {
             const pid_t child = fork();
@@ -652,7 +682,10 @@ static void test_torn(void **state)
     struct stopper s = { .after = 4 };
     size_t n, nj;
     write_input(6, 0);
-    assert_int_equal(run_files(&o, (struct batch_job){ .n_at_once = 1, .progress = stop_after, .self = &s, .stop = &s.flag }, &r, &c), OK);
+    assert_int_equal(
+        run_files(&o, (struct batch_job){ .n_at_once = 1, .progress = stop_after, .self = &s, .stop = &s.flag }, &r,
+                  &c),
+        OK);
     char *text = slurp(output, &n), *head = slurp(journal, &nj);
     o.resume = true;
     for (size_t cut = 0; cut <= n; cut++) {
@@ -785,10 +818,11 @@ static void test_disk_full(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CASE(test_problems), CASE(test_scan_edges), CASE(test_reader), CASE(test_all), CASE(test_longest_first),
-        CASE(test_media_paths), CASE(test_media_links), CASE(test_stream_refused), CASE(test_full_queue), CASE(test_draining), CASE(test_fail_fast),
-        CASE(test_stop_and_kill), CASE(test_slots), CASE(test_never), CASE(test_sigkill), CASE(test_torn),
-        CASE(test_refusals), CASE(test_failed_again), CASE(test_disk_full),
+        CASE(test_problems),      CASE(test_scan_edges),   CASE(test_reader),      CASE(test_all),
+        CASE(test_longest_first), CASE(test_media_paths),  CASE(test_media_links), CASE(test_stream_refused),
+        CASE(test_full_queue),    CASE(test_draining),     CASE(test_fail_fast),   CASE(test_stop_and_kill),
+        CASE(test_slots),         CASE(test_never),        CASE(test_sigkill),     CASE(test_torn),
+        CASE(test_refusals),      CASE(test_failed_again), CASE(test_disk_full),
     };
     return cmocka_run_group_tests_name("batch", tests, NULL, NULL);
 }

@@ -1,6 +1,7 @@
-/* Goal: a batch of /v1/batches goes through its states as documented, whatever its input and whoever cancels, expires or
- * kills it, and each custom_id is answered once. Method: the real stores in a temporary folder, a runner of its own in
- * place of the engine, a clock of its own; processes are ended in the middle, by batches_close and by SIGKILL. */
+/* Goal: a batch of /v1/batches goes through its states as documented, whatever its input and whoever cancels, expires
+ * or kills it, and each custom_id is answered once. Method: the real stores in a temporary folder, a runner of its
+ * own in place of the engine, a clock of its own; processes are ended in the middle, by batches_close and by SIGKILL.
+ * */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -48,7 +49,8 @@ static void run(void *self, const char *owner, const char *endpoint, const char 
     atomic_fetch_add(&n_runs, 1);
     const int now = atomic_fetch_add(&n_now, 1) + 1;
     if (now > atomic_load(&n_most)) atomic_store(&n_most, now);
-    for (int slept = 0; !atomic_load(stop) && (atomic_load(&hold) || slept < atomic_load(&sleep_us)); slept += 500) usleep(500);
+    for (int slept = 0; !atomic_load(stop) && (atomic_load(&hold) || slept < atomic_load(&sleep_us)); slept += 500)
+        usleep(500);
     atomic_fetch_sub(&n_now, 1);
     if (atomic_load(stop)) {
         *status_code = 500;
@@ -64,7 +66,9 @@ static void run(void *self, const char *owner, const char *endpoint, const char 
 static void open_all(bool start)
 {
     const struct files_options fo = { .dir = files_dir, .now = test_now };
-    const struct batches_options bo = { .dir = batches_dir, .now = test_now, .n_at_once = 4, .cancel_s = cancel_s, .room = room };
+    const struct batches_options bo = {
+        .dir = batches_dir, .now = test_now, .n_at_once = 4, .cancel_s = cancel_s, .room = room
+    };
     if (files_open(&fo, &files, &e) != OK) fail_msg("%s", e.text);
     struct batches_options with = bo;
     with.files = files;
@@ -124,8 +128,10 @@ static struct file_info upload_lines(int n, int failing)
     char *text = malloc((size_t)n * 160 + 1);
     size_t at = 0;
     for (int i = 0; i < n; i++)
-        at += (size_t)sprintf(text + at, "{\"custom_id\":\"id-%d\",\"method\":\"POST\",\"url\":\"" CHAT "\",\"body\":{\"n\":%d,"
-                                         "\"bad\":%s}}\n", i, i, failing && i % failing == 0 ? "true" : "false");
+        at += (size_t)sprintf(text + at,
+                              "{\"custom_id\":\"id-%d\",\"method\":\"POST\",\"url\":\"" CHAT "\",\"body\":{\"n\":%d,"
+                              "\"bad\":%s}}\n",
+                              i, i, failing && i % failing == 0 ? "true" : "false");
     const struct file_info info = upload("key", "batch", text, at);
     free(text);
     return info;
@@ -135,8 +141,10 @@ static void create(const char *file_id, char id[BATCH_ID])
 {
     char body[300];
     json_t *o;
-    const int n = snprintf(body, sizeof body, "{\"input_file_id\":\"%s\",\"endpoint\":\"" CHAT "\",\"completion_window\":"
-                                              "\"24h\",\"metadata\":{\"a\":\"b\"}}", file_id);
+    const int n = snprintf(body, sizeof body,
+                           "{\"input_file_id\":\"%s\",\"endpoint\":\"" CHAT "\",\"completion_window\":"
+                           "\"24h\",\"metadata\":{\"a\":\"b\"}}",
+                           file_id);
     if (batches_create(batches, "key", body, (size_t)n, &o, &e) != OK) fail_msg("%s", e.text);
     assert_string_equal(json_string_value(json_object_get(o, "object")), "batch");
     assert_string_equal(json_string_value(json_object_get(o, "status")), "validating");
@@ -192,7 +200,7 @@ static void counts(const json_t *o, int total, int completed, int failed)
     assert_int_equal(number(c, "failed"), failed);
 }
 
-/* ---- output files ---------------------------------------------------------------------------------------------------- */
+/* ---- output files ------------------------------------------------------------------------------------------------ */
 
 struct seen { int times[1000], code[1000], n; const char *never; };
 
@@ -238,7 +246,7 @@ static void each_once(const json_t *o, int n, int failing)
     assert_int_equal(s.n, n);
 }
 
-/* ---- tests ----------------------------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------------------------------- */
 
 static void test_completes(void **state)
 {
@@ -304,7 +312,8 @@ static void test_validation(void **state)
     assert_int_equal(number(json_array_get(data, 7), "line"), 8);
     assert_string_equal(json_string_value(json_object_get(json_array_get(data, 7), "code")), "invalid_json");
     assert_true(number(o, "failed_at") > 0);
-    assert_true(json_is_null(json_object_get(o, "output_file_id")) && json_is_null(json_object_get(o, "in_progress_at")));
+    assert_true(json_is_null(json_object_get(o, "output_file_id")) &&
+                json_is_null(json_object_get(o, "in_progress_at")));
     assert_int_equal(atomic_load(&n_runs), 0);
     close_all();
     open_all(true);
@@ -320,24 +329,39 @@ static void test_bad_requests(void **state)
 {
     (void)state;
     open_all(true);
-    const struct file_info good = upload_lines(1, 0), other = upload("other", "batch", "x", 1), wrong = upload("key", "user_data", "x", 1);
-    static const struct { const char *body, *tag, *param; } CASE[] = {
-        { "{", "invalid_json", "" }, { "[]", "invalid_type", "" },
+    const struct file_info good = upload_lines(1, 0), other = upload("other", "batch", "x", 1),
+                           wrong = upload("key", "user_data", "x", 1);
+    static const struct { const char *body, *tag, *param;
+    } CASE[] = {
+        { "{", "invalid_json", "" },
+        { "[]", "invalid_type", "" },
         { "{\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\"}", "missing_required_parameter", "input_file_id" },
-        { "{\"input_file_id\":5,\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\"}", "invalid_type", "input_file_id" },
+        { "{\"input_file_id\":5,\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\"}", "invalid_type",
+          "input_file_id" },
         { "{\"input_file_id\":\"GOOD\",\"completion_window\":\"24h\"}", "missing_required_parameter", "endpoint" },
-        { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"/v1/embeddings\",\"completion_window\":\"24h\"}", "invalid_value", "endpoint" },
+        { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"/v1/embeddings\",\"completion_window\":\"24h\"}", "invalid_value",
+          "endpoint" },
         { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"" CHAT "\"}", "missing_required_parameter", "completion_window" },
-        { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"1h\"}", "invalid_value", "completion_window" },
-        { "{\"input_file_id\":\"OTHER\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\"}", "not_found", "input_file_id" },
-        { "{\"input_file_id\":\"../../x\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\"}", "not_found", "input_file_id" },
-        { "{\"input_file_id\":\"WRONG\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\"}", "invalid_value", "input_file_id" },
-        { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\",\"metadata\":[]}", "invalid_type", "metadata" },
-        { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\",\"metadata\":{\"a\":1}}", "invalid_type", "metadata" },
-        { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\",\"output_expires_after\":"
-          "{\"anchor\":\"created_at\",\"seconds\":5}}", "invalid_value", "output_expires_after.seconds" },
-        { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\",\"output_expires_after\":"
-          "{\"anchor\":\"now\",\"seconds\":5000}}", "invalid_value", "output_expires_after.anchor" },
+        { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"1h\"}", "invalid_value",
+          "completion_window" },
+        { "{\"input_file_id\":\"OTHER\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\"}", "not_found",
+          "input_file_id" },
+        { "{\"input_file_id\":\"../../x\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\"}", "not_found",
+          "input_file_id" },
+        { "{\"input_file_id\":\"WRONG\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\"}", "invalid_value",
+          "input_file_id" },
+        { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\",\"metadata\":[]}",
+          "invalid_type", "metadata" },
+        { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"" CHAT "\",\"completion_window\":\"24h\",\"metadata\":{\"a\":1}}",
+          "invalid_type", "metadata" },
+        { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"" CHAT
+          "\",\"completion_window\":\"24h\",\"output_expires_after\":"
+          "{\"anchor\":\"created_at\",\"seconds\":5}}",
+          "invalid_value", "output_expires_after.seconds" },
+        { "{\"input_file_id\":\"GOOD\",\"endpoint\":\"" CHAT
+          "\",\"completion_window\":\"24h\",\"output_expires_after\":"
+          "{\"anchor\":\"now\",\"seconds\":5000}}",
+          "invalid_value", "output_expires_after.anchor" },
     };
     for (size_t i = 0; i < sizeof CASE / sizeof *CASE; i++) {
         char body[400] = "";
@@ -349,7 +373,8 @@ static void test_bad_requests(void **state)
         else snprintf(body, sizeof body, "%s", CASE[i].body);
         json_t *o;
         if (batches_create(batches, "key", body, strlen(body), &o, &e) != E_ARG) fail_msg("%s was taken", body);
-        if (strcmp(e.tag, CASE[i].tag) || strcmp(e.param, CASE[i].param)) fail_msg("%s: %s, %s, %s", body, e.tag, e.param, e.text);
+        if (strcmp(e.tag, CASE[i].tag) || strcmp(e.param, CASE[i].param))
+            fail_msg("%s: %s, %s, %s", body, e.tag, e.param, e.text);
     }
     assert_int_equal(files_delete(files, "key", good.id, &e), OK);      /* no refusal left it held */
     uint32_t live, lines;

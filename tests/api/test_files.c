@@ -159,7 +159,8 @@ static void test_crash(void **state)
     files_close(&store);
     /* What a crash may leave: half-written parts, bytes without a description, a description without its bytes, and
      * bytes that are fewer than described. */
-    static const char *const left[] = { "file-00000000000000000000000000000001.part", "file-00000000000000000000000000000002",
+    static const char *const left[] = { "file-00000000000000000000000000000001.part",
+                                        "file-00000000000000000000000000000002",
                                         "file-00000000000000000000000000000003.json",
                                         "file-00000000000000000000000000000004.json.part" };
     for (size_t i = 0; i < 4; i++) {
@@ -244,7 +245,9 @@ static void test_given_id(void **state)
     struct file_info one, two;
     const int fd = unnamed("out");
     files_new_id(id);
-    const struct file_add a = { .id = id, .owner = "k", .filename = "o", .purpose = "batch_output", .fd = fd, .own = true };
+    const struct file_add a = {
+        .id = id, .owner = "k", .filename = "o", .purpose = "batch_output", .fd = fd, .own = true
+    };
     assert_int_equal(files_add(store, &a, &one, &e), OK);
     assert_int_equal(files_add(store, &a, &two, &e), OK);
     assert_memory_equal(&one, &two, sizeof one);
@@ -274,7 +277,8 @@ static void test_named(void **state)
 }
 
 /* Every page by `limit`: all ids once, has_more false at the end only. */
-static void pages(const char *owner, const char *purpose, bool ascending, uint32_t limit, const char *const *want, size_t n)
+static void pages(const char *owner, const char *purpose, bool ascending, uint32_t limit, const char *const *want,
+                  size_t n)
 {
     char after[FILES_ID] = "";
     size_t at = 0;
@@ -292,7 +296,9 @@ static void pages(const char *owner, const char *purpose, bool ascending, uint32
                                 want[ascending ? at + i : n - 1 - at - i]);
         at += k;
         if (k) snprintf(after, sizeof after, "%s", json_string_value(json_object_get(list, "last_id")));
-        else assert_true(json_is_null(json_object_get(list, "last_id")) && json_is_null(json_object_get(list, "first_id")));
+        else
+            assert_true(json_is_null(json_object_get(list, "last_id")) &&
+                        json_is_null(json_object_get(list, "first_id")));
         json_decref(list);
     }
     assert_int_equal(at, n);

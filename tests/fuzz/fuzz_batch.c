@@ -66,7 +66,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct batch_plan *plan;
     struct batch_counts c;
     size_t n, all, lines = 1;
-    const struct batch_rules r = { .endpoint = size % 2 ? "/v1/completions" : NULL, .media_root = "/", .lines_max = 50 };
+    const struct batch_rules r = { .endpoint = size % 2 ? "/v1/completions" : NULL,
+                                   .media_root = "/",
+                                   .lines_max = 50 };
     /* The input, then behind a line of '=' an output and a journal. */
     const uint8_t *cut = memmem(data, size, "\n=\n", 3);
     const size_t n_input = cut ? (size_t)(cut - data) : size;

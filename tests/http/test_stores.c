@@ -47,7 +47,9 @@ static status probe(void *self, int fd, const char *name, struct err *e)
     char first[4] = "";
     (void)self;
     (void)name;
-    return pread(fd, first, 4, 0) == 4 && memcmp(first, "RIFF", 4) == 0 ? OK : err_set(e, E_INPUT, "neither sound nor picture");
+    return pread(fd, first, 4, 0) == 4 && memcmp(first, "RIFF", 4) == 0
+               ? OK
+               : err_set(e, E_INPUT, "neither sound nor picture");
 }
 
 static void *run_loop(void *arg)
@@ -69,7 +71,8 @@ static int setup(void **state)
     snprintf(path[1], 96, "%s/batches", dir);
     const struct http_options o = { .port_any = true, .api_key = keys, .n_api_key = 2, .spool_dir = dir, .drain_s = 5 };
     const struct files_options fo = { .dir = path[0] };
-    if (http_server_create(&o, &server, &e) != OK || workers_create(2, &workers, &e) != OK || files_open(&fo, &files, &e) != OK) {
+    if (http_server_create(&o, &server, &e) != OK || workers_create(2, &workers, &e) != OK ||
+        files_open(&fo, &files, &e) != OK) {
         print_message("%s\n", e.text);
         return -1;
     }
@@ -269,21 +272,39 @@ static void test_files(void **state)
 static void test_bad_uploads(void **state)
 {
     (void)state;
-    static const struct { struct field f[5]; long code; const char *tag, *param; } CASE[] = {
+    static const struct { struct field f[5]; long code; const char *tag, *param;
+    } CASE[] = {
         { { { "purpose", NULL, "batch" } }, 400, "missing_required_parameter", "file" },
         { { { "file", "a", "x" } }, 400, "missing_required_parameter", "purpose" },
         { { { "file", NULL, "x" }, { "purpose", NULL, "batch" } }, 400, "invalid_type", "file" },
         { { { "file", "a", "x" }, { "purpose", NULL, "fine-tune" } }, 400, "invalid_value", "purpose" },
         { { { "file", "a", "x" }, { "purpose", NULL, "batch_output" } }, 400, "invalid_value", "purpose" },
-        { { { "file", "a", "x" }, { "file", "b", "y" }, { "purpose", NULL, "batch" } }, 400, "invalid_multipart", "file" },
-        { { { "file", "a", "x" }, { "purpose", NULL, "batch" }, { "expires_after[seconds]", NULL, "7200" } }, 400,
-          "missing_required_parameter", "expires_after[anchor]" },
-        { { { "file", "a", "x" }, { "purpose", NULL, "batch" }, { "expires_after[anchor]", NULL, "created_at" } }, 400,
-          "missing_required_parameter", "expires_after[seconds]" },
-        { { { "file", "a", "x" }, { "purpose", NULL, "batch" }, { "expires_after[anchor]", NULL, "created_at" },
-            { "expires_after[seconds]", NULL, "60" } }, 400, "invalid_value", "expires_after[seconds]" },
-        { { { "file", "a", "x" }, { "purpose", NULL, "batch" }, { "expires_after[anchor]", NULL, "created_at" },
-            { "expires_after[seconds]", NULL, "-1" } }, 400, "invalid_type", "expires_after[seconds]" },
+        { { { "file", "a", "x" }, { "file", "b", "y" }, { "purpose", NULL, "batch" } },
+          400,
+          "invalid_multipart",
+          "file" },
+        { { { "file", "a", "x" }, { "purpose", NULL, "batch" }, { "expires_after[seconds]", NULL, "7200" } },
+          400,
+          "missing_required_parameter",
+          "expires_after[anchor]" },
+        { { { "file", "a", "x" }, { "purpose", NULL, "batch" }, { "expires_after[anchor]", NULL, "created_at" } },
+          400,
+          "missing_required_parameter",
+          "expires_after[seconds]" },
+        { { { "file", "a", "x" },
+            { "purpose", NULL, "batch" },
+            { "expires_after[anchor]", NULL, "created_at" },
+            { "expires_after[seconds]", NULL, "60" } },
+          400,
+          "invalid_value",
+          "expires_after[seconds]" },
+        { { { "file", "a", "x" },
+            { "purpose", NULL, "batch" },
+            { "expires_after[anchor]", NULL, "created_at" },
+            { "expires_after[seconds]", NULL, "-1" } },
+          400,
+          "invalid_type",
+          "expires_after[seconds]" },
     };
     for (size_t i = 0; i < sizeof CASE / sizeof *CASE; i++) {
         struct field f[6] = { { 0 } };
@@ -309,10 +330,13 @@ static void test_batches(void **state)
     (void)state;
     char input[FILES_ID], id[BATCH_ID], text[1024] = "", request[300];
     for (int i = 0; i < 5; i++)
-        sprintf(text + strlen(text), "{\"custom_id\":\"c%d\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{\"x\":\"%s\"}}\n",
-                i, i == 2 ? "bad" : "good");
+        sprintf(
+            text + strlen(text),
+            "{\"custom_id\":\"c%d\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{\"x\":\"%s\"}}\n", i,
+            i == 2 ? "bad" : "good");
     upload("alpha", "batch", text, input);
-    snprintf(request, sizeof request, "{\"input_file_id\":\"%s\",\"endpoint\":\"/v1/chat/completions\",\"completion_window\":\"24h\"}", input);
+    snprintf(request, sizeof request,
+             "{\"input_file_id\":\"%s\",\"endpoint\":\"/v1/chat/completions\",\"completion_window\":\"24h\"}", input);
     call("POST", "/v1/batches", "beta", NULL, request, NULL);           /* another's file */
     refused(404, "not_found", "input_file_id");
     call("POST", "/v1/batches", "alpha", NULL, "{\"input_file_id\":7}", NULL);
@@ -358,7 +382,8 @@ static void test_batches(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_files), cmocka_unit_test(test_bad_uploads), cmocka_unit_test(test_batches) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_files), cmocka_unit_test(test_bad_uploads),
+                                        cmocka_unit_test(test_batches) };
     curl_global_init(CURL_GLOBAL_DEFAULT);
     const int bad = cmocka_run_group_tests_name("stores", tests, setup, teardown);
     curl_global_cleanup();

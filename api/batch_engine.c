@@ -1,0 +1,38 @@
+/* api/batch_engine.c - see batch_engine.h. */
+#include "api/batch_engine.h"
+
+#include <string.h>
+
+void batch_engine_run_for(void *self, const char *owner, const char *endpoint, const char *body, size_t n,
+                          const char *request_id, const atomic_bool *stop, int *status_code, json_t **reply)
+{
+    const struct batch_engine *b = self;
+    const struct api_caller caller = { .request_id = request_id, .key = owner, .batch = true };
+    if (strncmp(endpoint, "/v1/audio/", 10) != 0) {
+        api_run(b->api, endpoint, body, n, &caller, stop, status_code, reply);
+        return;
+    }
+    struct err e;
+    err_set(&e, E_ARG, "%s is not offered in batches", endpoint);
+    err_tag(&e, "unsupported_parameter", "url");
+    *status_code = api_error_of(&e).status;
+    *reply = api_error_json(&e);
+}
+
+void batch_engine_run(void *self, const char *endpoint, const char *body, size_t n, const char *request_id,
+                      const atomic_bool *stop, int *status_code, json_t **reply)
+{
+    batch_engine_run_for(self, "", endpoint, body, n, request_id, stop, status_code, reply);
+}
+
+uint32_t batch_engine_room(void *room, uint32_t n_batch)
+{
+    const struct batch_room *r = room;
+    struct service_gauges g;
+    service_read(r->service, &g);
+    const uint32_t all = g.n_preparing + g.n_waiting + g.n_encoding + g.n_prefilling + g.n_decoding;
+    const uint32_t online = all > n_batch ? all - n_batch : 0;
+    const uint32_t left = r->max_running > online ? r->max_running - online : 0;
+    const uint32_t share = (uint32_t)(r->share * r->max_running + 0.5);
+    return left < share ? left : share;
+}

@@ -40,6 +40,7 @@ static struct {
     struct http_server *server;
     pthread_t thread;
     int exit_code;
+    bool joined;
     char log[64], uds[64];
     FILE *log_file;
     atomic_int n_held, n_handled;
@@ -124,8 +125,12 @@ static void release(void *arg)
     (void)arg;
     struct http_request *r = atomic_exchange(&t.held, NULL);
     if (r == NULL) return;
-    if (http_stream_begun(r)) http_stream_end(r);
-    else http_reply_json(r, 200, json_pack("{s:b}", "released", 1));
+    if (http_stream_begun(r)) {
+        http_stream_comment(r, "pi\nng");
+        http_stream_end(r);
+    } else {
+        http_reply_json(r, 200, json_pack("{s:b}", "released", 1));
+    }
     http_unref(r);
 }
 
@@ -199,7 +204,8 @@ static void get_file(void *self, struct http_request *r)
 
 static status head_busy(void *self, struct http_request *r, struct err *e)
 {
-    (void)self, (void)r;
+    (void)self;
+    if (http_request_header(r, "x-later")) http_reply_header(r, "Retry-After", "17");
     err_set(e, E_BUSY, "the queue is full");
     return err_tag(e, "queue_full", NULL);
 }
@@ -246,6 +252,7 @@ static void start(struct http_options o)
     t.held = NULL;
     t.gone[0] = '\0';
     t.exit_code = -1;
+    t.joined = false;
     snprintf(t.log, sizeof t.log, "/tmp/omnidrop-test-log-%d", (int)getpid());
     t.log_file = o.access_log = fopen(t.log, "w+");
     if (o.port == 0 && o.uds == NULL) o.port_any = true;
@@ -274,10 +281,17 @@ static void start(struct http_options o)
     pthread_create(&t.thread, NULL, loop, NULL);
 }
 
-static int stop(void)
+static void join(void)
 {
+    if (t.joined) return;
     http_server_stop(t.server);
     pthread_join(t.thread, NULL);
+    t.joined = true;
+}
+
+static int stop(void)
+{
+    join();
     struct http_counts c;
     http_server_counts(t.server, &c);
     assert_int_equal(c.n_streaming, 0);
@@ -646,7 +660,8 @@ static void test_bodies(void **state)
         { "POST /json HTTP/1.1\r\n" H "Content-Type: multipart/form-data; boundary=a\r\nContent-Length: 2\r\n\r\n{}",
           415, "unsupported_content_type" },
         { "POST /form HTTP/1.1\r\n" H "Content-Type: multipart/form-data\r\nContent-Length: 2\r\n\r\n{}", 400, "invalid_multipart" },
-        { "POST /form HTTP/1.1\r\n" H "Content-Type: multipart/form-data; boundary=a\r\nContent-Length: 3\r\n\r\n--a", 400, "invalid_multipart" },
+        { "POST /form HTTP/1.1\r\n" H "Content-Type: multipart/form-data; boundary=a\r\nContent-Length: 3\r\n\r\n--a",
+          400, "invalid_multipart" },
         { "POST /form HTTP/1.1\r\n" H JSON "Content-Length: 2\r\n\r\n{}", 200, NULL },
         { "POST /json HTTP/1.1\r\n" H JSON "Content-Length: 8388609\r\n\r\n", 413, "request_too_large" },
         { "POST /small HTTP/1.1\r\n" H JSON "Content-Length: 1001\r\n\r\n", 413, "request_too_large" },
@@ -699,8 +714,9 @@ static void test_form(void **state)
     (void)state;
     start((struct http_options){ 0 });
     static const char BODY[] = "--bb\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\ntiny\r\n"
-                               "--bb\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\nContent-Type: audio/wav\r\n\r\n"
-                               "abc\r\n--bb\r\nContent-Disposition: form-data; name=\"e\"; filename=\"empty\"\r\n\r\n\r\n--bb--\r\n";
+                               "--bb\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n"
+                               "Content-Type: audio/wav\r\n\r\nabc\r\n--bb\r\n"
+                               "Content-Disposition: form-data; name=\"e\"; filename=\"empty\"\r\n\r\n\r\n--bb--\r\n";
     char head[256];
     struct client c = dial();
     snprintf(head, sizeof head, FORM_HEAD "Content-Length: %zu\r\n\r\n", sizeof BODY - 1);
@@ -1526,26 +1542,100 @@ static void test_access_log(void **state)
     assert_int_equal(stop(), 0);
 }
 
-static void count_one(void *arg) { (*(int *)arg)++; }
+/* ---- posts and timers: what they do is written down here, on the loop ---- */
 
-struct poster { struct http_server *s; int *n; };
+static struct { int n, n_late, wrong, last[4], fired[4]; struct http_timer *off; } seen;
+
+static void count_one(void *arg)
+{
+    const uintptr_t who = (uintptr_t)arg >> 16, number = (uintptr_t)arg & 0xffff;
+    seen.wrong += (int)number != seen.last[who] + 1;
+    seen.last[who] = (int)number;
+    seen.n++;
+}
+
 static void *post_many(void *arg)
 {
-    for (int i = 0; i < 5000; i++) http_post(t.server, count_one, arg);
+    for (uintptr_t i = 1; i <= 5000; i++) http_post(t.server, count_one, (void *)((uintptr_t)arg << 16 | i));
     return NULL;
 }
 
-/* Posts of several threads all arrive; timers fire once or are called off. */
+static void fire(void *arg) { seen.fired[(uintptr_t)arg] = ++seen.n_late; }
+static void call_off(void *arg)
+{
+    (void)arg;
+    http_timer_cancel(&seen.off);
+    assert_null(seen.off);
+}
+
+static void set_timers(void *arg)
+{
+    (void)arg;
+    http_after(t.server, 0.03, fire, (void *)1);
+    http_after(t.server, 0.01, fire, (void *)0);
+    seen.off = http_after(t.server, 0.05, fire, (void *)2);
+    http_after(t.server, 0.02, call_off, NULL);
+    http_after(t.server, 1000, fire, (void *)3);   /* still there at the end: freed, not called */
+}
+
+/* Posts of several threads all arrive, each thread's in order; timers fire once, by time, or are called off. */
 static void test_posts_and_timers(void **state)
 {
     (void)state;
     start((struct http_options){ 0 });
+    memset(&seen, 0, sizeof seen);
+    http_post(t.server, set_timers, NULL);
     pthread_t th[4];
-    int n = 0;
-    for (int i = 0; i < 4; i++) pthread_create(&th[i], NULL, post_many, &n);
+    for (uintptr_t i = 0; i < 4; i++) pthread_create(&th[i], NULL, post_many, (void *)i);
     for (int i = 0; i < 4; i++) pthread_join(th[i], NULL);
+    usleep(120000);
     assert_int_equal(stop(), 0);               /* the queue is run to its end */
-    assert_int_equal(n, 20000);
+    assert_int_equal(seen.n, 20000);
+    assert_int_equal(seen.wrong, 0);
+    assert_true(seen.fired[0] == 1 && seen.fired[1] == 2 && seen.fired[2] == 0 && seen.fired[3] == 0);
+}
+
+/* What a stream of events looks like on the wire, and how often each status was given. */
+static void add_status(void *self, const char *route, const char *method, int code, uint64_t n)
+{
+    char line[128];
+    snprintf(line, sizeof line, "%s %s %d %d;", method, route, code, (int)n);
+    strcat(self, line);
+}
+
+static void test_events_and_counts(void **state)
+{
+    (void)state;
+    start((struct http_options){ 0 });
+    struct client c = dial();
+    say(&c, "GET /hold?stream=1 HTTP/1.1\r\n" H "\r\n");
+    wait_for(&t.n_held, 1);
+    http_post(t.server, release, NULL);
+    struct reply r = hear(&c);
+    EXPECT(r, 200, NULL);
+    assert_string_equal(r.body, "data: {\"first\":1}\n\n: pi ng\n\n");
+    assert_string_equal(header(&r, "content-type"), "text/event-stream; charset=utf-8");
+    assert_string_equal(header(&r, "cache-control"), "no-cache");
+    assert_string_equal(header(&r, "x-accel-buffering"), "no");
+    forget(&r);
+    hang_up(&c);
+    for (int i = 0; i < 4; i++) {
+        r = ask(i < 3 ? "GET /models/m HTTP/1.1\r\n" H "\r\n" : "GET /what HTTP/1.1\r\n" H "\r\n");
+        forget(&r);
+    }
+    r = ask("POST /busy HTTP/1.1\r\n" H JSON "x-later: 1\r\nContent-Length: 1\r\n\r\n");
+    EXPECT(r, 429, "queue_full");
+    assert_string_equal(header(&r, "retry-after"), "17");      /* the hook's, once */
+    assert_null(strstr(strstr(r.head, "Retry-After") + 1, "Retry-After"));
+    forget(&r);
+    join();
+    char text[1024] = "";
+    http_server_each_status(t.server, add_status, text);
+    assert_string_equal(text, "GET /hold 200 1;GET /models/{id} 200 3;GET other 404 1;POST /busy 429 1;");
+    struct http_counts counts;
+    http_server_counts(t.server, &counts);
+    assert_int_equal(counts.n_requests, 6);
+    assert_int_equal(stop(), 0);
 }
 
 /* Many clients that do everything, well and badly, at once; afterwards no descriptor is left. */
@@ -1608,7 +1698,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_connection_limits), cmocka_unit_test(test_gate), cmocka_unit_test(test_drain),
         cmocka_unit_test(test_drain_expires), cmocka_unit_test(test_second_signal), cmocka_unit_test(test_unix_socket),
         cmocka_unit_test(test_tls), cmocka_unit_test(test_big_upload), cmocka_unit_test(test_spool_full),
-        cmocka_unit_test(test_access_log), cmocka_unit_test(test_posts_and_timers), cmocka_unit_test(test_storm),
+        cmocka_unit_test(test_access_log), cmocka_unit_test(test_posts_and_timers), cmocka_unit_test(test_events_and_counts),
+        cmocka_unit_test(test_storm),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

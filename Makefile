@@ -3,6 +3,7 @@
 # make test       set-up, build, every test; T=name runs those whose path holds name, SEED=n repeats a property test
 # make asan       the tests under ASan and UBSan
 # make bench      the measurements of docs/measurements, as ratios; writes build/bench.json
+# make soak       a server under everything at once for SECONDS (1800); prints what it held and whether it lost anything
 # make fuzz       the fuzz targets, FUZZ_SECONDS each (clang)
 # make format     clang-format in place;   make lint   clang-format check, clang-tidy, tidy rules
 # make deps       install what is missing from the distribution (root, asks nothing)
@@ -93,7 +94,7 @@ $(BUILD)/tests/$(1)/%: tests/$(1)/%.c $(call obj_of,$(1))
 endef
 $(foreach m,$(MODULES),$(eval $(call test_rule,$(m))))
 # A service by script, in place of the engine's.
-$(BUILD)/tests/api/test_fields $(BUILD)/tests/api/test_replies: tests/api/fake_service.c tests/api/schema.c
+$(BUILD)/tests/api/test_fields $(BUILD)/tests/api/test_replies $(BUILD)/tests/api/test_live: tests/api/fake_service.c tests/api/schema.c
 
 $(BUILD)/tests/golden: tests/golden.c $(call obj_of,engine)
 $(BUILD)/tests/vectors: tests/vectors.c $(call obj_of,prune) $(BUILD)/model/safetensors.o $(BUILD)/model/prompt.o
@@ -128,6 +129,11 @@ bench: deps
 	@$(MAKE) --no-print-directory all $(BUILD)/bench
 	@$(BUILD)/bench --json $(BUILD)/bench.json
 
+soak: deps
+	@tools/install-python.sh
+	@$(MAKE) --no-print-directory all
+	@OMNIDROP=$(BUILD)/omnidrop build/venv/bin/python tests/soak/soak.py --seconds $(or $(SECONDS),1800)
+
 fuzz: deps
 	@tests/fuzz/run.sh
 
@@ -141,6 +147,6 @@ lint:
 clean:
 	rm -rf build
 
-.PHONY: all deps demo test test-build asan bench fuzz format lint clean
+.PHONY: all deps demo test test-build asan bench soak fuzz format lint clean
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

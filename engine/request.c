@@ -343,8 +343,12 @@ static status decide_sound(struct eng_request *r, struct err *e)
     for (uint32_t i = 0; i < r->n_parts; i++) {
         struct req_part *p = &r->part[i];
         if (p->chat->kind != PART_VIDEO) continue;
-        TRY(open_file(r, p, e));
         any = true;
+        if (p->chat->options.use_audio >= 0) {    /* it says so itself */
+            all = all && p->chat->options.use_audio == 1;
+            continue;
+        }
+        TRY(open_file(r, p, e));
         all = all && media_info(p->file)->has_audio;
         media_close(&p->file);
     }

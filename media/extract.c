@@ -70,6 +70,21 @@ status extract_probe(const struct media_source *s, const struct extract_limits *
     return OK;
 }
 
+status extract_check(const struct extract_limits *l, struct err *e)
+{
+    static const uint8_t wav[52] = "RIFF\x2c\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x80\x3e\0\0\0\x7d\0\0\2\0\x10\0"
+                                   "data\x08\0\0\0";
+    struct media_source s;
+    struct media_info info;
+    TRY(media_source_of_bytes(wav, sizeof wav, "the child that decodes media", l->dir, &s, e));
+    const status st = extract_probe(&s, l, &info, e);
+    media_source_close(&s);
+    if (st != OK && st != E_INPUT) return st;
+    if (st == OK && info.has_audio && info.audio.rate == MEDIA_RATE) return OK;
+    if (st == E_INPUT && e != NULL) e->code = E_INTERNAL, e->tag = NULL;
+    return st == OK ? err_set(e, E_INTERNAL, "the child that decodes media does not read a WAV file") : E_INTERNAL;
+}
+
 /* ---- the result ------------------------------------------------------------------------------------------------ */
 
 uint64_t child_mel_bytes(const struct child_plan *p)

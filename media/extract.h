@@ -77,6 +77,10 @@ void extract_free(struct extract *x);
  * media_too_large, media_too_long. */
 status extract_probe(const struct media_source *s, const struct extract_limits *l, struct media_info *out, struct err *e);
 
+/* Can a child be started and confined here? To be asked once, at the start, so that the operator learns it and not the
+ * first client. E_INTERNAL and E_IO say what is in the way. */
+status extract_check(const struct extract_limits *l, struct err *e);
+
 /* n_sources is 1, or the frames of a film. *out is owned: extract_free. The bits are those of media_audio_load +
  * media_mel, media_image_load and media_video_load. E_INPUT with a tag as above (also when the child crashed or passed
  * a limit: the input is to blame), E_ARG with tag context_length_exceeded and both counts for max_tokens, E_CANCELLED,

@@ -36,6 +36,15 @@ struct roots {
 
 bool roots_is_file_url(const char *url) { return strncasecmp(url, "file:", 5) == 0; }
 
+/* RESOLVE_BENEATH is what all rests on: a kernel or container without it gets no roots. */
+static bool can_walk(int fd)
+{
+    const struct open_how how = { .flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS };
+    const int here = (int)syscall(SYS_openat2, fd, ".", &how, sizeof how);
+    if (here >= 0) close(here);
+    return here >= 0;
+}
+
 status roots_open(const char *const *path, uint32_t n, struct roots **out, struct err *e)
 {
     struct roots *r = mem_must(1, sizeof *r);
@@ -44,7 +53,7 @@ status roots_open(const char *const *path, uint32_t n, struct roots **out, struc
     pthread_mutex_init(&r->lock, NULL);
     for (uint32_t i = 0; i < n; i++) {
         const int fd = open(path[i], O_PATH | O_DIRECTORY | O_CLOEXEC);
-        char *real = fd >= 0 ? realpath(path[i], NULL) : NULL;
+        char *real = fd >= 0 && can_walk(fd) ? realpath(path[i], NULL) : NULL;
         if (real == NULL) {
             err_set(e, E_ARG, "%s: %s: media may only be read beneath a folder", path[i], strerror(errno));
             if (fd >= 0) close(fd);

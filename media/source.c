@@ -1,6 +1,7 @@
 /* media/source.c - sources: open files that nobody else names; see extract.h. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,9 +22,15 @@ void media_source_close(struct media_source *s)
 
 status spool_open(const char *dir, int *fd, struct err *e)
 {
-    *fd = open(dir != NULL ? dir : "/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (*fd >= 0) return OK;
-    return spool_fail("cannot be made", e);
+    if (dir == NULL) dir = "/tmp";
+    *fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (*fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR)) {        /* a file system without: named for a moment */
+        char path[PATH_MAX];
+        const int n = snprintf(path, sizeof path, "%s/omnidrop-XXXXXX", dir);
+        *fd = n > 0 && (size_t)n < sizeof path ? mkostemp(path, O_CLOEXEC) : -1;
+        if (*fd >= 0) unlink(path);
+    }
+    return *fd >= 0 ? OK : spool_fail("cannot be made", e);
 }
 
 status spool_fail(const char *what, struct err *e)

@@ -411,8 +411,8 @@ static void *run_long(void *arg)
     return NULL;
 }
 
-/* The child of this process, once it is behind its walls; *status_ gets its /proc text. */
-static pid_t child_pid(char *text, size_t cap)
+/* The child of `of`, once it is behind its walls; *status_ gets its /proc text. */
+static pid_t child_pid(pid_t of, char *text, size_t cap)
 {
     for (int i = 0; i < 500; i++, usleep(10000)) {
         DIR *d = opendir("/proc");
@@ -425,7 +425,7 @@ static pid_t child_pid(char *text, size_t cap)
             if (file == NULL) continue;
             text[fread(text, 1, cap - 1, file)] = 0;
             fclose(file);
-            snprintf(parent, sizeof parent, "PPid:\t%d\n", (int)getpid());
+            snprintf(parent, sizeof parent, "PPid:\t%d\n", (int)of);
             if (strstr(text, parent) != NULL && strstr(text, "Seccomp:\t2") != NULL) found = atoi(f->d_name);
         }
         closedir(d);
@@ -442,7 +442,7 @@ static void killed(void **state)
     static char text[8192];
     struct runner r = { .source = source_of(long_film()) };
     pthread_create(&r.thread, NULL, run_long, &r);
-    const pid_t pid = child_pid(text, sizeof text);
+    const pid_t pid = child_pid(getpid(), text, sizeof text);
     assert_non_null(strstr(text, "NoNewPrivs:\t1"));
     char path[64];
     int n = 0;
@@ -471,7 +471,7 @@ static void stopped(void **state)
     static atomic_bool stop;
     struct runner r = { .source = source_of(long_film()), .limits = { .stop = &stop } };
     pthread_create(&r.thread, NULL, run_long, &r);
-    child_pid(text, sizeof text);
+    child_pid(getpid(), text, sizeof text);
     const double at = clock_s();
     atomic_store(&stop, true);
     pthread_join(r.thread, NULL);
@@ -506,6 +506,50 @@ static void too_much_memory(void **state)
     assert_non_null(strstr(r.e.text, "more than the 4 MiB"));
     media_source_close(&r.source);
     no_children();
+}
+
+/* A child does not outlive its parent. */
+static void orphan(void **state)
+{
+    (void)state;
+    static char text[8192];
+    struct runner r = { .source = source_of(long_film()) };
+    fflush(NULL);
+    const pid_t parent = fork();
+    if (parent == 0) {
+        run_long(&r);
+        _exit(0);
+    }
+    const pid_t pid = child_pid(parent, text, sizeof text);
+    kill(parent, SIGKILL);
+    assert_int_equal(waitpid(parent, NULL, 0), parent);
+    char path[64];
+    bool there = true;
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    for (int i = 0; i < 200 && there; i++, usleep(10000)) {
+        FILE *f = fopen(path, "r");
+        text[0] = 0;
+        if (f != NULL) {
+            text[fread(text, 1, sizeof text - 1, f)] = 0;
+            fclose(f);
+        }
+        there = text[0] != 0 && strstr(text, "State:\tZ") == NULL;
+    }
+    assert_false(there);
+    media_source_close(&r.source);
+}
+
+/* What a server asks at its start. */
+static void check(void **state)
+{
+    (void)state;
+    struct err e = { .text = "" };
+    assert_ok(extract_check(&NO_LIMITS, &e), e);
+    extract_set_program("/bin/true");                      /* starts, and says nothing */
+    const status st = extract_check(&NO_LIMITS, &e);
+    assert_true(st == E_INTERNAL || st == E_IO);           /* it may be gone before it is told anything */
+    assert_null(e.tag);
+    extract_set_program("/proc/self/exe");
 }
 
 /* A spool that is not there or full; a program that is not there. */
@@ -548,7 +592,7 @@ int main(void)
         cmocka_unit_test(sources), cmocka_unit_test(probes), cmocka_unit_test(bits), cmocka_unit_test(choices),
         cmocka_unit_test(frame_list), cmocka_unit_test(bad), cmocka_unit_test(tokens), cmocka_unit_test(killed),
         cmocka_unit_test(stopped), cmocka_unit_test(too_slow), cmocka_unit_test(too_much_memory),
-        cmocka_unit_test(no_room),
+        cmocka_unit_test(no_room), cmocka_unit_test(orphan), cmocka_unit_test(check),
     };
     const int rc = cmocka_run_group_tests(tests, NULL, NULL);
     char path[64];

@@ -141,23 +141,34 @@ static void slow_reader(void **state)
     media_source_close(&s);
 }
 
-/* Kills our child; false: there is none. */
-static bool kill_child(void)
+/* A child of `of` that lives; 0: there is none. */
+static pid_t child_of(pid_t of)
 {
     DIR *d = opendir("/proc");
-    bool found = false;
+    pid_t found = 0;
     for (const struct dirent *f; !found && (f = readdir(d)) != NULL; ) {
-        char path[300], line[512] = "";
+        char path[300], line[512] = "", state;
         int pid, parent;
         snprintf(path, sizeof path, "/proc/%s/stat", f->d_name);
         FILE *file = atoi(f->d_name) > 0 ? fopen(path, "r") : NULL;
         if (file == NULL) continue;
-        if (fgets(line, sizeof line, file) && sscanf(line, "%d (%*[^)]) %*c %d", &pid, &parent) == 2 && parent == getpid())
-            found = kill(pid, SIGKILL) == 0;
+        if (fgets(line, sizeof line, file) && sscanf(line, "%d (%*[^)]) %c %d", &pid, &state, &parent) == 3 && parent == of)
+            found = state != 'Z' ? pid : 0;
         fclose(file);
     }
     closedir(d);
     return found;
+}
+
+static bool lives(pid_t pid)
+{
+    char path[64], line[512] = "", state = 'Z';
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    FILE *file = fopen(path, "r");
+    if (file == NULL) return false;
+    if (fgets(line, sizeof line, file) == NULL || sscanf(line, "%*d (%*[^)]) %c", &state) != 1) state = 'Z';
+    fclose(file);
+    return state != 'Z';
 }
 
 /* Half a file is not a whole one: the reader learns that its child was killed. */
@@ -172,7 +183,9 @@ static void killed(void **state)
     status st;
     assert_ok(sound_stream_open(&s, 0, 0, false, &NO_LIMITS, &x, &e), e);
     assert_ok(sound_stream_read(x, buf, 16000, &n, &e), e);
-    assert_true(kill_child());
+    const pid_t pid = child_of(getpid());
+    assert_true(pid > 0);
+    kill(pid, SIGKILL);
     do {
         st = sound_stream_read(x, buf, 16000, &n, &e);
         all += n;
@@ -184,6 +197,29 @@ static void killed(void **state)
     sound_stream_close(&x);
     media_source_close(&s);
     assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
+}
+
+/* The child of a process that died goes as well. */
+static void orphan(void **state)
+{
+    (void)state;
+    struct media_source s = long_source();
+    pid_t pid = 0;
+    fflush(NULL);
+    const pid_t parent = fork();
+    if (parent == 0) {
+        struct sound_stream *x;
+        if (sound_stream_open(&s, 0, 0, false, &NO_LIMITS, &x, NULL) == OK) pause();
+        _exit(0);
+    }
+    for (int i = 0; i < 500 && pid == 0; i++, usleep(10000)) pid = child_of(parent);
+    assert_true(pid > 0);
+    usleep(300000);                               /* the pipe is full */
+    kill(parent, SIGKILL);
+    assert_int_equal(waitpid(parent, NULL, 0), parent);
+    for (int i = 0; i < 200 && lives(pid); i++) usleep(10000);
+    assert_false(lives(pid));
+    media_source_close(&s);
 }
 
 /* Given up in the middle, and stopped from elsewhere. */
@@ -213,7 +249,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bits), cmocka_unit_test(refused), cmocka_unit_test(slow_reader), cmocka_unit_test(killed),
-        cmocka_unit_test(ended),
+        cmocka_unit_test(ended), cmocka_unit_test(orphan),
     };
     const int rc = cmocka_run_group_tests(tests, NULL, NULL);
     if (long_path[0] != 0) unlink(long_path);

@@ -1,9 +1,8 @@
-/* api/batch_engine.h - the engine behind batches: what runs their lines, and how many it has room for. */
+/* api/batch_engine.h - the engine behind batches: what runs their lines. */
 #ifndef API_BATCH_ENGINE_H
 #define API_BATCH_ENGINE_H
 
 #include "api/api.h"
-#include "api/batches.h"
 
 struct batch_engine { struct api *api; };
 
@@ -13,9 +12,5 @@ void batch_engine_run(void *batch_engine, const char *endpoint, const char *body
 /* A batches_run (api/batches.h): the same for an API key. */
 void batch_engine_run_for(void *batch_engine, const char *owner, const char *endpoint, const char *body, size_t n,
                           const char *request_id, const atomic_bool *stop, int *status_code, json_t **reply);
-
-/* A `room` function of batches_options: what online requests leave of max_running, and at most `share` of it. */
-struct batch_room { struct service *service; uint32_t max_running; double share; };
-uint32_t batch_engine_room(void *batch_room, uint32_t n_batch);
 
 #endif

@@ -29,7 +29,7 @@ struct batches_options {
     const char *dir;               /* made where it is not there */
     struct files *files;           /* borrowed; closed after batches_close */
     uint32_t n_at_once;            /* lines of all batches; 0: 8 */
-    /* How many batch lines may run now, of which n_batch do (api/batch_engine.h has one). NULL: n_at_once. */
+    /* How many batch lines may run now, of which n_batch do. NULL: n_at_once. */
     uint32_t (*room)(void *self, uint32_t n_batch);
     void *room_self;
     /* A line is over, with this status; 0: it never ran. May be NULL. */

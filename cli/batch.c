@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "api/batch.h"
 #include "api/batch_engine.h"
 #include "api/loader.h"
 #include "base/clock.h"

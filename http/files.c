@@ -4,9 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-
-#include "media/extract.h"
 
 #define FILES "/v1/files"
 #define FILE_ID "/v1/files/{id}"
@@ -67,17 +64,6 @@ static status read_upload(struct http_request *r, struct http_part **file, struc
     a->purpose = purpose->value;
     a->digest = (*file)->digest;
     return OK;
-}
-
-status http_files_probe(void *limits, int fd, const char *name, struct err *e)
-{
-    struct media_source s = { .fd = fd };
-    struct media_info info;
-    struct stat st;
-    if (fstat(fd, &st) != 0) return err_set(e, E_IO, "%.100s: the upload cannot be read", name);
-    s.bytes = (uint64_t)st.st_size;
-    snprintf(s.name, sizeof s.name, "%.100s", name);
-    return extract_probe(&s, limits, &info, e);
 }
 
 static status add_file(struct disk_job *j, struct err *e)

@@ -13,9 +13,6 @@ struct http_files {                /* borrowed as long as the server runs */
     status (*probe)(void *self, int fd, const char *name, struct err *e);
     void *probe_self;
 };
-/* Such a probe, in a confined child; limits: a struct extract_limits. */
-status http_files_probe(void *limits, int fd, const char *name, struct err *e);
-
 /* Before http_server_run. */
 void http_files_routes(struct http_files *f);
 

@@ -476,7 +476,6 @@ static bool same_peer(const struct sockaddr_storage *a, const struct sockaddr_st
 static bool over_limit(const struct http_server *s, const struct sockaddr_storage *peer)
 {
     if (s->n_connections >= s->o.max_connections) return true;
-    if (s->o.per_ip_connections == 0) return false;
     uint32_t n = 0;
     for (const struct connection *c = s->connections; c; c = c->next) n += !c->refused && same_peer(&c->peer, peer);
     return n >= s->o.per_ip_connections;

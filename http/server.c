@@ -387,6 +387,7 @@ static void fill_defaults(struct http_options *o)
     DEFAULT(max_upload, UINT64_C(8) << 30);
     DEFAULT(max_spool, UINT64_C(32) << 30);
     DEFAULT(max_connections, 1024);
+    DEFAULT(per_ip_connections, 64);
     DEFAULT(header_s, 10);
     DEFAULT(body_grace_s, 10);
     DEFAULT(body_stall_s, 30);

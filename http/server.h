@@ -43,7 +43,7 @@ struct http_options {              /* zero or NULL: the default of docs/http-api
     const char *root_path;         /* prefix that a proxy leaves on the path */
     const char *spool_dir;
     uint64_t max_json_body, max_upload, max_spool;
-    uint32_t max_connections, per_ip_connections;
+    uint32_t max_connections, per_ip_connections;      /* both counted before the head is read; 503 beyond */
     double header_s, body_grace_s, body_stall_s, idle_s, write_stall_s, drain_delay_s, drain_s;
     uint64_t body_rate;            /* bytes a second that a body must keep */
     bool metrics_public;

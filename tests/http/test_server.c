@@ -1670,7 +1670,7 @@ static void test_storm(void **state)
 {
     (void)state;
     const uint64_t before = count_fds();
-    start((struct http_options){ .per_ip_connections = 0, .header_s = 0.5, .body_grace_s = 0.5, .body_stall_s = 0.5, .idle_s = 0.5 });
+    start((struct http_options){ .header_s = 0.5, .body_grace_s = 0.5, .body_stall_s = 0.5, .idle_s = 0.5 });
     pthread_t th[8];
     for (uintptr_t i = 0; i < 8; i++) pthread_create(&th[i], NULL, storm, (void *)(i + 1));
     struct client c = dial();

@@ -1,0 +1,245 @@
+"""How the server starts, says what it is, and ends: docs/http-api.md 3.6 and 4."""
+import glob
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+
+from omni_server import PATIENCE, SANITIZED, TALKER, Server, check, events, finish, run
+
+LONG = {"messages": [{"role": "user", "content": "talk"}], "max_tokens": 400, "stream": True, "ignore_eos": True}
+
+
+def test_bare_start():
+    with Server() as s:
+        took = float(re.search(r"([0-9.]+) s after the start", s.stderr()).group(1))
+        check("the bundled model is served within a second of the start", took < (20 if SANITIZED else 1), s.stderr())
+        line = [l for l in s.lines if "ready on" in l][0]
+        for what, pattern in [("address", r"http://127\.0\.0\.1:\d+"), ("model", "omni-tiny"), ("default", "bundled"),
+                              ("device", r"\d+ threads"), ("policy", "policy none"), ("pages", r"\d+ pages of \d+ tokens"),
+                              ("what pruning would give", r"omnidrop.*retention.*\d\.\dx")]:
+            check("the line that says ready names the " + what, re.search(pattern, line), line)
+        check("/health", s.json("GET", "/health") == (200, {"status": "ok"}))
+        check("/ready", s.request("GET", "/ready")[0] == 200)
+        status, version = s.json("GET", "/version")
+        check("/version names version, backend and policies",
+              status == 200 and version["version"] and version["backend"] and "omnidrop" in version["policies"]
+              and version["libevent"] and version["ffmpeg"], version)
+        status, models = s.json("GET", "/v1/models")
+        check("/v1/models", status == 200 and models["object"] == "list" and models["data"][0]["id"] == "omni-tiny", models)
+        check("/models is the same for Open WebUI", s.json("GET", "/models") == (200, models))
+        check("one model", s.json("GET", "/v1/models/omni-tiny")[1]["object"] == "model")
+        status, body = s.json("GET", "/v1/models/nope")
+        check("an unknown model", status == 404 and body["error"]["code"] == "model_not_found", body)
+        status, body = s.chat("say something", max_tokens=8)
+        check("a chat", status == 200 and body["choices"][0]["finish_reason"] in ("stop", "length"), body)
+        status, headers, text = s.request("GET", "/metrics")
+        check("/metrics", status == 200 and headers["content-type"].startswith("text/plain; version=0.0.4")
+              and b'omnidrop:request_success_total{model_name="omni-tiny"' in text and b"omnidrop:http_requests_total{" in text)
+        check("the engine's steps and the request are counted",
+              re.search(rb'e2e_request_latency_seconds_count\{[^}]*\} [1-9]', text) and
+              re.search(rb'iteration_tokens_total_count\{[^}]*\} [1-9]', text) and
+              re.search(rb'generation_tokens_total\{[^}]*\} [1-9]', text), text.decode())
+        status, state = s.json("GET", "/v1/omnidrop/state")
+        check("the engine's state for the page", status == 200 and state["state"] == "ready" and state["pages"]["total"] > 0
+              and state["list"] == [], state)
+        status, headers, text = s.request("GET", "/")
+        check("the page, and the policy that confines it", status == 200 and b"<!doctype html>" in text[:40]
+              and "default-src 'none'" in headers["content-security-policy"] and "unsafe" not in headers["content-security-policy"])
+        status, body = s.json("GET", "/openapi.json")
+        check("/openapi.json names the routes", status == 200 and "/v1/chat/completions" in body["paths"], body)
+        status, body = s.json("POST", "/tokenize", {"prompt": "hello"})
+        check("/tokenize", status == 200 and body["count"] == len(body["tokens"]) > 0, body)
+        check("/detokenize is its inverse", s.json("POST", "/v1/detokenize", {"tokens": body["tokens"]})[1]["prompt"] == "hello")
+
+
+def test_listening():
+    with Server() as s:
+        code, out, err = run("serve", "--port", str(s.port))
+        check("a port in use is told before the model loads", code == 1 and str(s.port) in err and "in use" in err.lower(), (code, err))
+    code, out, err = run("serve", "--host", "0.0.0.0", "--port", "0")
+    check("without keys only loopback", code == 2 and "key" in err, (code, err))
+    with Server("--no-ui", "--api-key", "sesame", "--metrics-public") as s:
+        check("--no-ui: no page", s.request("GET", "/", headers={"Authorization": "Bearer sesame"})[0] == 404)
+        status, body = s.json("GET", "/v1/models")
+        check("with keys nothing without one", status == 401 and body["error"]["code"] == "invalid_api_key", body)
+        check("but with it", s.request("GET", "/v1/models", headers={"Authorization": "Bearer sesame"})[0] == 200)
+        check("--metrics-public", s.request("GET", "/metrics")[0] == 200)
+        check("the state needs a key", s.request("GET", "/v1/omnidrop/state")[0] == 401)
+
+
+def test_loading():
+    """A model whose vocab.json is a pipe: loading stands still until somebody writes there."""
+    with tempfile.TemporaryDirectory() as d:
+        for f in glob.glob("models/omni-tiny/*"):
+            os.symlink(os.path.abspath(f), os.path.join(d, os.path.basename(f)))
+        os.unlink(os.path.join(d, "vocab.json"))
+        os.mkfifo(os.path.join(d, "vocab.json"))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        s = Server("-m", d, "--served-model-name", "slow", "--port", str(port), ready=False)
+        s.port = port
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                s.request("GET", "/health")
+                break
+            except OSError:
+                time.sleep(0.02)
+        check("while the model loads /health is 200", s.request("GET", "/health")[0] == 200)
+        status, body = s.json("GET", "/ready")
+        check("and /ready 503 not_ready", status == 503 and body["error"]["code"] == "not_ready", body)
+        status, headers, body = s.request("POST", "/v1/chat/completions", {"messages": []})
+        check("and chat too, with Retry-After", status == 503 and 1 <= int(headers["retry-after"]) <= 60, (status, headers, body))
+        status, body = s.json("GET", "/models")
+        check("and /models has the names", status == 200 and body["data"][0]["id"] == "slow", body)
+        check("and the state says loading", s.json("GET", "/v1/omnidrop/state")[1]["state"] == "loading")
+        s.signal()
+        check("SIGTERM ends it", s.wait() == 0, s.stderr())
+        s.close()
+        os.unlink(os.path.join(d, "vocab.json"))
+        shutil.copy("models/omni-tiny/vocab.json", d)
+        with Server("-m", d, "--served-model-name", "slow", "--served-model-name", "quick") as s:
+            check("served names, the first one echoed", s.chat("hello", max_tokens=1, model="quick")[1]["model"] == "slow")
+    code, out, err = run("serve", "--port", "0", "-m", "tests/data")
+    check("no model there: exit status 4", code == 4 and "config.json" in err, (code, err))
+
+
+def stream(s, results, body=LONG):
+    """A stream to its end: appends 'first' when the first event came, then the last data, or the exception."""
+    c = s.connect()
+    try:
+        c.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        r, last, n = c.getresponse(), "", 0
+        for data in events(r):
+            n += 1
+            if n == 4:
+                results.append("running")
+            last = data
+        results.append(last)
+    except Exception as e:                      # what came of it is what the test looks at
+        results.append(repr(e))
+    finally:
+        c.close()
+
+
+def running(s, body=LONG):
+    results = []
+    thread = threading.Thread(target=stream, args=(s, results, body))
+    thread.start()
+    end = time.monotonic() + PATIENCE
+    while not results and time.monotonic() < end:
+        time.sleep(0.005)
+    return thread, results
+
+
+def test_drain():
+    s = Server("-m", TALKER, "--drain-delay", "1")
+    thread, results = running(s)
+    s.signal()
+    time.sleep(0.3)
+    try:
+        status, body = s.json("GET", "/ready")
+        check("while it drains /ready is 503 draining", status == 503 and body["error"]["code"] == "draining", body)
+        status, body = s.chat("hello")
+        check("and new requests are refused", status == 503 and body["error"]["code"] == "draining", body)
+    except OSError as e:
+        check("during the drain delay it still answers", False, repr(e))
+    code = s.wait()
+    thread.join()
+    check("a running stream goes to its end", results[-1] == "[DONE]", results)
+    check("exit status 0 after a drain", code == 0, s.stderr())
+    s.close()
+
+    s = Server("-m", TALKER, "--drain-timeout", "0.3")
+    thread, results = running(s, {**LONG, "max_tokens": 4000})
+    s.signal()
+    code = s.wait()
+    thread.join()
+    check("when the drain's time is over streams end with the error draining", '"draining"' in results[-1], results[-1])
+    check("and no [DONE]", "[DONE]" not in results[-1])
+    check("exit status 0 all the same", code == 0, (code, s.stderr()))
+    s.close()
+
+    s = Server("-m", TALKER)
+    thread, results = running(s, {**LONG, "max_tokens": 4000})
+    s.signal()
+    time.sleep(0.2)
+    start = time.monotonic()
+    s.signal(signal.SIGINT)
+    code = s.wait()
+    thread.join()
+    check("a second signal stops at once, exit status 1", code == 1 and time.monotonic() - start < 5, (code, s.stderr()))
+    check("and the stream was not ended as if whole", results[-1] != "[DONE]", results[-1])
+    s.close()
+
+
+def test_hang_up():
+    with tempfile.NamedTemporaryFile("w", suffix=".keys") as keys:
+        keys.write("# keys\nold\n")
+        keys.flush()
+        with Server("--api-key-file", keys.name) as s:
+            ask = lambda key: s.request("GET", "/v1/models", headers={"Authorization": "Bearer " + key})[0]
+            check("keys of a file", ask("old") == 200 and ask("new") == 401)
+            keys.seek(0)
+            keys.write("new\n")
+            keys.truncate()
+            keys.flush()
+            s.signal(signal.SIGHUP)
+            end = time.monotonic() + PATIENCE
+            while ask("new") != 200 and time.monotonic() < end:
+                time.sleep(0.02)
+            check("SIGHUP reads them again", ask("new") == 200 and ask("old") == 401)
+
+
+def test_options():
+    code, first, err = run("serve", "--print-config", "--port", "8123", "--served-model-name", "a,b", "--served-model-name", "c")
+    check("--print-config", code == 0 and "port = 8123" in first and first.startswith("[common]"), err)
+    with tempfile.NamedTemporaryFile("w", suffix=".ini") as f:
+        f.write(first)
+        f.flush()
+        code, second, err = run("serve", "--config", f.name, "--print-config")
+        check("what it prints reads back the same", code == 0 and first == second, err + second)
+        code, third, err = run("serve", "--config", f.name, "--print-config", env={"OMNIDROP_PORT": "8200"})
+        check("the environment comes before the file", "port = 8200" in third, err)
+        code, third, err = run("serve", "--config", f.name, "--print-config", "--port=8300", env={"OMNIDROP_PORT": "8200"})
+        check("and a flag before both", "port = 8300" in third, err)
+    code, out, err = run("serve", "--config", "configs/omnidrop.ini", "--print-config")
+    check("configs/omnidrop.ini is understood", code == 0 and "max-num-seqs = 32" in out and "policy = none" in out, err)
+    unit = open("configs/omnidrop.service").read()
+    words = re.search(r"^ExecStart=\S+ (.*)$", unit, re.M).group(1).split()
+    words[words.index("--config") + 1] = "configs/omnidrop.ini"
+    code, out, err = run(*words, "--print-config")
+    check("configs/omnidrop.service starts it with options that there are", code == 0, err)
+    for args, want in [(["--port", "70000"], "65535"), (["--max-upload", "lots"], "8G"), (["--max-queue", "0"], "whole number"),
+                       (["--limit-mm-per-prompt", "smell=3"], "image"), (["--unknown-fields", "maybe"], "reject"),
+                       (["--no-such-thing"], "no such option"), (["a-word"], "a-word"), (["--policy", "guess"], "omnidrop"),
+                       (["--config", "no/such.ini"], "no/such.ini")]:
+        code, out, err = run("serve", "--port", "0", *([] if args[0] == "--port" else args), *(args if args[0] == "--port" else []))
+        check("refused: " + " ".join(args), code == 2 and want in err and out == "", (code, err))
+
+
+def test_notify():
+    with tempfile.TemporaryDirectory() as d, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(os.path.join(d, "notify"))
+        manager.settimeout(PATIENCE)
+        with Server(env={"NOTIFY_SOCKET": os.path.join(d, "notify")}) as s:
+            check("a service manager is told READY=1", manager.recv(64) == b"READY=1")
+            s.signal()
+            check("and STOPPING=1", manager.recv(64) == b"STOPPING=1")
+            check("exit status 0 when nothing runs", s.wait() == 0, s.stderr())
+
+
+if __name__ == "__main__":
+    for test in (test_bare_start, test_listening, test_loading, test_drain, test_hang_up, test_options, test_notify):
+        try:
+            test()
+        except Exception as e:
+            check("%s: %r" % (test.__name__, e), False, e)
+    finish()

@@ -25,7 +25,7 @@ struct loader {
     void *files_self;
 };
 
-/* ---- one URL ------------------------------------------------------------------------------------------------------ */
+/* ---- one URL -------------------------------------------------------------------------------------------- */
 
 static bool starts(const char *url, const char *with) { return strncasecmp(url, with, strlen(with)) == 0; }
 
@@ -108,7 +108,7 @@ status loader_files(void *files, const char *key, const char *id, const char *na
     return media_source_of_fd(fd, name, info.digest[0] ? info.digest : NULL, out, e);
 }
 
-/* ---- the whole ------------------------------------------------------------------------------------------------------ */
+/* ---- the whole ------------------------------------------------------------------------------------------ */
 
 static void loader_free(struct loader *l)
 {
@@ -136,8 +136,8 @@ status api_loader_create(const struct loader_options *o, struct service_loader *
         loader_free(l);
         return st;
     }
-    l->fetch = (struct fetch_options){ .domain = l->domain, .n_domains = o->n_domains, .net = l->net, .n_nets = o->n_nets,
-                                       .dir = l->dir, .max_bytes = l->max_bytes };
+    l->fetch = (struct fetch_options){ .domain = l->domain, .n_domains = o->n_domains, .net = l->net,
+                                       .n_nets = o->n_nets, .dir = l->dir, .max_bytes = l->max_bytes };
     *out = (struct service_loader){ .self = l, .resolve = resolve, .limits = o->limits, .max_images = o->max_images,
                                     .max_audios = o->max_audios, .max_videos = o->max_videos };
     out->limits.dir = l->dir;

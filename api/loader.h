@@ -23,20 +23,20 @@ struct loader_options {
     uint64_t max_bytes;            /* of one source; 0: 2 GiB                                             */
     struct extract_limits limits;
     uint32_t max_images, max_audios, max_videos;
-    /* The bytes of a client's file; `key` is the digest of its API key or "". NULL: there is no store. loader_files with
-     * a struct files as files_self is the one there is. */
+    /* The bytes of a client's file; `key` is the digest of its API key or "". NULL: there is no store. loader_files
+     * with a struct files as files_self is the one there is. */
     status (*files)(void *files_self, const char *key, const char *id, const char *name, struct media_source *out,
                     struct err *e);
     void *files_self;
 };
 
-/* Copies what it needs; out->self is owned: api_loader_destroy, after the service has closed. E_ARG: a folder, domain or
- * range that is none; the text names it, for the operator. */
+/* Copies what it needs; out->self is owned: api_loader_destroy, after the service has closed. E_ARG: a folder, domain
+ * or range that is none; the text names it, for the operator. */
 status api_loader_create(const struct loader_options *o, struct service_loader *out, struct err *e);
 void api_loader_destroy(struct service_loader *l);
 
-/* A URL of any form above to a source, for routes that have no chat part (file_url, file_id). name: what messages call it.
- * *out is owned. Errors with the tags of docs/http-api.md 2.2. */
+/* A URL of any form above to a source, for routes that have no chat part (file_url, file_id). name: what messages call
+ * it. *out is owned. Errors with the tags of docs/http-api.md 2.2. */
 status api_loader_source(const struct service_loader *l, const char *url, const char *key, const char *name,
                          const atomic_bool *stop, struct media_source *out, struct err *e);
 

@@ -33,7 +33,7 @@ static struct {
     int out;
 } me;
 
-/* ---- talking --------------------------------------------------------------------------------------------------- */
+/* ---- talking -------------------------------------------------------------------------------------------- */
 
 static bool put(int fd, const void *bytes, size_t n)
 {
@@ -84,7 +84,7 @@ static void warn(const struct media *m)
     if (text != NULL) say(CHILD_WARNING, text, strlen(text));
 }
 
-/* ---- taking the job ---------------------------------------------------------------------------------------------- */
+/* ---- taking the job ------------------------------------------------------------------------------------- */
 
 static bool take_fds(uint32_t n)
 {
@@ -122,7 +122,7 @@ static bool take_job(void)
     return true;
 }
 
-/* ---- what every source is measured by ----------------------------------------------------------------------------- */
+/* ---- what every source is measured by ------------------------------------------------------------------- */
 
 static status tagged(status st, struct err *e, const char *tag)
 {
@@ -161,7 +161,7 @@ static status open_source(uint32_t i, struct media **m, struct err *e)
     return check_length(*m, e);
 }
 
-/* ---- results ------------------------------------------------------------------------------------------------------ */
+/* ---- results -------------------------------------------------------------------------------------------- */
 
 static status put_at(const void *bytes, size_t n, uint64_t at, struct err *e)
 {
@@ -215,7 +215,7 @@ static status check_tokens(const struct work *w, uint64_t heard, struct err *e)
     return extract_tokens_check(w->m->name, seen, heard, w->o->max_tokens, e);
 }
 
-/* ---- sound -------------------------------------------------------------------------------------------------------- */
+/* ---- sound ---------------------------------------------------------------------------------------------- */
 
 /* Audio tokens by what the container says of its length; 0: it does not say. */
 static uint64_t sound_estimate(const struct work *w)
@@ -264,7 +264,7 @@ static status sound_write(struct work *w, struct err *e)
     return st;
 }
 
-/* ---- films ---------------------------------------------------------------------------------------------------------- */
+/* ---- films ---------------------------------------------------------------------------------------------- */
 
 /* Fewer threads where frames are so large that their buffers alone would fill the memory. */
 static int threads_for(const struct media_info *i, const struct media_video_options *o)
@@ -318,7 +318,7 @@ static status film_write(struct work *w, struct err *e)
     return film_slices(w, e);
 }
 
-/* ---- pictures --------------------------------------------------------------------------------------------------------- */
+/* ---- pictures ------------------------------------------------------------------------------------------- */
 
 static status picture_plan(struct work *w, struct err *e)
 {
@@ -349,7 +349,7 @@ static status picture_write(struct work *w, struct err *e)
     return put_at(w->picture.patches, n * sizeof(float), child_mel_bytes(&w->plan), e);
 }
 
-/* ---- films of single pictures -------------------------------------------------------------------------------------- */
+/* ---- films of single pictures --------------------------------------------------------------------------- */
 
 struct frames {
     uint32_t load_h, load_w, n, factor;
@@ -472,7 +472,7 @@ static status frames_extract(struct work *w, struct err *e)
     return frames_write(w, &f, e);
 }
 
-/* ---- the whole ------------------------------------------------------------------------------------------------------ */
+/* ---- the whole ------------------------------------------------------------------------------------------ */
 
 static enum media_kind kind_of(const struct extract_options *o, const struct media_info *i)
 {

@@ -58,7 +58,7 @@ uint64_t child_result_bytes(const struct child_plan *p);
 /* E_ARG, tag context_length_exceeded, with both counts; most 0: no limit. */
 status extract_tokens_check(const char *name, uint64_t seen, uint64_t heard, uint64_t most, struct err *e);
 
-/* ---- parent ---------------------------------------------------------------------------------------------------- */
+/* ---- parent --------------------------------------------------------------------------------------------- */
 
 #define CHILD_MESSAGE_MAX 2048
 
@@ -86,7 +86,8 @@ status child_start(const struct child_job *job, const struct media_source *s, in
 status child_hear(struct child *c, struct err *e);
 status child_say(struct child *c, enum child_word word, struct err *e);
 /* INFO: checks it, gives it out and sets the time limit by the length of the media. */
-status child_info(struct child *c, const struct extract_limits *l, uint64_t bytes, struct media_info *out, struct err *e);
+status child_info(struct child *c, const struct extract_limits *l, uint64_t bytes, struct media_info *out,
+                  struct err *e);
 /* A job with what the limits say, and a child at it that has told what the source holds. */
 struct child_job extract_job(enum child_work work, uint32_t n_sources, const struct extract_limits *l);
 status extract_start(const struct child_job *job, const struct media_source *s, int extra,

@@ -24,7 +24,7 @@
 #define SANITIZED 0
 #endif
 
-/* ---- limits -------------------------------------------------------------------------------------------------- */
+/* ---- limits --------------------------------------------------------------------------------------------- */
 
 /* Bytes of addresses that are mapped already: the program and its libraries. */
 static uint64_t mapped(void)
@@ -60,7 +60,7 @@ static status limits(const struct confine *c, struct err *e)
     return OK;
 }
 
-/* ---- system calls -------------------------------------------------------------------------------------------- */
+/* ---- system calls --------------------------------------------------------------------------------------- */
 
 /* Calls that need no look at their arguments. */
 static const int PLAIN[] = {
@@ -79,7 +79,8 @@ static int allow_writes(scmp_filter_ctx f, const struct confine *c)
     int rc = 0;
     for (int i = 0; i < 2 && rc == 0; i++) {
         if (c->stream_fd[i] < 0) continue;
-        rc = seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(write), 1, SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)c->stream_fd[i]));
+        rc = seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(write), 1,
+                              SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)c->stream_fd[i]));
     }
     if (rc == 0 && SANITIZED)
         rc = seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(write), 1, SCMP_A0(SCMP_CMP_EQ, 2));
@@ -109,7 +110,8 @@ static int allow(scmp_filter_ctx f, const struct confine *c)
         rc = seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(tgkill), 1, SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid()));
     /* A limit of its own may be asked for, not set. */
     if (rc == 0)
-        rc = seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 2, SCMP_A0(SCMP_CMP_EQ, 0), SCMP_A2(SCMP_CMP_EQ, 0));
+        rc = seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 2, SCMP_A0(SCMP_CMP_EQ, 0),
+                              SCMP_A2(SCMP_CMP_EQ, 0));
     return rc == 0 ? allow_writes(f, c) : rc;
 }
 

@@ -27,7 +27,7 @@ void extract_free(struct extract *x)
     *x = (struct extract){ .kind = MEDIA_NONE };
 }
 
-/* ---- the job --------------------------------------------------------------------------------------------------- */
+/* ---- the job -------------------------------------------------------------------------------------------- */
 
 struct child_job extract_job(enum child_work work, uint32_t n, const struct extract_limits *l)
 {
@@ -59,7 +59,8 @@ status extract_start(const struct child_job *job, const struct media_source *s, 
     return st;
 }
 
-status extract_probe(const struct media_source *s, const struct extract_limits *l, struct media_info *out, struct err *e)
+status extract_probe(const struct media_source *s, const struct extract_limits *l, struct media_info *out,
+                     struct err *e)
 {
     const struct child_job job = extract_job(CHILD_PROBE, 1, l);
     struct media_info info;
@@ -85,7 +86,7 @@ status extract_check(const struct extract_limits *l, struct err *e)
     return st == OK ? err_set(e, E_INTERNAL, "the child that decodes media does not read a WAV file") : E_INTERNAL;
 }
 
-/* ---- the result ------------------------------------------------------------------------------------------------ */
+/* ---- the result ----------------------------------------------------------------------------------------- */
 
 uint64_t child_mel_bytes(const struct child_plan *p)
 {
@@ -116,7 +117,8 @@ static bool plan_honest(const struct child_plan *p, const struct extract_options
 }
 
 /* The same rule as in the child, by numbers that were checked. */
-static status tokens_check(const struct child *c, const struct child_plan *p, const struct extract_options *o, struct err *e)
+static status tokens_check(const struct child *c, const struct child_plan *p, const struct extract_options *o,
+                           struct err *e)
 {
     const struct media_vision *given = p->kind == MEDIA_IMAGE ? &o->image.vision : &o->video.vision;
     const uint64_t merge = given->patch ? given->merge : media_vision_default().merge;
@@ -127,7 +129,8 @@ static status tokens_check(const struct child *c, const struct child_plan *p, co
 status extract_tokens_check(const char *name, uint64_t seen, uint64_t heard, uint64_t most, struct err *e)
 {
     if (most == 0 || seen + heard <= most) return OK;
-    err_set(e, E_ARG, "%s: %" PRIu64 " tokens (%" PRIu64 " to see, %" PRIu64 " to hear), of which %" PRIu64 " can be taken",
+    err_set(e, E_ARG,
+            "%s: %" PRIu64 " tokens (%" PRIu64 " to see, %" PRIu64 " to hear), of which %" PRIu64 " can be taken",
             name, seen + heard, seen, heard, most);
     err_tag(e, "context_length_exceeded", NULL);
     return E_ARG;

@@ -37,7 +37,7 @@ enum media_kind { MEDIA_NONE, MEDIA_IMAGE, MEDIA_AUDIO, MEDIA_VIDEO };
 
 struct extract_options {
     enum media_kind kind;
-    int sound;                     /* films: 1 their sound too (E_INPUT where there is none), 0 no, -1 where there is some */
+    int sound;                     /* films: 1 their sound too (E_INPUT where there is none), 0 no, -1 if they can */
     double start_s, end_s;         /* of sound and film; <= 0: from the start, to the end. They replace video.start_s */
     struct media_image_options image;
     struct media_video_options video;
@@ -75,7 +75,8 @@ void extract_free(struct extract *x);
 
 /* What the source holds, through the child. Errors as media_open, with tags: unsupported_media, media_decode_failed,
  * media_too_large, media_too_long. */
-status extract_probe(const struct media_source *s, const struct extract_limits *l, struct media_info *out, struct err *e);
+status extract_probe(const struct media_source *s, const struct extract_limits *l, struct media_info *out,
+                     struct err *e);
 
 /* Can a child be started and confined here? To be asked once, at the start, so that the operator learns it and not the
  * first client. E_INTERNAL and E_IO say what is in the way. */

@@ -25,7 +25,7 @@
 #define STOP_MS 50
 #define BYTES_MAX ((uint64_t)2 << 30)
 
-/* ---- addresses --------------------------------------------------------------------------------------------------- */
+/* ---- addresses ------------------------------------------------------------------------------------------ */
 
 static bool in_net(const uint8_t *address, const uint8_t *net, unsigned bits)
 {
@@ -111,7 +111,7 @@ status fetch_net_parse(const char *text, struct fetch_net *out, struct err *e)
     return OK;
 }
 
-/* ---- hosts ------------------------------------------------------------------------------------------------------- */
+/* ---- hosts ---------------------------------------------------------------------------------------------- */
 
 /* Lower case, without the one dot that may end a name. */
 static bool host_tidy(const char *host, char *out, size_t cap)
@@ -157,7 +157,7 @@ static bool domain_has(const struct fetch_domain *d, const char *host, unsigned 
     return n > m + 1 && host[n - m - 1] == '.' && strcmp(host + n - m, d->host) == 0;
 }
 
-/* ---- URLs -------------------------------------------------------------------------------------------------------- */
+/* ---- URLs ----------------------------------------------------------------------------------------------- */
 
 struct target {
     CURLU *url;                    /* owned; what is checked is what connects */
@@ -188,8 +188,8 @@ static bool part_get(CURLU *url, CURLUPart what, unsigned flags, char *out, size
     return ok;
 }
 
-/* The host as it is looked up: letters beyond ASCII as IDNA has them. curl reads them by the locale, which a server does
- * not have, so this thread gets one for the moment. */
+/* The host as it is looked up: letters beyond ASCII as IDNA has them. curl reads them by the locale, which a server
+ * does not have, so this thread gets one for the moment. */
 static bool host_get(CURLU *url, char *out, size_t cap)
 {
     const locale_t utf8 = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0);
@@ -257,7 +257,7 @@ status fetch_check(const struct fetch_options *o, const char *url, const char *n
     return OK;
 }
 
-/* ---- names to addresses -------------------------------------------------------------------------------------------- */
+/* ---- names to addresses --------------------------------------------------------------------------------- */
 
 /* The system's resolver knows no deadline, so it has a thread of its own that may outlive the asker. */
 struct lookup {
@@ -397,7 +397,7 @@ static status resolve(const struct fetch *f, const struct target *t, char *entry
     return OK;
 }
 
-/* ---- the transfer -------------------------------------------------------------------------------------------------- */
+/* ---- the transfer --------------------------------------------------------------------------------------- */
 
 /* The last gate: whatever curl is about to connect to. */
 static curl_socket_t socket_open(void *self, curlsocktype purpose, struct curl_sockaddr *a)
@@ -531,7 +531,8 @@ static status judge(const struct fetch *f, CURLcode rc, long code, struct err *e
     if (rc == CURLE_PEER_FAILED_VERIFICATION)
         return fetch_fail(e, E_INPUT, "media_fetch_failed", f->name, "its host cannot prove to be who the URL says");
     if (f->began)
-        return fetch_fail(e, E_IO, "media_fetch_failed_remote", f->name, "its host broke off before the file was whole");
+        return fetch_fail(e, E_IO, "media_fetch_failed_remote", f->name,
+                          "its host broke off before the file was whole");
     return fetch_fail(e, E_IO, "media_fetch_failed_remote", f->name, "no connection to its host, or no answer");
 }
 
@@ -577,8 +578,8 @@ static status follow(struct fetch *f, const char *url, struct err *e)
     for (int n = 0; st == OK && here != NULL; n++) {
         struct target t;
         char *next = NULL;
-        st = n > REDIRECTS_MAX ? fetch_fail(e, E_INPUT, "media_fetch_failed", f->name, "it is redirected more than 3 times")
-           : target_check(f->o, here, f->name, &t, e);
+        st = n <= REDIRECTS_MAX ? target_check(f->o, here, f->name, &t, e)
+           : fetch_fail(e, E_INPUT, "media_fetch_failed", f->name, "it is redirected more than 3 times");
         if (st != OK) break;
         if (https && !t.https) st = not_allowed(e, f->name, "it is redirected from https to http");
         https = t.https;

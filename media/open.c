@@ -20,7 +20,7 @@
 
 #define IO_BYTES (64 << 10)
 
-/* ---- FFmpeg's log: silent, its last complaint kept for our own messages -------------------------------- */
+/* ---- FFmpeg's log: silent, its last complaint kept for our own messages --------------------------------- */
 
 static __thread char complaint[256];
 static __thread unsigned too_wide, too_high;      /* of a picture that was refused for its size; 0: none */
@@ -62,7 +62,7 @@ void media_warn(struct media *m, const char *fmt, ...)
     va_end(ap);
 }
 
-/* ---- bytes --------------------------------------------------------------------------------------------- */
+/* ---- bytes ---------------------------------------------------------------------------------------------- */
 
 static int io_read(void *opaque, uint8_t *buf, int n)
 {
@@ -115,20 +115,26 @@ static bool format_is_list(const char *names)
     return false;
 }
 
-/* What is opened at all. FFmpeg knows some 350 formats, many from games and recorders of the past, or text that is drawn;
- * each one is code that strangers would run. */
+/* What is opened at all. FFmpeg knows some 350 formats, many from games and recorders of the past, or text that is
+ * drawn; each one is code that strangers would run. */
 static bool format_is_taken(const char *names)
 {
     static const char *const list[] = {
-        /* films with sound */ "mov", "matroska", "avi", "mpegts", "mpeg", "flv", "live_flv", "asf", "ogg", "mxf", "gxf",
-        "nut", "rm", "wtv", "dv",
-        /* films alone */ "mpegvideo", "m4v", "h263", "h264", "hevc", "av1", "obu", "ivf", "vc1", "mjpeg", "yuv4mpegpipe",
+        /* films with sound */
+        "mov", "matroska", "avi", "mpegts", "mpeg", "flv", "live_flv", "asf", "ogg", "mxf", "gxf", "nut",
+        "rm", "wtv", "dv",
+        /* films alone */
+        "mpegvideo", "m4v", "h263", "h264", "hevc", "av1", "obu", "ivf", "vc1", "mjpeg", "yuv4mpegpipe",
         "gif", "apng",
-        /* sound */ "wav", "w64", "aiff", "au", "caf", "voc", "sox", "flac", "mp3", "aac", "loas", "ac3", "eac3", "dts",
-        "dtshd", "mlp", "truehd", "amr", "amrnb", "amrwb", "ape", "wv", "tta", "tak", "mpc", "mpc8", "shn", "dsf", "qcp",
-        /* pictures */ "bmp_pipe", "dds_pipe", "dpx_pipe", "exr_pipe", "gif_pipe", "j2k_pipe", "jpeg_pipe", "jpegls_pipe",
-        "jpegxl_pipe", "pam_pipe", "pbm_pipe", "pcx_pipe", "pfm_pipe", "pgm_pipe", "pgmyuv_pipe", "png_pipe", "ppm_pipe",
-        "psd_pipe", "qoi_pipe", "sgi_pipe", "sunrast_pipe", "tiff_pipe", "webp_pipe", "xbm_pipe", "xpm_pipe", "xwd_pipe",
+        /* sound */
+        "wav", "w64", "aiff", "au", "caf", "voc", "sox", "flac", "mp3", "aac", "loas", "ac3", "eac3", "dts",
+        "dtshd", "mlp", "truehd", "amr", "amrnb", "amrwb", "ape", "wv", "tta", "tak", "mpc", "mpc8", "shn",
+        "dsf", "qcp",
+        /* pictures */
+        "bmp_pipe", "dds_pipe", "dpx_pipe", "exr_pipe", "gif_pipe", "j2k_pipe", "jpeg_pipe", "jpegls_pipe",
+        "jpegxl_pipe", "pam_pipe", "pbm_pipe", "pcx_pipe", "pfm_pipe", "pgm_pipe", "pgmyuv_pipe",
+        "png_pipe", "ppm_pipe", "psd_pipe", "qoi_pipe", "sgi_pipe", "sunrast_pipe", "tiff_pipe",
+        "webp_pipe", "xbm_pipe", "xpm_pipe", "xwd_pipe",
     };
     const size_t n = strcspn(names, ",");
     for (size_t i = 0; i < sizeof list / sizeof *list; i++)
@@ -136,13 +142,14 @@ static bool format_is_taken(const char *names)
     return false;
 }
 
-/* ---- containers ---------------------------------------------------------------------------------------- */
+/* ---- containers ----------------------------------------------------------------------------------------- */
 
 /* I3. */
 static status size_check(const struct media *m, uint64_t w, uint64_t h, struct err *e)
 {
     if (w * h <= MEDIA_MAX_PIXELS) return OK;
-    err_set(e, E_INPUT, "%s: %" PRIu64 " x %" PRIu64 " pixels are %" PRIu64 ", more than the limit of %u: scale it down first",
+    err_set(e, E_INPUT,
+            "%s: %" PRIu64 " x %" PRIu64 " pixels are %" PRIu64 ", more than the limit of %u: scale it down first",
             m->name, w, h, w * h, MEDIA_MAX_PIXELS);
     return err_tag(e, "media_too_large", NULL), E_INPUT;
 }
@@ -184,8 +191,9 @@ static status container_open(struct demux *d, struct err *e)
         return unsupported(e);
     }
     if (!format_is_taken(format->name)) {
-        err_set(e, E_INPUT, "%s: %s is not among the formats that are taken: give MP4, MOV, MKV, WebM, AVI, TS or MPEG; WAV, "
-                            "FLAC, MP3, AAC, M4A, OGG or Opus; PNG, JPEG, WebP, GIF, BMP or TIFF", m->name,
+        err_set(e, E_INPUT,
+                "%s: %s is not among the formats that are taken: give MP4, MOV, MKV, WebM, AVI, TS or MPEG; WAV, FLAC, "
+                "MP3, AAC, M4A, OGG or Opus; PNG, JPEG, WebP, GIF, BMP or TIFF", m->name,
                 format->long_name != NULL ? format->long_name : format->name);
         return unsupported(e);
     }
@@ -313,7 +321,7 @@ status decoder_open(const struct demux *d, int stream, int n_threads, int idct, 
     return OK;
 }
 
-/* ---- what is inside ------------------------------------------------------------------------------------ */
+/* ---- what is inside ------------------------------------------------------------------------------------- */
 
 /* The display matrix as a turn clockwise and a mirror before it. */
 static void rotation_of(const AVStream *s, int *turn, bool *mirrored)

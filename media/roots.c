@@ -82,11 +82,12 @@ void roots_close(struct roots **r)
     *r = NULL;
 }
 
-/* ---- the path in a URL --------------------------------------------------------------------------------------------- */
+/* ---- the path in a URL ---------------------------------------------------------------------------------- */
 
 static int hex(char c)
 {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    if (c >= '0' && c <= '9') return c - '0';
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
 /* Decoded once. False: a broken escape, a NUL, too long, empty. */
@@ -136,7 +137,7 @@ static const char *beneath(const struct roots *r, const char *path, uint32_t *ro
     return best != NULL && *best != 0 ? best : NULL;
 }
 
-/* ---- digests --------------------------------------------------------------------------------------------------------- */
+/* ---- digests -------------------------------------------------------------------------------------------- */
 
 static bool same_file(const struct stat *a, const struct stat *b)
 {
@@ -173,7 +174,8 @@ static status refuse(const char *name, struct err *e)
     return E_INPUT;
 }
 
-static status digest_of(int fd, const char *name, const atomic_bool *stop, char digest[MEDIA_DIGEST_TEXT], struct err *e)
+static status digest_of(int fd, const char *name, const atomic_bool *stop, char digest[MEDIA_DIGEST_TEXT],
+                        struct err *e)
 {
     struct media_digest *d = NULL;
     uint8_t *buf = NULL;
@@ -198,7 +200,7 @@ done:
     return st;
 }
 
-/* ---- the file -------------------------------------------------------------------------------------------------------- */
+/* ---- the file ------------------------------------------------------------------------------------------- */
 
 /* A regular file beneath a root, or -1. */
 static int open_beneath(int root, const char *path, struct stat *s)
@@ -215,8 +217,8 @@ static int open_beneath(int root, const char *path, struct stat *s)
     return -1;
 }
 
-status roots_source(struct roots *r, const char *url, const char *name, const atomic_bool *stop, struct media_source *out,
-                    struct err *e)
+status roots_source(struct roots *r, const char *url, const char *name, const atomic_bool *stop,
+                    struct media_source *out, struct err *e)
 {
     char path[PATH_MAX], digest[MEDIA_DIGEST_TEXT];
     uint32_t root = 0;

@@ -21,8 +21,8 @@ void roots_close(struct roots **r);
 /* `url` begins with "file:"; `name` is for messages. r may be NULL: there are no roots. The digest is computed here, or
  * known from the last time where size, time and inode are as they were; stop (may be NULL) ends that.
  * E_INPUT, tag media_path_not_allowed. E_CANCELLED. */
-status roots_source(struct roots *r, const char *url, const char *name, const atomic_bool *stop, struct media_source *out,
-                    struct err *e);
+status roots_source(struct roots *r, const char *url, const char *name, const atomic_bool *stop,
+                    struct media_source *out, struct err *e);
 
 /* Is it a file: URL? */
 bool roots_is_file_url(const char *url);

@@ -1,6 +1,6 @@
 /* media/sound_stream.h - the sound of a source as a stream from a confined child (extract.h): 16 kHz mono f32 through a
- * pipe, for files of any length. The child decodes ahead by what the pipe holds (some seconds) and then waits, so memory
- * does not grow; dropping the stream ends it. One thread at a time; not bound to the thread that opened it. */
+ * pipe, for files of any length. The child decodes ahead by what the pipe holds (some seconds) and then waits, so
+ * memory does not grow; dropping the stream ends it. One thread at a time; not bound to the thread that opened it. */
 #ifndef MEDIA_SOUND_STREAM_H
 #define MEDIA_SOUND_STREAM_H
 
@@ -8,9 +8,9 @@
 
 struct sound_stream;
 
-/* As media_audio_open with start_s, end_s (<= 0: from the start, to the end) and keep_time. The source is borrowed until
- * sound_stream_close. *out is owned. limits->wall_s is the time that the reader has waited for the child, not the time
- * that the child waited for the reader; limits->stop is asked while the stream lives. Errors as extract_run. */
+/* As media_audio_open with start_s, end_s (<= 0: from the start, to the end) and keep_time. The source is borrowed
+ * until sound_stream_close. *out is owned. limits->wall_s is the time that the reader has waited for the child,
+ * not the time that the child waited for the reader; limits->stop is asked while the stream lives. Errors as extract_run. */
 status sound_stream_open(const struct media_source *s, double start_s, double end_s, bool keep_time,
                          const struct extract_limits *limits, struct sound_stream **out, struct err *e);
 const struct media_info *sound_stream_info(const struct sound_stream *s);

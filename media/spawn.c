@@ -26,7 +26,7 @@ static const char *program = "/proc/self/exe";
 
 void extract_set_program(const char *path) { program = path; }
 
-/* ---- starting -------------------------------------------------------------------------------------------------- */
+/* ---- starting ------------------------------------------------------------------------------------------- */
 
 static status io_fail(struct err *e, const char *what)
 {
@@ -37,7 +37,8 @@ static status io_fail(struct err *e, const char *what)
  * it was born with, a process group of its own so that a terminal's Ctrl-C is the parent's affair. */
 static int spawn(int control, pid_t *pid)
 {
-    static char name[] = "omnidrop", word[] = "--media-child", mark[] = MARK "=1", one_arena[] = "MALLOC_CONF=narenas:1";
+    static char name[] = "omnidrop", word[] = "--media-child", mark[] = MARK "=1",
+                one_arena[] = "MALLOC_CONF=narenas:1";
     char *const argv[] = { name, word, NULL };
     char libraries[1024] = "", *env[4] = { mark, one_arena, NULL, NULL };
     const char *path = getenv("LD_LIBRARY_PATH");
@@ -161,7 +162,7 @@ status child_start(const struct child_job *job, const struct media_source *s, in
     return OK;
 }
 
-/* ---- ending ---------------------------------------------------------------------------------------------------- */
+/* ---- ending --------------------------------------------------------------------------------------------- */
 
 /* Kills and buries; the status of its end where it came to one by itself, else of the kill. */
 static int bury(struct child *c)
@@ -194,7 +195,8 @@ status child_lost(struct child *c, struct err *e)
     else if (sig == SIGXFSZ)
         err_set(e, E_INPUT, "%s: decodes to more than its plan says", c->name);
     else if (sig != 0)
-        err_set(e, E_INPUT, "%s: its decoder was ended by signal %d (%s): the file is damaged, or made to harm", c->name,
+        err_set(e, E_INPUT,
+                "%s: its decoder was ended by signal %d (%s): the file is damaged, or made to harm", c->name,
                 sig, strsignal(sig));
     else
         err_set(e, E_INPUT, "%s: its decoder ended with status %d and no result", c->name, WEXITSTATUS(how));
@@ -202,7 +204,7 @@ status child_lost(struct child *c, struct err *e)
     return E_INPUT;
 }
 
-/* ---- hearing --------------------------------------------------------------------------------------------------- */
+/* ---- hearing -------------------------------------------------------------------------------------------- */
 
 status child_check(const struct child *c, double spent_s, struct err *e)
 {
@@ -290,7 +292,7 @@ status child_say(struct child *c, enum child_word word, struct err *e)
     return child_lost(c, e);
 }
 
-/* ---- what the child says of the file ----------------------------------------------------------------------------- */
+/* ---- what the child says of the file -------------------------------------------------------------------- */
 
 /* A bool of any byte. */
 static bool tidy(const bool *b)
@@ -312,7 +314,8 @@ static double seconds_for(const struct media_info *i, const struct extract_limit
     return 60 + 2 * fmin(s, most);
 }
 
-status child_info(struct child *c, const struct extract_limits *l, uint64_t bytes, struct media_info *out, struct err *e)
+status child_info(struct child *c, const struct extract_limits *l, uint64_t bytes, struct media_info *out,
+                  struct err *e)
 {
     TRY(child_hear(c, e));
     if (c->head.word != CHILD_INFO) return child_lost(c, e);

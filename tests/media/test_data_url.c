@@ -71,7 +71,8 @@ static void forms(void **state)
         "data:image/png;base64,", "data:image/png;base64,   ", "data:image/png;base64,@@@", "data:image/png,YWJj",      /* B22, B23 */
         "data:,hello", "data:", "data:;base64", "data;base64,YWJj", "dat", "data:;base64,Y", "data:;base64,YWJjY",
         "data:;base64,YW=J", "data:;base64,YWJj=", "data:;base64,YQ=", "data:;base64,YQ===", "data:;base64,YWI==",
-        "data:;base64,====", "data:;base64,YWJj====", "data:;base64,YWJj\x80", "data:;base64,YW%4a", "data:;base64;x,YWJj", "data:base64,YWJj",
+        "data:;base64,====", "data:;base64,YWJj====", "data:;base64,YWJj\x80", "data:;base64,YW%4a",
+        "data:;base64;x,YWJj", "data:base64,YWJj",
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct media_source s;

@@ -49,7 +49,7 @@ static int n_open(void)
 
 static void no_children(void) { assert_int_equal(waitpid(-1, NULL, WNOHANG), -1); }
 
-/* ---- the same bits ----------------------------------------------------------------------------------------------- */
+/* ---- the same bits -------------------------------------------------------------------------------------- */
 
 static void same_error(const char *name, status here, const struct err *he, status there, const struct err *te)
 {
@@ -257,7 +257,7 @@ static void frame_list(void **state)
     for (int i = 0; i < 3; i++) media_source_close(&s[i]);
 }
 
-/* ---- bad input ---------------------------------------------------------------------------------------------------- */
+/* ---- bad input ------------------------------------------------------------------------------------------ */
 
 static void refuse(struct media_source s, const struct extract_options *o, const struct extract_limits *l, status want,
                    const char *tag, const char *says)
@@ -279,7 +279,10 @@ static struct media_source bytes(const void *p, size_t n, const char *name)
     return s;
 }
 
-static void put32(uint8_t *p, uint32_t v) { p[0] = (uint8_t)(v >> 24), p[1] = (uint8_t)(v >> 16), p[2] = (uint8_t)(v >> 8), p[3] = (uint8_t)v; }
+static void put32(uint8_t *p, uint32_t v)
+{
+    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> (24 - 8 * i));
+}
 
 static uint32_t crc(const uint8_t *p, size_t n)
 {
@@ -375,7 +378,7 @@ static void tokens(void **state)
     refuse(data("photo420.jpg"), &o, &NO_LIMITS, E_ARG, "context_length_exceeded", "0 to hear");
 }
 
-/* ---- faults ------------------------------------------------------------------------------------------------------- */
+/* ---- faults --------------------------------------------------------------------------------------------- */
 
 static const char *long_film(void)
 {

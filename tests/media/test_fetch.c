@@ -20,7 +20,7 @@
 
 #define BODY "The bytes of a file, as they are.\n"
 
-/* ---- the server ---------------------------------------------------------------------------------------------------- */
+/* ---- the server ----------------------------------------------------------------------------------------- */
 
 struct server {
     int fd;
@@ -218,7 +218,7 @@ static SSL_CTX *certificate(void)
     return ctx;
 }
 
-/* ---- names ----------------------------------------------------------------------------------------------------------- */
+/* ---- names ---------------------------------------------------------------------------------------------- */
 
 static struct fetch_options options;
 static struct fetch_domain domain[8];
@@ -304,7 +304,7 @@ static const char *at(struct server *s, const char *host, const char *path)
     return url;
 }
 
-/* ---- the text of URLs --------------------------------------------------------------------------------------------------- */
+/* ---- the text of URLs ----------------------------------------------------------------------------------- */
 
 static void expect(const char *url, const char *tag)
 {
@@ -390,7 +390,7 @@ static void idna(void **state)
     everywhere();
 }
 
-/* ---- addresses ------------------------------------------------------------------------------------------------------------ */
+/* ---- addresses ------------------------------------------------------------------------------------------ */
 
 static bool public_address(const struct fetch_options *o, const char *text)
 {
@@ -465,7 +465,7 @@ static void refused_hosts(void **state)
     assert_int_equal(atomic_load(&plain.n_connections), before);
 }
 
-/* ---- answers ---------------------------------------------------------------------------------------------------------------- */
+/* ---- answers -------------------------------------------------------------------------------------------- */
 
 static void gives(const char *url, const char *body)
 {

@@ -241,7 +241,8 @@ static status submit(struct ask *a, struct err *e)
     const struct transcribe_options *o = a->asker->o;
     const double by_voice = ceil(TOKENS_A_SECOND * a->voiced_s);
     static const struct chat_render_options go_on = { .no_generation_prompt = true, .continue_final = true };
-    struct service_request rq = { .o = eng_request_defaults(), .priority = o->priority, .event = on_event, .self = a };
+    struct service_request rq = { .o = eng_request_defaults(), .priority = o->priority,
+                                  .continues = true, .event = on_event, .self = a };
     chat_init(&rq.chat);
     rq.o.pcm = &a->pcm;
     rq.o.n_pcm = 1;

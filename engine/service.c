@@ -580,14 +580,14 @@ void service_close(struct service **ps)
 
 /* ---- requests ----------------------------------------------------------------------------------------------- */
 
-static status may_enter(struct service *s, struct err *e)
+static status may_enter(struct service *s, bool continues, struct err *e)
 {
     const uint32_t most = or(s->o.max_waiting, 256);
     if (s->device_failed) {
         err_set(e, E_DEVICE, "the device has failed: the server must be started anew");
         return err_tag(e, "engine_dead", NULL);
     }
-    if (s->draining) {
+    if (s->draining && !(continues && !s->closing)) {
         err_set(e, E_BUSY, "the server is shutting down and takes no new requests");
         return err_tag(e, "draining", NULL);
     }
@@ -605,7 +605,7 @@ status service_submit(struct service *s, struct service_request *rq, uint64_t *i
     const uint32_t n = rq->n_choices ? rq->n_choices : 1;
     status st = mem_alloc(&j->result, n, sizeof *j->result, e);
     pthread_mutex_lock(&s->lock);
-    if (st == OK) st = may_enter(s, e);
+    if (st == OK) st = may_enter(s, rq->continues, e);
     if (st == OK) {
         j->s = s;
         j->rq = *rq;

@@ -124,6 +124,7 @@ struct service_request {
     uint32_t n_choices;            /* 0: 1. One prefill, n decodes; seeds seed, seed + 1, ... */
     uint32_t top_logprobs;         /* 0..20 */
     int priority;                  /* lower is sooner; 0 */
+    bool continues;                /* part of work that began earlier: taken during a drain too */
     double queue_timeout_s;        /* 0: none. E_TIMEOUT, tag queue_timeout */
     double deadline_s;             /* since submit; 0: none. E_TIMEOUT, tag deadline_exceeded */
     double arrived_s;              /* clock_s() when all of it had come; 0: at submit. first_token_s and total_s count from it */

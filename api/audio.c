@@ -176,6 +176,20 @@ static status transcribe(struct api_audio_job *j, struct sound_stream *sound, st
     return st;
 }
 
+static void observe(const struct api_audio_job *j, const struct transcript *t, double took_s)
+{
+    const struct api_audio_options *o = &j->audio->o;
+    struct api_audio_outcome x = { .n_failed = t->n_failed, .n_cached = t->n_replayed, .took_s = took_s,
+                                   .sound_s = t->complete ? t->duration_s : 0, .policy = prune_params_name(j->o.policy) };
+    for (size_t i = 0; i < t->n_windows; i++) {
+        const struct transcribe_window *w = &t->window[i];
+        if (w->status != WINDOW_OK || w->replayed || w->attempts == 0) continue;   /* 0: it was not over */
+        if (w->attempts > 1) x.n_retried++;
+        else x.n_ok++;
+    }
+    if (o->observe) o->observe(o->observe_self, &x);
+}
+
 /* All of it, on this thread; tells the sink. */
 static void run(struct api_audio_job *j)
 {
@@ -183,6 +197,7 @@ static void run(struct api_audio_job *j)
     struct sound_stream *sound = NULL;
     struct api_audio_reply reply = { 0 };
     struct err e = { 0 };
+    const double from = clock_s();
     status st = atomic_load(j->cancel) ? err_set(&e, E_CANCELLED, "cancelled") : OK;
     sweep(j->audio);
     if (st == OK) st = resolve(j, &e);
@@ -191,6 +206,7 @@ static void run(struct api_audio_job *j)
     sound_stream_close(&sound);
     if (st == OK && j->p.stream) audio_send_done(j, &t);
     else if (st == OK) st = audio_reply(j, &t, &reply, &e);
+    observe(j, &t, clock_s() - from);
     transcript_free(&t);
     j->sink.done(j->sink.self, st == OK && !j->p.stream ? &reply : NULL, st == OK ? NULL : &e);
 }

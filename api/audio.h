@@ -17,6 +17,13 @@
 struct api_audio;
 struct api_audio_job;
 
+/* What a job did: windows that were transcribed at once, after another try, not at all, or before. */
+struct api_audio_outcome {
+    uint32_t n_ok, n_retried, n_failed, n_cached;
+    double sound_s, took_s;        /* sound_s 0: it did not come to its end */
+    const char *policy;
+};
+
 struct api_audio_options {
     struct api *api;
     const struct service_loader *loader;       /* resolves file_id and file_url; NULL: they are refused; borrowed */
@@ -26,6 +33,8 @@ struct api_audio_options {
     uint32_t n_threads;            /* jobs at once; 0: 8                                                      */
     uint32_t max_waiting;          /* jobs that wait for a thread; 0: 64                                      */
     uint32_t windows_at_once;      /* of one job, 1..64; 0: 4                                                 */
+    void (*observe)(void *self, const struct api_audio_outcome *o);    /* once a job, on its thread; may be NULL */
+    void *observe_self;
 };
 
 /* E_MODEL: the model's profile is wrong. E_IO: cache_dir. */

@@ -68,8 +68,9 @@ static const struct { const char *name, *text; } SCHEMAS[] = {
                         "'policy':" STRING ",'resolved':{'type':'object'},'av_tokens_in':" REF("ByModality") ",'layers':" COUNT
                         ",'kept_per_layer':" COUNTS ",'kept_last':" REF("ByModality") ",'mean_retention':{'type':['number','null']}"
                         ",'cached_layers':" COUNT ",'kv_bytes':" COUNT ",'kv_bytes_unpruned':" COUNT ",'encode_ms':" REAL
-                        ",'prefill_ms':" REAL ",'tokens':" OBJECT("'chunks','seconds_per_chunk','audio','video'",
-                        "'chunks':" COUNT ",'seconds_per_chunk':" REAL ",'audio':" OF(COUNTS) ",'video':" OF(COUNTS))) },
+                        ",'prefill_ms':" REAL ",'tokens':" OBJECT("'chunks','seconds_per_chunk','audio','video','audio_in','video_in'",
+                        "'chunks':" COUNT ",'seconds_per_chunk':" REAL ",'audio':" OF(COUNTS) ",'video':" OF(COUNTS)
+                        ",'audio_in':" COUNTS ",'video_in':" COUNTS)) },
     { "TokenLogprob", OBJECT("'token','logprob','bytes'", "'token':" STRING ",'logprob':" REAL ",'bytes':{'type':'array',"
                              "'items':{'type':'integer','minimum':0,'maximum':255}},'top_logprobs':" OF(REF("TokenLogprob"))) },
     { "ChatLogprobs", OBJECT("'content','refusal'", "'content':" OF(REF("TokenLogprob")) ",'refusal':" NIL) },

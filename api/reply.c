@@ -253,11 +253,25 @@ static json_t *chunk_counts(const struct eng_result *r, const struct prompt *p, 
     return layers;
 }
 
+/* Tokens of `kind` in the prompt, before any was dropped, by chunk. */
+static json_t *chunk_totals(const struct prompt *p, enum token_kind kind)
+{
+    const uint32_t n_chunks = (uint32_t)p->max_chunk + 1;
+    uint32_t *count = mem_must(n_chunks, sizeof *count);
+    json_t *row = json_array();
+    for (uint32_t i = 0; i < p->n; i++)
+        if (p->kind[i] == kind && p->chunk[i] >= 0) count[p->chunk[i]]++;
+    for (uint32_t c = 0; c < n_chunks; c++) json_array_append_new(row, json_integer(count[c]));
+    free(count);
+    return row;
+}
+
 static json_t *token_detail(const struct api_job *j, const struct eng_result *r, const struct prompt *p)
 {
-    return json_pack("{s:I,s:f,s:o,s:o}", "chunks", (json_int_t)p->max_chunk + 1, "seconds_per_chunk",
+    return json_pack("{s:I,s:f,s:o,s:o,s:o,s:o}", "chunks", (json_int_t)p->max_chunk + 1, "seconds_per_chunk",
                      j->api->seconds_per_chunk, "audio", chunk_counts(r, p, TOKEN_AUDIO), "video",
-                     chunk_counts(r, p, TOKEN_VIDEO));
+                     chunk_counts(r, p, TOKEN_VIDEO), "audio_in", chunk_totals(p, TOKEN_AUDIO), "video_in",
+                     chunk_totals(p, TOKEN_VIDEO));
 }
 
 /* All choices share the prefill, so the first one tells. */

@@ -446,7 +446,7 @@ static void run_is_a_call(void **state)
 #define STATS_B ",\"av_tokens_in\":{\"audio\":3,\"video\":3,\"image\":0},\"layers\":3,\"kept_per_layer\":[6,5,4],\"kept_last\":" \
     "{\"audio\":2,\"video\":2,\"image\":0},\"mean_retention\":0.75,\"cached_layers\":1,\"kv_bytes\":1000,\"kv_bytes_unpruned\":2000," \
     "\"encode_ms\":500.0,\"prefill_ms\":250.0"
-#define STATS_TOKENS ",\"tokens\":{\"chunks\":2,\"seconds_per_chunk\":2.0,\"audio\":[[2,1],[2,1],[1,1]],\"video\":[[2,1],[1,1],[1,1]]}"
+#define STATS_TOKENS ",\"tokens\":{\"chunks\":2,\"seconds_per_chunk\":2.0,\"audio\":[[2,1],[2,1],[1,1]],\"video\":[[2,1],[1,1],[1,1]],\"audio_in\":[2,1],\"video_in\":[2,1]}"
 
 static void statistics(void **state)
 {

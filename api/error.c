@@ -2,6 +2,7 @@
 #include "api/error.h"
 
 #include <string.h>
+#include <utf8proc.h>
 
 #define IRE "invalid_request_error"
 #define SERVER "server_error"
@@ -88,11 +89,24 @@ struct api_error api_error_of(const struct err *e)
     return (struct api_error){ 500, SERVER, "engine_error", 0, false };
 }
 
+/* What was cut to fit may end in half a character: such bytes become question marks. */
+static json_t *valid(const char *s)
+{
+    char copy[sizeof((struct err *)0)->text];
+    utf8proc_int32_t cp;
+    const size_t n = strlen(s);
+    for (size_t i = 0; i < n;) {
+        const utf8proc_ssize_t k = utf8proc_iterate((const utf8proc_uint8_t *)s + i, (utf8proc_ssize_t)(n - i), &cp);
+        if (k > 0) memcpy(copy + i, s + i, (size_t)k);
+        else copy[i] = '?';
+        i += k > 0 ? (size_t)k : 1;
+    }
+    return json_stringn(copy, n);
+}
+
 json_t *api_error_json(const struct err *e)
 {
     const struct api_error w = api_error_of(e);
-    json_t *message = json_string(e->text);
-    if (message == NULL) message = json_string("the message of this error is not valid text");
-    return json_pack("{s:{s:o,s:s,s:o,s:s}}", "error", "message", message, "type", w.type, "param",
-                     e->param[0] ? json_string(e->param) : json_null(), "code", w.code);
+    return json_pack("{s:{s:o,s:s,s:o,s:s}}", "error", "message", valid(e->text), "type", w.type, "param",
+                     e->param[0] ? valid(e->param) : json_null(), "code", w.code);
 }

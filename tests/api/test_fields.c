@@ -143,6 +143,26 @@ static void complex_bodies(void **state)
     api_destroy(&a);
 }
 
+/* Names from strangers that are cut in the middle of a character still make an error that is JSON. */
+static void cut_names(void **state)
+{
+    (void)state;
+    struct api *a = make((struct api_options){ .unknown_fields = API_UNKNOWN_REJECT });
+    for (size_t shift = 0; shift < 3; shift++) {
+        char body[600], *p = body + sprintf(body, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"%.*s", (int)shift, "aa");
+        for (int i = 0; i < 100; i++) p += sprintf(p, "\u20ac");
+        sprintf(p, "\":1}");
+        struct api_job *j;
+        struct err e;
+        assert_int_equal(parse(a, true, body, strlen(body), &j, &e), E_ARG);
+        json_t *o = api_error_json(&e);
+        assert_non_null(o);
+        assert_non_null(strstr(json_string_value(json_object_get(json_object_get(o, "error"), "param")), "\u20ac"));
+        json_decref(o);
+    }
+    api_destroy(&a);
+}
+
 /* ---- 1.2: refused and ignored ----------------------------------------------------------------------------- */
 
 static void refused_fields(void **state)
@@ -581,7 +601,7 @@ static int close_all(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(bad_inputs), cmocka_unit_test(complex_bodies), cmocka_unit_test(refused_fields),
+        cmocka_unit_test(bad_inputs), cmocka_unit_test(complex_bodies), cmocka_unit_test(cut_names), cmocka_unit_test(refused_fields),
         cmocka_unit_test(ignored_fields), cmocka_unit_test(unknown_fields_are_logged_once_an_hour),
         cmocka_unit_test(null_is_absent), cmocka_unit_test(ranges), cmocka_unit_test(stop_limits),
         cmocka_unit_test(honoured_fields), cmocka_unit_test(defaults_of_the_model),

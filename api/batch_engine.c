@@ -8,10 +8,10 @@ void batch_engine_run_for(void *self, const char *owner, const char *endpoint, c
 {
     const struct batch_engine *b = self;
     const struct api_caller caller = { .request_id = request_id, .key = owner, .batch = true };
-    if (strncmp(endpoint, "/v1/audio/", 10) != 0) {
-        api_run(b->api, endpoint, body, n, &caller, stop, status_code, reply);
-        return;
-    }
+    const bool audio = strncmp(endpoint, "/v1/audio/", 10) == 0;
+    if (!audio) api_run(b->api, endpoint, body, n, &caller, stop, status_code, reply);
+    else if (b->audio) api_audio_run(b->audio, endpoint, body, n, &caller, stop, status_code, reply);
+    if (!audio || b->audio) return;
     struct err e;
     err_set(&e, E_ARG, "%s is not offered in batches", endpoint);
     err_tag(&e, "unsupported_parameter", "url");

@@ -176,16 +176,18 @@ static status open_files(struct task *t, struct err *e)
 static status open_engine(struct task *t, struct err *e)
 {
     const struct cli *c = t->cli;
-    uint64_t default_max = 0;
+    uint64_t default_max = 0, at_once = 8;
+    TRY(cli_uint(c, "max-concurrency", 1, 1024, &at_once, e));
     TRY(cli_uint(c, "default-max-tokens", 0, 1u << 24, &default_max, e));
-    TRY(cli_engine(c, &t->en, e));
+    TRY(cli_engine(c, at_once, &t->en, e));
     TRY(cli_policy(c, "none", engine_config(t->en)->text.layers, &t->policy, e));
     TRY(open_loader(c, &t->loader, e));
     t->telling = t->loader;
     t->telling.self = &t->loader;
     t->telling.resolve = resolve;
-    const struct service_options so = { .max_running = t->n_at_once, .max_waiting = t->n_at_once, .loader = &t->telling,
-                                        .default_max_tokens = (uint32_t)default_max };
+    /* A transcription has several windows at once. */
+    const struct service_options so = { .max_running = t->n_at_once, .max_waiting = 8 * t->n_at_once + 64,
+                                        .loader = &t->telling, .default_max_tokens = (uint32_t)default_max };
     TRY(service_open(t->en, &so, &t->service, e));
     size_t n = 0;
     t->served = mem_must(cli_n_given(c) + 1, sizeof *t->served);
@@ -194,7 +196,9 @@ static status open_engine(struct task *t, struct err *e)
             t->served[n++] = cli_given_at(c, i).value;
     const struct api_options ao = { .service = t->service, .served_name = n ? t->served : NULL, .n_served_name = n,
                                     .policy = &t->policy };
-    return api_create(&ao, &t->runs.api, e);
+    TRY(api_create(&ao, &t->runs.api, e));
+    const struct api_audio_options audio = { .api = t->runs.api, .loader = &t->loader, .n_threads = 1 };
+    return api_audio_create(&audio, &t->runs.audio, e);
 }
 
 static int say_end(const struct task *t, const struct batch_counts *c, double took)
@@ -258,6 +262,7 @@ static status run(struct task *t, int *code, struct err *e)
 
 static void task_free(struct task *t)
 {
+    api_audio_destroy(&t->runs.audio);
     api_destroy(&t->runs.api);
     service_close(&t->service);
     api_loader_destroy(&t->loader);

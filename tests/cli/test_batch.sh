@@ -25,13 +25,16 @@ cp $demo/speech000.wav $demo/av000.mp4 $demo/image000.png "$dir/in"
     line inline "$(asks audio "data:audio/wav;base64,$(base64 -w0 $demo/speech000.wav)" 'Transcribe the speech.')"
     line text '{"messages":[{"role":"user","content":"Say something."}],"model":"a-name"}'
     line raw '{"prompt":"red","max_tokens":4}' /v1/completions
+    line heard '{"file_url":"speech000.wav","language":"en"}' /v1/audio/transcriptions
 } >"$dir/in/qa.jsonl"
-exits "a file of questions" 0 '6 lines: 6 answered' "$bin" batch -i "$dir/in/qa.jsonl" -o "$dir/out.jsonl" --served-model-name a-name
-is "every line is answered" "$(ids "$dir/out.jsonl" | tr '\n' ' ')" "film inline picture raw speech text "
+exits "a file of questions" 0 '7 lines: 7 answered' "$bin" batch -i "$dir/in/qa.jsonl" -o "$dir/out.jsonl" --served-model-name a-name
+is "every line is answered" "$(ids "$dir/out.jsonl" | tr '\n' ' ')" "film heard inline picture raw speech text "
 is "sound: the words of chat" "$(content "$dir/out.jsonl" speech)" "$("$bin" chat -q --audio $demo/speech000.wav -p 'Transcribe the speech.')"
 is "film: the words of chat" "$(content "$dir/out.jsonl" film)" "$("$bin" chat -q --video $demo/av000.mp4 -p 'Transcribe the speech.')"
 is "picture: the words of chat" "$(content "$dir/out.jsonl" picture)" "$("$bin" chat -q --image $demo/image000.png -p 'What is shown?')"
 is "bytes in the line: as the file" "$(content "$dir/out.jsonl" inline)" "$(content "$dir/out.jsonl" speech)"
+is "a transcription: the words of transcribe" "$(grep '"custom_id":"heard"' "$dir/out.jsonl" | sed -E 's/.*"text":"([^"]*)".*/\1/')" \
+    "$("$bin" transcribe -q -l en $demo/speech000.wav | tr '\n' ' ' | sed 's/ $//')"
 check "every line is JSON with a request id" values "$dir/out.jsonl" response.request_id
 is "nothing but results is left behind" "$(ls "$dir" | tr '\n' ' ')" "check err in out.jsonl stdout "
 exits "all is done: a resume does nothing" 0 'answered already' "$bin" batch --resume -i "$dir/in/qa.jsonl" -o "$dir/out.jsonl"

@@ -464,7 +464,7 @@ static status run_command(struct bench *b, struct err *e)
     size_t n = 1;
     const char *sweep = cli_text(b->cli, "sweep"), *file = cli_text(b->cli, "result-file");
     TRY(read_options(b, e));
-    TRY(cli_engine(b->cli, &b->en, e));
+    TRY(cli_engine(b->cli, 1, &b->en, e));
     TRY(mem_alloc(&run, RUNS_MAX, sizeof *run, e));
     status st = sweep ? sweep_runs(b, sweep, run, &n, e) : policy_run(b, &run[0], e);
     for (size_t k = 0; k < n && st == OK; k++) st = try_run(b, &run[k], e);

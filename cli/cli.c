@@ -26,7 +26,9 @@ const struct cli_option cli_common_options[] = {
     { "threads", 't', CLI_UINT, "N", "0", "worker threads; 0: one per CPU", NULL, NULL },
     { "dtype", 0, CLI_TEXT, "NAME", "auto", "auto, bf16 or f32", NULL, NULL },
     { "max-model-len", 0, CLI_UINT, "N", "0", "context in tokens, prompt and answer; 0: the model's own, at most 32768", NULL, NULL },
-    { "kv-bytes", 0, CLI_UINT, "N", "0", "bytes of the KV page pool; 0: one full context", NULL, NULL },
+    { "kv-bytes", 0, CLI_UINT, "N", "0", 
+      "bytes of the KV page pool; 0: one full context, for serve and batch one for each that runs at once (at most a quarter "
+      "of the memory)", NULL, NULL },
     { "seed", 0, CLI_UINT, "N", "0", "seed of sampling and of random policies", NULL, NULL },
     { "verbose", 'v', CLI_FLAG, NULL, NULL, "say more on stderr", NULL, NULL },
     { "quiet", 'q', CLI_FLAG, NULL, NULL, "errors only on stderr", NULL, NULL },
@@ -596,7 +598,7 @@ int cli_fail(const struct cli *c, status st, const struct err *e)
 
 /* ---- the engine ------------------------------------------------------------------------------------------- */
 
-status cli_engine(const struct cli *c, struct engine **out, struct err *e)
+status cli_engine(const struct cli *c, uint64_t contexts, struct engine **out, struct err *e)
 {
     uint64_t threads = 0, len = 0, kv = 0;
     TRY(cli_uint(c, "threads", 0, 256, &threads, e));
@@ -604,7 +606,7 @@ status cli_engine(const struct cli *c, struct engine **out, struct err *e)
     TRY(cli_uint(c, "kv-bytes", 0, (uint64_t)1 << 46, &kv, e));
     const struct engine_options o = { .model_dir = cli_text(c, "model"), .device = cli_text(c, "device"),
                                       .isa = cli_text(c, "isa"), .n_threads = (int)threads, .dtype = cli_text(c, "dtype"),
-                                      .max_model_len = (uint32_t)len, .kv_bytes = kv };
+                                      .max_model_len = (uint32_t)len, .kv_bytes = kv, .kv_contexts = (uint32_t)contexts };
     TRY(engine_open(&o, out, e));
     const struct engine_info *i = engine_info(*out);
     if (i->bundled) cli_log(c, CLI_NOTE, "no model was named: using the bundled %s (%s)", i->model_name, i->model_dir);

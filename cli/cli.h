@@ -99,8 +99,9 @@ int cli_main_serve(int argc, char **argv);
 int cli_main_bench(int argc, char **argv);
 int cli_main_batch(int argc, char **argv);
 
-/* The engine that the common options describe; says on stderr which model and device it took. */
+/* The engine that the common options describe, its pool for so many full contexts where no bytes are given; says on
+ * stderr which model and device it took. */
 struct engine;
-status cli_engine(const struct cli *c, struct engine **out, struct err *e);
+status cli_engine(const struct cli *c, uint64_t contexts, struct engine **out, struct err *e);
 
 #endif

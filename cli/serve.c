@@ -476,7 +476,9 @@ static status resolve_counted(void *self, void *owner, const struct chat_part *p
 
 static status load(struct serve *s, struct err *e)
 {
-    TRY(cli_engine(s->cli, &s->engine, e));
+    uint64_t at_once = 32;
+    TRY(cli_uint(s->cli, "max-num-seqs", 1, 4096, &at_once, e));
+    TRY(cli_engine(s->cli, at_once, &s->engine, e));
     TRY(cli_policy(s->cli, "none", engine_config(s->engine)->text.layers, &s->policy, e));
     s->service_options.observe = metrics_observe;
     s->service_options.observe_step = metrics_observe_step;

@@ -359,7 +359,7 @@ static status ask_model(struct task *t, struct err *e)
 {
     const struct cli *c = t->cli;
     struct transcribe_profile p;
-    TRY(cli_engine(c, &t->en, e));
+    TRY(cli_engine(c, 1, &t->en, e));
     const struct service_options so = { .max_running = t->o.jobs, .no_media_cache = true, .no_prefix_cache = true };
     TRY(service_open(t->en, &so, &t->service, e));
     TRY(cli_policy(c, "none", engine_config(t->en)->text.layers, &t->policy, e));

@@ -62,14 +62,17 @@ static uint64_t ram_bytes(void)
     return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : (uint64_t)1 << 30;
 }
 
-/* The pool: as asked, else room for one whole context at every layer, at most half of the memory. */
-static status open_pool(struct engine *en, uint64_t kv_bytes, struct err *e)
+/* The pool: as asked, else room for one whole context at every layer, at most half of the memory; for several contexts
+ * as many as a quarter of the memory holds. */
+static status open_pool(struct engine *en, uint64_t kv_bytes, uint32_t contexts, struct err *e)
 {
     const uint32_t L = decoder_shape(en->dec)->L, per = en->kv.page_tokens;
     uint64_t pages = kv_bytes / en->kv.page_bytes;
     if (kv_bytes == 0) {
-        pages = (uint64_t)L * ((en->info.max_model_len + per - 1) / per + 1);
-        if (pages > ram_bytes() / 2 / en->kv.page_bytes) pages = ram_bytes() / 2 / en->kv.page_bytes;
+        const uint64_t one = (uint64_t)L * ((en->info.max_model_len + per - 1) / per + 1);
+        const uint64_t half = ram_bytes() / 2 / en->kv.page_bytes;
+        pages = one * (contexts ? contexts : 1) < half / 2 ? one * (contexts ? contexts : 1) : half / 2;
+        if (pages < one) pages = one < half ? one : half;
     }
     if (pages < L)
         return err_set(e, E_ARG, "the page pool of %llu bytes holds %llu pages of %zu bytes, fewer than the %u layers: "
@@ -105,7 +108,7 @@ static status open_text(struct engine *en, const struct engine_options *o, const
     TRY(decoder_create(en->st, shape, src, info->compute, info->kv_dtype, BLOCK_ROWS, info->max_model_len, &en->dec, e));
     info->weight_bytes = decoder_weight_bytes(en->dec);
     en->kv = decoder_kv_shape(en->dec);
-    return open_pool(en, o->kv_bytes, e);
+    return open_pool(en, o->kv_bytes, o->kv_contexts, e);
 }
 
 static status open_model(struct engine *en, const struct engine_options *o, struct checkpoint *ck, struct err *e)

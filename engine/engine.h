@@ -32,7 +32,9 @@ struct engine_options {
     const char *dtype;             /* "auto": f32 checkpoints in f32; bf16 ones in bf16, but in f32 where the whole
                                       model is under 128 MiB, as exactness costs nothing there; "f32", "bf16"    */
     uint32_t max_model_len;        /* prompt + answer, tokens; 0: min(config, 32768)                             */
-    uint64_t kv_bytes;             /* of the page pool; 0: room for max_model_len tokens, at most half of RAM    */
+    uint64_t kv_bytes;             /* of the page pool; 0: room for kv_contexts times max_model_len tokens, at most half
+                                      of RAM, a quarter where that is more than one context                      */
+    uint32_t kv_contexts;          /* 0: 1 */
     bool textbook_order;           /* whole layers first, then the drop: same results, for tests                 */
 };
 

@@ -202,11 +202,11 @@ done:
 
 /* ---- the file ------------------------------------------------------------------------------------------- */
 
-/* A regular file beneath a root, or -1. */
-static int open_beneath(int root, const char *path, struct stat *s)
+/* A regular file beneath a root, or -1. Beneath "/" lies everything, also where a link with a whole path leads. */
+static int open_beneath(int root, bool everywhere, const char *path, struct stat *s)
 {
     const struct open_how how = { .flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY,
-                                  .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS };
+                                  .resolve = RESOLVE_NO_MAGICLINKS | (everywhere ? 0 : RESOLVE_BENEATH) };
     int fd;
     /* EAGAIN: something was renamed on the way; the kernel will not say where it led. */
     for (int i = 0; (fd = (int)syscall(SYS_openat2, root, path, &how, sizeof how)) < 0 && errno == EAGAIN && i < 8; i++)
@@ -224,7 +224,7 @@ status roots_source(struct roots *r, const char *url, const char *name, const at
     uint32_t root = 0;
     struct stat before, after;
     const char *rest = r != NULL && path_of(url, path, sizeof path) ? beneath(r, path, &root) : NULL;
-    const int fd = rest != NULL ? open_beneath(r->fd[root], rest, &before) : -1;
+    const int fd = rest != NULL ? open_beneath(r->fd[root], r->path[root][0] == 0, rest, &before) : -1;
     if (fd < 0) return refuse(name, e);
     if (!recall(r, &before, digest)) {
         const status st = digest_of(fd, name, stop, digest, e);

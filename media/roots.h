@@ -4,8 +4,8 @@
  *   file:///srv/media/clip.mp4              under whichever root it lies beneath; host empty or localhost
  *
  * The kernel walks the path from the root's descriptor (openat2, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS), so neither
- * ".." nor a link nor a change on the way leads out; opening does not block, and only a regular file is taken. Whatever
- * is wrong, the answer is the same: nobody learns what there is. */
+ * ".." nor a link nor a change on the way leads out; opening does not block, and only a regular file is taken. With "/"
+ * as a root every file is. Whatever is wrong, the answer is the same: nobody learns what there is. */
 #ifndef MEDIA_ROOTS_H
 #define MEDIA_ROOTS_H
 

@@ -172,6 +172,29 @@ static void no_roots(void **state)
     assert_int_equal(roots_open(file, 1, &none, &e), E_ARG);
 }
 
+/* With "/" as the root every regular file is beneath it, by links as well; /proc's own links are not followed. */
+static void everything(void **state)
+{
+    (void)state;
+    char path[256];
+    struct err e = { .text = "" };
+    struct roots *kept = roots;
+    const char *const list[] = { "/" };
+    assert_ok(roots_open(list, 1, &roots, &e), e);
+    in_base(path, sizeof path, "first/absolute.mp4");
+    gives(url_of("file://", path), "secret");
+    gives(url_of("file:", path + 1), "secret");
+    in_base(path, sizeof path, "first/clip.mp4");
+    gives(url_of("file://", path), "clip");
+    in_base(path, sizeof path, "first/pipe.mp4");
+    refuses(url_of("file://", path));
+    in_base(path, sizeof path, "first/self.mp4");
+    refuses(url_of("file://", path));
+    refuses("file:///proc/self/exe");
+    roots_close(&roots);
+    roots = kept;
+}
+
 /* The digest is that of the file now, not of what once stood there. */
 static void changed(void **state)
 {
@@ -250,7 +273,7 @@ static void race(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(good), cmocka_unit_test(bad), cmocka_unit_test(no_roots), cmocka_unit_test(changed),
+        cmocka_unit_test(good), cmocka_unit_test(bad), cmocka_unit_test(no_roots), cmocka_unit_test(everything), cmocka_unit_test(changed),
         cmocka_unit_test(race),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

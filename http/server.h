@@ -60,7 +60,7 @@ const char *http_server_address(const struct http_server *s);    /* "http://127.
  * Returns 0 when every connection came to its end, if only by the error that `expired` below gave it; 1 when a second
  * signal, or something that had not ended 6 s after `expired`, cut it short. */
 int http_server_run(struct http_server *s);
-/* As SIGTERM; loop thread or signal handler. */
+/* As SIGTERM; from any thread or a signal handler. A second call is a second signal. */
 void http_server_stop(struct http_server *s);
 bool http_server_draining(const struct http_server *s);
 /* Called on the loop: when the drain begins, and when its time is over (what still runs should end with an error). */

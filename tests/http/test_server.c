@@ -1315,11 +1315,20 @@ static void test_drain_expires(void **state)
     fclose(t.log_file);
 }
 
+/* At once, with everything under way: a handler, an upload on its way to the disk, a file on its way from it, a reader that
+ * does not read. Nothing leaks (under MODE=san) and the handler is told. */
 static void test_second_signal(void **state)
 {
     (void)state;
     start((struct http_options){ 0 });
-    struct client c = dial();
+    struct client c = dial(), up = dial(), down = dial(), form = dial();
+    char *block = calloc(1, 3 << 20);
+    say(&up, "POST /json HTTP/1.1\r\n" H JSON "Content-Length: 8000000\r\n\r\n");
+    say_n(&up, block, 3 << 20);
+    say(&form, FORM_HEAD "Content-Length: 8000000\r\n\r\n--bb\r\nContent-Disposition: form-data; name=a; filename=a\r\n\r\n");
+    say_n(&form, block, 3 << 20);
+    free(block);
+    for (int i = 0; i < 40; i++) say(&down, "GET /file HTTP/1.1\r\n" H "\r\n");
     say(&c, "GET /hold HTTP/1.1\r\n" H "\r\n");
     wait_for(&t.n_held, 1);
     kill(getpid(), SIGINT);
@@ -1330,6 +1339,9 @@ static void test_second_signal(void **state)
     http_server_destroy(&t.server);
     assert_int_equal(t.n_gone, 1);
     hang_up(&c);
+    hang_up(&up);
+    hang_up(&down);
+    hang_up(&form);
     fclose(t.log_file);
 }
 

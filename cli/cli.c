@@ -26,7 +26,7 @@ const struct cli_option cli_common_options[] = {
     { "threads", 't', CLI_UINT, "N", "0", "worker threads; 0: one per CPU", NULL, NULL },
     { "dtype", 0, CLI_TEXT, "NAME", "auto", "auto, bf16 or f32", NULL, NULL },
     { "max-model-len", 0, CLI_UINT, "N", "0", "context in tokens, prompt and answer; 0: the model's own, at most 32768", NULL, NULL },
-    { "kv-bytes", 0, CLI_UINT, "N", "0", 
+    { "kv-bytes", 0, CLI_UINT, "N", "0",
       "bytes of the KV page pool; 0: one full context, for serve and batch one for each that runs at once (at most a quarter "
       "of the memory)", NULL, NULL },
     { "seed", 0, CLI_UINT, "N", "0", "seed of sampling and of random policies", NULL, NULL },

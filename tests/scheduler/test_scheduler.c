@@ -277,7 +277,8 @@ static void run_schedule(uint64_t *admitted, uint64_t *by_freed, uint64_t *preem
     assert_int_equal(kv_pool_create(20 + below(180), PAGE, &w.pool, &e), OK);
     const struct sched_options o = { .n_layers = w.L, .max_running = 1 + below(8), .max_waiting = chance(10) ? 2 : 100,
                                      .group_rows = 1 + below(60), .overtake_max = below(4),
-                                     .itl_target_s = chance(30) ? INFINITY : 0.02 * (1 + below(3)), .step_s = INFINITY, .preempt = chance(60),
+                                     .itl_target_s = chance(30) ? INFINITY : 0.02 * (1 + below(3)), .step_s = INFINITY,
+                                     .preempt = chance(60),
                                      .self = &w, .reclaim = reclaim, .drop = drop };
     assert_int_equal(sched_create(&o, w.pool, &w.s, &e), OK);
     for (uint32_t steps = 0; w.n < n_reqs || !all_ended(&w); steps++) {

@@ -63,7 +63,7 @@ static const struct cli_option api_options_table[] = {
     { "unknown-fields", 0, CLI_TEXT, "WHAT", "ignore", "fields that nobody knows: ignore, log or reject", .choices = UNKNOWN },
     { "generation-config", 0, CLI_TEXT, "WHAT", "auto", "auto: the model's temperature and top_p; none: 1 and 1", .choices = GENERATION },
     { "max-n", 0, CLI_UINT, "N", "8", "most answers of a request" },
-    { "default-max-tokens", 0, CLI_UINT, "N", "0", "of answers that name no length; 0: the room left in the context" },
+    { "default-max-tokens", 0, CLI_UINT, "N", "4096", "of answers that name no length; 0: the room left in the context" },
     { "stream-commit-ms", 0, CLI_UINT, "N", "5000", "a stream's status is sent at latest so long after its body" },
     { "stream-ping", 0, CLI_SECONDS, "TIME", "15", "a stream's silence is filled with a comment so often" },
     { "limit-mm-per-prompt", 0, CLI_TEXT, "LIST", "image=64,audio=16,video=4", "media parts of a request" },

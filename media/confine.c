@@ -57,7 +57,7 @@ static status limits(const struct confine *c, struct err *e)
         const uint64_t bytes = mapped() + c->memory_bytes;
         TRY(limit(RLIMIT_AS, "as", bytes, bytes, e));
     }
-    return OK;
+    return limit(RLIMIT_NOFILE, "nofile", 0, 0, e);       /* what is open stays so */
 }
 
 /* ---- system calls --------------------------------------------------------------------------------------- */

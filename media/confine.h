@@ -1,8 +1,8 @@
 /* media/confine.h - the walls around a process that reads what strangers sent. Called once, by the child itself, before
  * it looks at the first byte; there is no way back.
  *
- *   limits    CPU seconds, address space, size of files (none may grow until the parent allows it), core files off,
- *             nothing in the environment
+ *   limits    CPU seconds, address space, size of files (none may grow until the parent allows it), no new descriptors,
+ *             no core files, nothing in the environment
  *   system    no new privileges, not dumpable; of the kernel's calls only those that compute: memory, threads, time,
  *             reading what is open. Whatever opens, connects, starts or traces fails with EPERM: libraries that look
  *             for a configuration file go on without it, and a program that has been taken over gets no further

@@ -115,6 +115,9 @@ static bool format_is_list(const char *names)
     return false;
 }
 
+#define TAKEN "MP4, MOV, MKV, WebM, AVI, TS or MPEG; WAV, FLAC, MP3, AAC, M4A, OGG or Opus; " \
+              "PNG, JPEG, WebP, GIF, BMP or TIFF"
+
 /* What is opened at all. FFmpeg knows some 350 formats, many from games and recorders of the past, or text that is
  * drawn; each one is code that strangers would run. */
 static bool format_is_taken(const char *names)
@@ -179,7 +182,8 @@ static status container_open(struct demux *d, struct err *e)
     int rc = av_probe_input_buffer2(d->io, &format, NULL, NULL, 0, 0);
     if (rc < 0) {
         if (complaint[0] == 0 || rc == AVERROR_INVALIDDATA) {
-            err_set(e, E_INPUT, "%s: neither sound, nor a picture, nor a film: its first bytes are of no known format",
+            err_set(e, E_INPUT,
+                    "%s: neither sound, nor a picture, nor a film: its first bytes are of no known format: give " TAKEN,
                     m->name);
             return unsupported(e);
         }
@@ -192,8 +196,7 @@ static status container_open(struct demux *d, struct err *e)
     }
     if (!format_is_taken(format->name)) {
         err_set(e, E_INPUT,
-                "%s: %s is not among the formats that are taken: give MP4, MOV, MKV, WebM, AVI, TS or MPEG; WAV, FLAC, "
-                "MP3, AAC, M4A, OGG or Opus; PNG, JPEG, WebP, GIF, BMP or TIFF", m->name,
+                "%s: %s is not among the formats that are taken: give " TAKEN, m->name,
                 format->long_name != NULL ? format->long_name : format->name);
         return unsupported(e);
     }

@@ -70,22 +70,20 @@ status doc_parse(const char *text, size_t n, const char *name, const struct doc_
     const unsigned depth = depth_of(text, n, &line, &values);
     if (depth > limits->depth_max)
         return refuse_text(limits, "json_too_complex", e,
-                           err_set(e, limits->code, "%s%sline %zu: nested %u deep, %u are allowed", name, name[0] ? ": " : "", line,
-                                   depth,
-                                   limits->depth_max));
+                           err_set(e, limits->code, "%s%sline %zu: nested %u deep, %u are allowed", name,
+                                   name[0] ? ": " : "", line, depth, limits->depth_max));
     if (limits->values_max && values > limits->values_max)
         return refuse_text(limits, "json_too_complex", e,
-                           err_set(e, limits->code, "%s%s%zu values, %zu are allowed", name, name[0] ? ": " : "", values,
-                                   limits->values_max));
+                           err_set(e, limits->code, "%s%s%zu values, %zu are allowed", name, name[0] ? ": " : "",
+                                   values, limits->values_max));
     json_error_t je;
     const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | (limits->allow_nul ? JSON_ALLOW_NUL : 0);
     json_t *root = json_loadb(text, n, flags, &je);
     if (root == NULL)
         return refuse_text(limits,
                            json_error_code(&je) == json_error_numeric_overflow ? "invalid_value" : "invalid_json", e,
-                           err_set(e, limits->code, "%s%sline %d, column %d: not valid JSON: %s", name, name[0] ? ": " : "",
-                                   je.line,
-                                   je.column, je.text));
+                           err_set(e, limits->code, "%s%sline %d, column %d: not valid JSON: %s", name,
+                                   name[0] ? ": " : "", je.line, je.column, je.text));
     out->root = root;
     out->name = mem_must_strdup(name);
     out->code = limits->code;

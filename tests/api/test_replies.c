@@ -23,7 +23,8 @@
 #define TEXT_OPEN "{\"id\":\"cmpl-r1\",\"object\":\"text_completion\",\"created\":1,\"model\":\"tiny\","
 #define DETAILS(cached, audio, text, image, video) ",\"prompt_tokens_details\":{\"cached_tokens\":" #cached \
     ",\"audio_tokens\":" #audio ",\"text_tokens\":" #text ",\"image_tokens\":" #image ",\"video_tokens\":" #video "}}"
-#define USAGE(p, c, t) "\"usage\":{\"prompt_tokens\":" #p ",\"completion_tokens\":" #c ",\"total_tokens\":" #t DETAILS(0, 0, p, 0, 0)
+#define USAGE(p, c, t) "\"usage\":{\"prompt_tokens\":" #p ",\"completion_tokens\":" #c "," \
+    "\"total_tokens\":" #t DETAILS(0, 0, p, 0, 0)
 
 static struct fake_script script;
 static struct service *service;
@@ -178,11 +179,13 @@ static void whole_chat(void **state)
     (void)state;
     struct api *a = make((struct api_options){ 0 }), *s = make((struct api_options){ .strict_openai = true });
     USE(hello);
-    gives(a, true, false, HI "}", OPEN "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"Gr\u00fc\u00df\",\"refusal\":null},"
+    gives(a, true, false, HI "}", OPEN "{\"index\":0,\"message\":{\"role\":\"assistant\","
+          "\"content\":\"Gr\u00fc\u00df\",\"refusal\":null},"
           "\"logprobs\":null,\"finish_reason\":\"stop\"}]," USAGE(5, 4, 9) ",\"system_fingerprint\":\"FP\"}\n");
     gives(s, true, false, HI ",\"return_token_ids\":true,\"omnidrop\":{\"return_pruning\":true}}",
           OPEN "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"Gr\u00fc\u00df\",\"refusal\":null},"
-          "\"logprobs\":null,\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":4,\"total_tokens\":9,"
+          "\"logprobs\":null,\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":5,"
+          "\"completion_tokens\":4,\"total_tokens\":9,"
           "\"prompt_tokens_details\":{\"cached_tokens\":0,\"audio_tokens\":0}},\"system_fingerprint\":\"FP\"}\n");
     api_destroy(&a);
     api_destroy(&s);
@@ -195,15 +198,19 @@ static void streamed_chat(void **state)
     USE(hello);
     gives(a, true, true, HI ",\"stream\":true}",
           "admitted\n"
-          CHUNK "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n"
+          CHUNK "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
+          "\"finish_reason\":null}]}\n"
           "prefill 0.5\n"
           CHUNK "{\"index\":0,\"delta\":{\"content\":\"Gr\"},\"logprobs\":null,\"finish_reason\":null}]}\n"
           CHUNK "{\"index\":0,\"delta\":{\"content\":\"\u00fc\u00df\"},\"logprobs\":null,\"finish_reason\":null}]}\n"
           CHUNK "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\"}]}\n");
     gives(a, true, false, HI ",\"stream\":true,\"stream_options\":{\"include_usage\":true}}",
-          CHUNK "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n"
-          CHUNK "{\"index\":0,\"delta\":{\"content\":\"Gr\"},\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n"
-          CHUNK "{\"index\":0,\"delta\":{\"content\":\"\u00fc\u00df\"},\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n"
+          CHUNK "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
+          "\"finish_reason\":null}],\"usage\":null}\n"
+          CHUNK "{\"index\":0,\"delta\":{\"content\":\"Gr\"},\"logprobs\":null,\"finish_reason\":null}],"
+          "\"usage\":null}\n"
+          CHUNK "{\"index\":0,\"delta\":{\"content\":\"\u00fc\u00df\"},\"logprobs\":null,"
+          "\"finish_reason\":null}],\"usage\":null}\n"
           CHUNK "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\"}],\"usage\":null}\n"
           CHUNK "]," USAGE(5, 4, 9) "}\n");
     api_destroy(&a);
@@ -224,12 +231,16 @@ static void choices(void **state)
     struct api *a = make((struct api_options){ 0 });
     USE(steps);
     gives(a, true, false, HI ",\"n\":2}",
-          OPEN "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"aa\",\"refusal\":null},\"logprobs\":null,"
-          "\"finish_reason\":\"stop\"},{\"index\":1,\"message\":{\"role\":\"assistant\",\"content\":\"b\",\"refusal\":null},"
+          OPEN "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"aa\",\"refusal\":null},"
+          "\"logprobs\":null,"
+          "\"finish_reason\":\"stop\"},{\"index\":1,\"message\":{\"role\":\"assistant\",\"content\":\"b\","
+          "\"refusal\":null},"
           "\"logprobs\":null,\"finish_reason\":\"length\"}]," USAGE(5, 3, 8) ",\"system_fingerprint\":\"FP\"}\n");
     gives(a, true, false, HI ",\"n\":2,\"stream\":true}",
-          CHUNK "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n"
-          CHUNK "{\"index\":1,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n"
+          CHUNK "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
+          "\"finish_reason\":null}]}\n"
+          CHUNK "{\"index\":1,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
+          "\"finish_reason\":null}]}\n"
           CHUNK "{\"index\":1,\"delta\":{\"content\":\"b\"},\"logprobs\":null,\"finish_reason\":null}]}\n"
           CHUNK "{\"index\":0,\"delta\":{\"content\":\"a\"},\"logprobs\":null,\"finish_reason\":null}]}\n"
           CHUNK "{\"index\":1,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"length\"}]}\n"
@@ -272,19 +283,24 @@ static void logprobs(void **state)
     char *top = entry(three, -0.125, ""), more[300];
     snprintf(more, sizeof more, ",\"top_logprobs\":[%s]", top);
     char *first = entry(one, -4.125, more), *second = entry(two, -4.25, more);
-    snprintf(want, sizeof want, OPEN "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"xy\",\"refusal\":null},"
+    snprintf(want, sizeof want, OPEN "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"xy\","
+          "\"refusal\":null},"
              "\"logprobs\":{\"content\":[%s,%s],\"refusal\":null},\"finish_reason\":\"stop\"}]," USAGE(5, 2, 7)
              ",\"system_fingerprint\":\"FP\"}\n", first, second);
     gives(a, true, false, HI ",\"logprobs\":true,\"top_logprobs\":1}", want);
     snprintf(want, sizeof want,
-             CHUNK "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n"
+             CHUNK "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
+             "\"finish_reason\":null}]}\n"
              CHUNK "{\"index\":0,\"delta\":{\"content\":\"xy\"},\"logprobs\":{\"content\":[%s,%s],\"refusal\":null},"
              "\"finish_reason\":null}]}\n"
              CHUNK "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\"}]}\n", first, second);
     gives(a, true, false, HI ",\"logprobs\":true,\"top_logprobs\":1,\"stream\":true}", want);
-    snprintf(want, sizeof want, TEXT_OPEN "\"choices\":[{\"index\":0,\"text\":\"xy\",\"logprobs\":{\"tokens\":[\"%s\",\"%s\"],"
-             "\"token_logprobs\":[-4.125,-4.25],\"top_logprobs\":[{\"%s\":-0.125},{\"%s\":-0.125}],\"text_offset\":[0,0]},"
-             "\"finish_reason\":\"stop\"}]," USAGE(1, 2, 3) ",\"system_fingerprint\":\"FP\"}\n", one, two, three, three);
+    snprintf(want, sizeof want, TEXT_OPEN "\"choices\":[{\"index\":0,\"text\":\"xy\","
+          "\"logprobs\":{\"tokens\":[\"%s\",\"%s\"],"
+             "\"token_logprobs\":[-4.125,-4.25],\"top_logprobs\":[{\"%s\":-0.125},{\"%s\":-0.125}],"
+             "\"text_offset\":[0,0]},"
+             "\"finish_reason\":\"stop\"}]," USAGE(1, 2, 3) ","
+             "\"system_fingerprint\":\"FP\"}\n", one, two, three, three);
     gives(a, false, false, "{\"prompt\":[5],\"logprobs\":1}", want);
     free(top);
     free(first);
@@ -298,7 +314,8 @@ static void token_ids(void **state)
     struct api *a = make((struct api_options){ 0 });
     USE(hello);
     gives(a, false, false, "{\"prompt\":[5,6],\"return_token_ids\":true}",
-          TEXT_OPEN "\"choices\":[{\"index\":0,\"text\":\"Gr\u00fc\u00df\",\"logprobs\":null,\"finish_reason\":\"stop\",\"token_ids\":"
+          TEXT_OPEN "\"choices\":[{\"index\":0,\"text\":\"Gr\u00fc\u00df\",\"logprobs\":null,"
+          "\"finish_reason\":\"stop\",\"token_ids\":"
           "[8,16,24,32],\"prompt_token_ids\":[5,6]}]," USAGE(2, 4, 6) ",\"system_fingerprint\":\"FP\"}\n");
     api_destroy(&a);
 }
@@ -311,15 +328,20 @@ static void text_completions(void **state)
     struct api *a = make((struct api_options){ 0 });
     USE(hello);
     gives(a, false, false, "{\"prompt\":[[5],[6,7]],\"max_tokens\":4}",
-          TEXT_OPEN "\"choices\":[{\"index\":0,\"text\":\"Gr\u00fc\u00df\",\"logprobs\":null,\"finish_reason\":\"stop\"},"
+          TEXT_OPEN "\"choices\":[{\"index\":0,\"text\":\"Gr\u00fc\u00df\",\"logprobs\":null,"
+          "\"finish_reason\":\"stop\"},"
           "{\"index\":1,\"text\":\"Gr\u00fc\u00df\",\"logprobs\":null,\"finish_reason\":\"stop\"}]," USAGE(3, 8, 11)
           ",\"system_fingerprint\":\"FP\"}\n");
     gives(a, false, false, "{\"prompt\":\"ab\",\"echo\":true,\"stream\":true}",
-          TEXT_OPEN "\"system_fingerprint\":\"FP\",\"choices\":[{\"index\":0,\"text\":\"ab\",\"logprobs\":null,\"finish_reason\":null}]}\n"
-          TEXT_OPEN "\"system_fingerprint\":\"FP\",\"choices\":[{\"index\":0,\"text\":\"Gr\",\"logprobs\":null,\"finish_reason\":null}]}\n"
-          TEXT_OPEN "\"system_fingerprint\":\"FP\",\"choices\":[{\"index\":0,\"text\":\"\u00fc\u00df\",\"logprobs\":null,"
+          TEXT_OPEN "\"system_fingerprint\":\"FP\",\"choices\":[{\"index\":0,\"text\":\"ab\","
+          "\"logprobs\":null,\"finish_reason\":null}]}\n"
+          TEXT_OPEN "\"system_fingerprint\":\"FP\",\"choices\":[{\"index\":0,\"text\":\"Gr\","
+          "\"logprobs\":null,\"finish_reason\":null}]}\n"
+          TEXT_OPEN "\"system_fingerprint\":\"FP\",\"choices\":[{\"index\":0,\"text\":\"\u00fc\u00df\","
+          "\"logprobs\":null,"
           "\"finish_reason\":null}]}\n"
-          TEXT_OPEN "\"system_fingerprint\":\"FP\",\"choices\":[{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"stop\"}]}\n");
+          TEXT_OPEN "\"system_fingerprint\":\"FP\",\"choices\":[{\"index\":0,\"text\":\"\",\"logprobs\":null,"
+          "\"finish_reason\":\"stop\"}]}\n");
     api_destroy(&a);
 }
 
@@ -366,7 +388,8 @@ static void failures(void **state)
     USE(steps);
     script.fail = E_DEVICE;
     gives(a, true, false, HI ",\"stream\":true}",
-          CHUNK "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n"
+          CHUNK "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
+          "\"finish_reason\":null}]}\n"
           CHUNK "{\"index\":0,\"delta\":{\"content\":\"a\"},\"logprobs\":null,\"finish_reason\":null}]}\n"
           "error engine_error\n");
     gives(a, true, false, HI "}", "error engine_error\n");
@@ -421,8 +444,9 @@ static void run_is_a_call(void **state)
         char why[300];
         api_run(a, calls[i].endpoint, calls[i].body, strlen(calls[i].body), &caller, NULL, &code, &reply);
         assert_int_equal(code, calls[i].status);
-        json_t *ref = json_pack("{s:s}", "$ref", code != 200 ? "#/components/schemas/Error" : i ? "#/components/schemas/CompletionReply"
-                                                                                          : "#/components/schemas/ChatReply");
+        json_t *ref = json_pack("{s:s}", "$ref", code != 200 ? "#/components/schemas/Error"
+                                                 : i    ? "#/components/schemas/CompletionReply"
+                                                        : "#/components/schemas/ChatReply");
         if (!schema_follows(openapi, ref, reply, why, sizeof why)) fail_msg("%s", why);
         const json_t *error = json_object_get(reply, "error");
         if (calls[i].code) assert_string_equal(json_string_value(json_object_get(error, "code")), calls[i].code);
@@ -446,7 +470,8 @@ static void run_is_a_call(void **state)
 #define STATS_B ",\"av_tokens_in\":{\"audio\":3,\"video\":3,\"image\":0},\"layers\":3,\"kept_per_layer\":[6,5,4],\"kept_last\":" \
     "{\"audio\":2,\"video\":2,\"image\":0},\"mean_retention\":0.75,\"cached_layers\":1,\"kv_bytes\":1000,\"kv_bytes_unpruned\":2000," \
     "\"encode_ms\":500.0,\"prefill_ms\":250.0"
-#define STATS_TOKENS ",\"tokens\":{\"chunks\":2,\"seconds_per_chunk\":2.0,\"audio\":[[2,1],[2,1],[1,1]],\"video\":[[2,1],[1,1],[1,1]],\"audio_in\":[2,1],\"video_in\":[2,1]}"
+#define STATS_TOKENS ",\"tokens\":{\"chunks\":2,\"seconds_per_chunk\":2.0,\"audio\":[[2,1],[2,1],[1,1]]," \
+    "\"video\":[[2,1],[1,1],[1,1]],\"audio_in\":[2,1],\"video_in\":[2,1]}"
 
 static void statistics(void **state)
 {
@@ -481,16 +506,21 @@ static void statistics(void **state)
                "\"system_fingerprint\":\"FP-omnidrop\",\"choices\":["
     /* On the usage chunk, else on the finishing chunk. */
     snprintf(want, sizeof want,
-             CHUNK2 "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n"
+             CHUNK2 "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
+             "\"finish_reason\":null}]}\n"
              CHUNK2 "{\"index\":0,\"delta\":{\"content\":\"a\"},\"logprobs\":null,\"finish_reason\":null}]}\n"
-             CHUNK2 "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\"}]," STATS_A "%s" STATS_B "}}\n", resolved);
+             CHUNK2 "{\"index\":0,\"delta\":{},\"logprobs\":null,"
+             "\"finish_reason\":\"stop\"}]," STATS_A "%s" STATS_B "}}\n", resolved);
     gives(a, true, false, HI OMNI ",\"return_pruning\":true},\"stream\":true}", want);
     snprintf(want, sizeof want,
-             CHUNK2 "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n"
-             CHUNK2 "{\"index\":0,\"delta\":{\"content\":\"a\"},\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n"
+             CHUNK2 "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
+             "\"finish_reason\":null}],\"usage\":null}\n"
+             CHUNK2 "{\"index\":0,\"delta\":{\"content\":\"a\"},\"logprobs\":null,\"finish_reason\":null}],"
+             "\"usage\":null}\n"
              CHUNK2 "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\"}],\"usage\":null}\n"
              CHUNK2 "]," STATS_USAGE "," STATS_A "%s" STATS_B "}}\n", resolved);
-    gives(a, true, false, HI OMNI ",\"return_pruning\":true},\"stream\":true,\"stream_options\":{\"include_usage\":true}}", want);
+    gives(a, true, false, HI OMNI ",\"return_pruning\":true},\"stream\":true,"
+          "\"stream_options\":{\"include_usage\":true}}", want);
     api_destroy(&a);
 }
 
@@ -529,18 +559,23 @@ static void tokens_of_prompts(void **state)
     for (size_t i = 0; i < t.n; i++) n += (size_t)sprintf(want + n, "%s%d", i ? "," : "", t.token[i].id);
     n += (size_t)sprintf(want + n, "],\"token_strs\":null");
     char *end = want + n;
-    sprintf(end, ",\"omnidrop\":{\"text_tokens\":%zu,\"audio_tokens\":0,\"video_tokens\":0,\"image_tokens\":0}}\n", t.n);
+    sprintf(end, ",\"omnidrop\":{\"text_tokens\":%zu,\"audio_tokens\":0,\"video_tokens\":0,"
+          "\"image_tokens\":0}}\n", t.n);
     counts_tokens(a, "{\"prompt\":\"hello\"}", want);
     counts_tokens(a, "{\"content\":\"hello\",\"add_special_tokens\":false}", want);
     sprintf(end, "}\n");
     counts_tokens(s, "{\"prompt\":\"hello\"}", want);
-    snprintf(want, sizeof want, "{\"count\":1,\"max_model_len\":2048,\"tokens\":[%d],\"token_strs\":[\"<|im_end|>\"],\"omnidrop\":"
-             "{\"text_tokens\":1,\"audio_tokens\":0,\"video_tokens\":0,\"image_tokens\":0}}\n", tokenizer_id(a->tok, "<|im_end|>"));
+    snprintf(want, sizeof want, "{\"count\":1,\"max_model_len\":2048,\"tokens\":[%d],"
+          "\"token_strs\":[\"<|im_end|>\"],\"omnidrop\":"
+             "{\"text_tokens\":1,\"audio_tokens\":0,\"video_tokens\":0,"
+             "\"image_tokens\":0}}\n", tokenizer_id(a->tok, "<|im_end|>"));
     counts_tokens(a, "{\"prompt\":\"<|im_end|>\",\"return_token_strs\":true}", want);
     counts_tokens(a, "{\"messages\":[{\"role\":\"user\",\"content\":\"ab\"}]}",
-                  "{\"count\":2,\"max_model_len\":2048,\"tokens\":[7,7],\"token_strs\":null,\"omnidrop\":{\"text_tokens\":2,"
+                  "{\"count\":2,\"max_model_len\":2048,\"tokens\":[7,7],\"token_strs\":null,"
+                  "\"omnidrop\":{\"text_tokens\":2,"
                   "\"audio_tokens\":0,\"video_tokens\":0,\"image_tokens\":0}}\n");
-    counts_tokens(a, "{\"prompt\":\"\"}", "{\"count\":0,\"max_model_len\":2048,\"tokens\":[],\"token_strs\":null,\"omnidrop\":"
+    counts_tokens(a, "{\"prompt\":\"\"}", "{\"count\":0,\"max_model_len\":2048,\"tokens\":[],"
+          "\"token_strs\":null,\"omnidrop\":"
                   "{\"text_tokens\":0,\"audio_tokens\":0,\"video_tokens\":0,\"image_tokens\":0}}\n");
     refuses_tokens(a, "{}", "missing_required_parameter", "prompt");
     refuses_tokens(a, "{\"prompt\":3}", "invalid_type", "prompt");
@@ -635,7 +670,8 @@ static void describes_requests(void **state)
     static const struct { const char *body; bool good; } requests[] = {
         { HI "}", true },
         { HI ",\"temperature\":3}", false },
-        { HI ",\"omnidrop\":{\"policy\":\"omnidrop\",\"retention\":0.3,\"return_pruning\":true,\"detail\":\"tokens\"}}", true },
+        { HI ",\"omnidrop\":{\"policy\":\"omnidrop\",\"retention\":0.3,\"return_pruning\":true,"
+              "\"detail\":\"tokens\"}}", true },
         { HI ",\"omnidrop\":{\"retension\":0.3}}", false },
         { HI ",\"stop\":[\"a\"],\"logit_bias\":{\"5\":1},\"stream_options\":null}", true },
         { HI ",\"n\":0}", false },

@@ -1,6 +1,7 @@
 /* Request bodies of chat and completions: whatever comes becomes a job within all limits, or an error with a code and a place
  * that the client gets as JSON.
- * Sources: api/api.c api/fields.c api/chat.c api/completion.c engine/sample.c prune/registry.c prune/none.c prune/random.c prune/omnidrop.c prune/schedule.c prune/step0.c
+ * Sources: api/api.c api/fields.c api/chat.c api/completion.c engine/sample.c
+ * Sources: prune/registry.c prune/none.c prune/random.c prune/omnidrop.c prune/schedule.c prune/step0.c
  */
 #include <stdint.h>
 #include <stdio.h>

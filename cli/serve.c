@@ -19,6 +19,7 @@
 #include "cli/cli.h"
 #include "cli/serve.h"
 #include "http/app.h"
+#include "http/audio.h"
 
 static const char *const GENERATION[] = { "auto", "none", NULL };
 static const char *const UNKNOWN[] = { "ignore", "log", "reject", NULL };
@@ -63,7 +64,7 @@ static const struct cli_option api_options_table[] = {
     { "unknown-fields", 0, CLI_TEXT, "WHAT", "ignore", "fields that nobody knows: ignore, log or reject", .choices = UNKNOWN },
     { "generation-config", 0, CLI_TEXT, "WHAT", "auto", "auto: the model's temperature and top_p; none: 1 and 1", .choices = GENERATION },
     { "max-n", 0, CLI_UINT, "N", "8", "most answers of a request" },
-    { "default-max-tokens", 0, CLI_UINT, "N", "4096", "of answers that name no length; 0: the room left in the context" },
+    { "default-max-tokens", 0, CLI_UINT, "N", "0", "of answers that name no length; 0: the room left in the context" },
     { "stream-commit-ms", 0, CLI_UINT, "N", "5000", "a stream's status is sent at latest so long after its body" },
     { "stream-ping", 0, CLI_SECONDS, "TIME", "15", "a stream's silence is filled with a comment so often" },
     { "limit-mm-per-prompt", 0, CLI_TEXT, "LIST", "image=64,audio=16,video=4", "media parts of a request" },
@@ -163,7 +164,7 @@ struct serve {
     struct api_options api_options;
     const char *const *api_key, *const *origin, *const *host, *const *name, *const *root, *const *domain,
         *const *net;               /* owned lists */
-    char model_name[1024];
+    char model_name[1024], windows_dir[1056];
     const char *only_name;
 
     struct http_server *server;
@@ -173,8 +174,10 @@ struct serve {
     struct engine *engine;
     struct service *service;
     struct api *api;
+    struct api_audio *audio;
+    struct http_audio http_audio;
     struct policy_params policy;
-    double started_s;
+    double started_s, window_ttl_s;
     pthread_t loading;
     bool is_loading;               /* the thread was started and not joined */
     atomic_bool loaded;            /* it has ended */
@@ -326,17 +329,20 @@ static void names_of(struct serve *s, struct app_options *o)
     o->n_served_name = 1;
 }
 
+static void audio_drain_over(void *self) { http_audio_end_all(self); }
+
 static status app_options_of(struct serve *s, struct err *e)
 {
     uint64_t commit_ms = 0;
     double ping_s = 15;
+    TRY(cli_seconds(s->cli, "window-cache-ttl", &s->window_ttl_s, e));
     TRY(cli_uint(s->cli, "stream-commit-ms", 1, 600000, &commit_ms, e));
     TRY(cli_seconds(s->cli, "stream-ping", &ping_s, e));
     s->app_options = (struct app_options){ .max_queue = s->service_options.max_waiting, .no_ui = !cli_flag(s->cli, "ui"),
                                            .metrics_public = s->http.metrics_public,
                                            .stream_commit_s = (double)commit_ms / 1000, .ping_s = ping_s, .engine_died = engine_died,
                                            .engine_died_self = s, .drain = serve_stores_drain,
-                                           .sweep = serve_stores_sweep };
+                                           .sweep = serve_stores_sweep, .drain_over = audio_drain_over };
     names_of(s, &s->app_options);
     return OK;
 }
@@ -488,7 +494,13 @@ static status load(struct serve *s, struct err *e)
     s->api_options.service = s->service;
     s->api_options.policy = &s->policy;
     TRY(api_create(&s->api_options, &s->api, e));
+    snprintf(s->windows_dir, sizeof s->windows_dir, "%s/windows", serve_stores_dir(s->stores));
+    const struct api_audio_options audio = { .api = s->api, .loader = &s->counted, .limits = s->loader_options.limits,
+                                             .cache_dir = s->windows_dir, .cache_ttl_s = s->window_ttl_s,
+                                             .observe = http_audio_observe, .observe_self = app_metrics(s->app) };
+    TRY(api_audio_create(&audio, &s->audio, e));
     app_engine(s->app, s->api);
+    http_audio_start(&s->http_audio, s->audio);
     return warm_up(s->service, e);
 }
 
@@ -501,7 +513,7 @@ static void *load_thread(void *arg)
     const status st = load(s, &e);
     if (st == OK) {
         app_ready(s->app);
-        serve_stores_start(s->stores, s->api);
+        serve_stores_start(s->stores, s->api, s->audio);
         say_ready(s);
         notify("READY=1");
     } else {
@@ -527,8 +539,11 @@ static status start(struct serve *s, struct err *e)
     TRY(serve_stores_open(&s->stores_options, &s->stores, e));
     s->app_options.server = s->server;
     s->app_options.stores = s->stores;
+    s->app_options.drain_over_self = &s->http_audio;
     TRY(app_create(&s->app_options, &s->app, e));
     serve_stores_routes(s->stores, s->app);
+    s->http_audio.app = s->app;
+    http_audio_routes(&s->http_audio);
     s->loader_options.files = loader_files;
     s->loader_options.files_self = serve_stores_files(s->stores);
     TRY(api_loader_create(&s->loader_options, &s->loader, e));
@@ -550,6 +565,7 @@ static void finish(struct serve *s)
     if (s->is_loading) pthread_join(s->loading, NULL);
     if (s->app) app_stop(s->app);
     if (s->stores) serve_stores_stop(s->stores);
+    if (s->audio) api_audio_destroy(&s->audio);
     if (s->service) service_close(&s->service);
     app_destroy(&s->app);
     serve_stores_close(&s->stores);

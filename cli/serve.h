@@ -2,6 +2,7 @@
 #ifndef CLI_SERVE_H
 #define CLI_SERVE_H
 
+#include "api/audio.h"
 #include "http/app.h"
 #include "http/batches.h"
 #include "http/files.h"
@@ -22,7 +23,9 @@ status serve_stores_open(const struct serve_stores_options *o, struct serve_stor
 /* The routes of both; once, when there is an app. */
 void serve_stores_routes(struct serve_stores *s, struct app *app);
 /* The engine is there: batches that wait may run. */
-void serve_stores_start(struct serve_stores *s, struct api *api);
+void serve_stores_start(struct serve_stores *s, struct api *api, struct api_audio *audio);
+/* The folder of the state. */
+const char *serve_stores_dir(const struct serve_stores *s);
 struct files *serve_stores_files(struct serve_stores *s);
 /* Not on the loop: no more batch lines begin. What runs goes on. */
 void serve_stores_drain(void *stores);

@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "api/batches.h"
+#include "api/batch_engine.h"
 #include "api/files.h"
 #include "base/mem.h"
 #include "cli/serve.h"
@@ -23,7 +23,7 @@ struct serve_stores {
     struct http_files http_files;
     struct http_batches http_batches;
     struct service *service;       /* where the engine is there */
-    struct api *api;
+    struct batch_engine engine;
     struct metrics *metrics;
 };
 
@@ -111,21 +111,14 @@ void serve_stores_routes(struct serve_stores *s, struct app *app)
     http_batches_routes(&s->http_batches);
 }
 
-static void run_line(void *self, const char *owner, const char *endpoint, const char *body, size_t n, const char *request_id,
-                     const atomic_bool *stop, int *status_code, json_t **reply)
+void serve_stores_start(struct serve_stores *s, struct api *api, struct api_audio *audio)
 {
-    const struct serve_stores *s = self;
-    const struct api_caller caller = { .request_id = request_id, .key = owner, .batch = true };
-    api_run(s->api, endpoint, body, n, &caller, stop, status_code, reply);
-}
-
-void serve_stores_start(struct serve_stores *s, struct api *api)
-{
-    s->api = api;
+    s->engine = (struct batch_engine){ .api = api, .audio = audio };
     s->service = api_service(api);
-    batches_start(s->batches, run_line, s);
+    batches_start(s->batches, batch_engine_run_for, &s->engine);
 }
 
+const char *serve_stores_dir(const struct serve_stores *s) { return s->dir; }
 struct files *serve_stores_files(struct serve_stores *s) { return s->files; }
 void serve_stores_drain(void *stores) { batches_drain(((struct serve_stores *)stores)->batches); }
 void serve_stores_sweep(void *stores) { files_sweep(((struct serve_stores *)stores)->files); }

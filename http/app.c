@@ -323,7 +323,12 @@ static void drain_begins(void *self)
     if (a->o.drain) workers_run(a->workers, a->o.drain, a->o.stores);
 }
 
-static void drain_is_over(void *self) { chat_end_all(self); }
+static void drain_is_over(void *self)
+{
+    struct app *a = self;
+    chat_end_all(a);
+    if (a->o.drain_over) a->o.drain_over(a->o.drain_over_self);
+}
 
 static void add(struct app *a, const char *method, const char *path, enum http_body body, bool open, bool always,
                 status (*head)(void *, struct http_request *, struct err *), void (*handle)(void *, struct http_request *))

@@ -31,11 +31,13 @@ struct app_options {
     double ping_s;                 /* comments in silence; 0: 15 */
     uint32_t n_workers;            /* 0: 2 */
     /* All may be NULL. Where the engine thread has died: on the loop thread, once. When a drain begins, and every ten
-     * minutes: on a request worker. */
+     * minutes: on a request worker. When a drain's time is over: on the loop thread. */
     void (*engine_died)(void *self);
     void *engine_died_self;
     void (*drain)(void *self), (*sweep)(void *self);
     void *stores;                  /* self of drain and sweep */
+    void (*drain_over)(void *self);
+    void *drain_over_self;
 };
 
 /* Adds its routes to the server. */

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -565,6 +566,15 @@ static void no_room(void **state)
     struct media_source s = data("rgb.png");
     assert_int_equal(extract_run(&s, 1, &(struct extract_options){ .kind = MEDIA_IMAGE }, &nowhere, &x, &e), E_IO);
     assert_null(strstr(e.text, "nonexistent"));
+    const struct rlimit small = { 1000, RLIM_INFINITY };
+    struct rlimit old;
+    signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &old);
+    setrlimit(RLIMIT_FSIZE, &small);
+    const status st = extract_run(&s, 1, &(struct extract_options){ .kind = MEDIA_IMAGE }, &NO_LIMITS, &x, &e);
+    setrlimit(RLIMIT_FSIZE, &old);
+    assert_int_equal(st, E_IO);
+    assert_string_equal(e.tag, "spool_full");
     extract_set_program("/nonexistent/program");
     assert_int_equal(extract_run(&s, 1, &(struct extract_options){ .kind = MEDIA_IMAGE }, &NO_LIMITS, &x, &e), E_IO);
     extract_set_program("/proc/self/exe");

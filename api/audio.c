@@ -304,6 +304,9 @@ static status make_cache_dir(struct api_audio *a, struct err *e)
     if (a->o.cache_dir == NULL) return OK;
     if (mkdir(a->o.cache_dir, 0700) != 0 && errno != EEXIST)
         return err_set(e, E_IO, "the folder %s of the window cache cannot be made: %s", a->o.cache_dir, strerror(errno));
+    struct stat s;                 /* texts of clients lie there: nobody else's folder, none that others may read */
+    if (lstat(a->o.cache_dir, &s) != 0 || !S_ISDIR(s.st_mode) || s.st_uid != geteuid() || (s.st_mode & 077) != 0)
+        return err_set(e, E_IO, "%s, for the window cache, must be a folder of this user alone (mode 0700)", a->o.cache_dir);
     if (access(a->o.cache_dir, W_OK | X_OK) != 0)
         return err_set(e, E_IO, "the folder %s of the window cache cannot be written: %s", a->o.cache_dir, strerror(errno));
     a->cache_dir = mem_must_strdup(a->o.cache_dir);

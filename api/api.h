@@ -89,6 +89,7 @@ struct api_sink {
 };
 /* *j is moved from on OK. Its sink->done comes exactly once. */
 status api_job_start(struct api_job **j, const struct api_sink *sink, uint64_t *id, struct err *e);
+/* Of a job that is over: nothing happens. Not from within a sink's function. */
 void api_job_cancel(struct api *a, uint64_t id);
 /* What is under way for a job that was started: a phase of service_list ("wait", "prefill", ...); "" when it is over. */
 void api_job_phase(struct api *a, uint64_t id, char out[12]);

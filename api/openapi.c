@@ -170,6 +170,12 @@ static const struct { const char *name, *text; } SCHEMAS[] = {
                           "'object':{'const':'list'},'data':" OF(REF("Batch")) ",'first_id':" STRING_OR_NULL ",'last_id':"
                           STRING_OR_NULL ",'has_more':" BOOL) },
     { "Health", OBJECT("'status'", "'status':" STRING) },
+    { "State", OBJECT("'state','version','uptime_s','policies','model'",
+                      "'state':{'enum':['loading','ready','draining','dead']},'version':" STRING ",'uptime_s':" REAL
+                      ",'policies':{'type':'array'},'model':" STRING_OR_NULL ",'engine':{'type':'object'},'pages':"
+                      OBJECT("'total','free','reserved','cached'", "'total':" COUNT ",'free':" COUNT ",'reserved':" COUNT
+                             ",'cached':" COUNT) ",'requests':{'type':'object','additionalProperties':" COUNT "},'counters':"
+                      "{'type':'object','additionalProperties':" COUNT "},'list':{'type':'array','items':{'type':'object'}}") },
     { "Version", OBJECT("'version','commit','backend','policies','libevent','ffmpeg'",
                         "'version':" STRING ",'commit':" STRING ",'backend':" STRING ",'policies':" OF(STRING) ",'libevent':"
                         STRING ",'ffmpeg':" STRING) },
@@ -236,6 +242,7 @@ static const struct route {
     struct content body[2], reply[5];              /* end with type NULL */
 } ROUTES[] = {
     { "/v1/models", "get", "listModels", "The served names", false, { { 0 } }, { { JSON, "ModelList" } } },
+    { "/models", "get", "listModelsShort", "As /v1/models", false, { { 0 } }, { { JSON, "ModelList" } } },
     { "/v1/models/{id}", "get", "retrieveModel", "One served name", false, { { 0 } }, { { JSON, "Model" } } },
     { "/v1/chat/completions", "post", "createChatCompletion", "Answer a conversation with text, images, sound and film", false,
       { { JSON, "ChatRequest" } }, { { JSON, "ChatReply" }, { STREAM, "ChatChunk" } } },
@@ -269,7 +276,8 @@ static const struct route {
     { "/health", "get", "health", "Is the server alive?", true, { { 0 } }, { { JSON, "Health" } } },
     { "/ready", "get", "ready", "May requests be sent here?", true, { { 0 } }, { { JSON, "Health" } } },
     { "/version", "get", "version", "What is running", true, { { 0 } }, { { JSON, "Version" } } },
-    { "/openapi.json", "get", "openapi", "This description", true, { { 0 } }, { { JSON, NULL } } },
+    { "/v1/omnidrop/state", "get", "state", "What the engine does now, for the page", false, { { 0 } }, { { JSON, "State" } } },
+    { "/openapi.json", "get", "openapi", "This description", false, { { 0 } }, { { JSON, NULL } } },
     { "/", "get", "page", "The built-in page", true, { { 0 } }, { { "text/html", NULL } } },
     { "/metrics", "get", "metrics", "Figures for Prometheus", false, { { 0 } }, { { "text/plain", NULL } } },
 };

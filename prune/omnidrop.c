@@ -62,9 +62,10 @@ static status plan(const struct policy_params *p, const struct prune_shape *s, s
         out->n_entry = step0_total(&s0, s);
         out->needs |= step0_needs(&s0);
     }
-    if (p->given[RETENTION] && out->n_orig > 0)
-        TRY(prune_calibrate(&sch, L, (double)out->n_entry / (double)out->n_orig, p->value[RETENTION],
-                            &sch.p_final, NULL, e));
+    if (p->given[RETENTION] && out->n_orig > 0 &&
+        prune_calibrate(&sch, L, (double)out->n_entry / (double)out->n_orig, p->value[RETENTION], &sch.p_final, NULL,
+                        e) != OK)
+        return err_tag(e, "invalid_value", "omnidrop.retention");
     prune_alive(&sch, L, out->n_entry, out->alive);
     for (uint32_t l = 0; l < L; l++) {
         out->rate[l] = prune_rate(&sch, l, L);

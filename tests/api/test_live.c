@@ -107,6 +107,22 @@ static void pruning_is_told(void **state)
     /* B20: out of reach once step 0 took its share. */
     r = run("/v1/chat/completions", ASK ",\"omnidrop\":{\"policy\":\"omnidrop\",\"retention\":0.99}}", 400);
     assert_string_equal(json_string_value(at(r, "error", "code")), "invalid_value");
+    assert_string_equal(json_string_value(at(r, "error", "param")), "omnidrop.retention");
+    json_decref(r);
+}
+
+/* The words that wrappers look for. */
+static void the_context_is_bounded(void **state)
+{
+    (void)state;
+    json_t *r = run("/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"max_tokens\":5000}", 400);
+    assert_string_equal(json_string_value(at(r, "error", "code")), "context_length_exceeded");
+    const char *text = json_string_value(at(r, "error", "message"));
+    if (strncmp(text, "This model's maximum context length is 2048 tokens.", 51) != 0) fail_msg("%s", text);
+    json_decref(r);
+    r = run("/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"video_url\",\"video_url\":"
+                                    "\"file:tests/data/media/no-such-film.mp4\"}]}]}", 400);
+    assert_null(strstr(json_string_value(at(r, "error", "message")), "/work"));
     json_decref(r);
 }
 
@@ -225,6 +241,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(usage_adds_up), cmocka_unit_test(sound_can_be_left_out), cmocka_unit_test(pruning_is_told),
+        cmocka_unit_test(the_context_is_bounded),
         cmocka_unit_test(a_stream_says_the_same), cmocka_unit_test(completions), cmocka_unit_test(stops),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);

@@ -641,7 +641,8 @@ static void describes_every_route(void **state)
         "post /v1/audio/transcriptions", "post /v1/audio/translations", "post /v1/files", "get /v1/files", "get /v1/files/{id}",
         "delete /v1/files/{id}", "get /v1/files/{id}/content", "post /v1/batches", "get /v1/batches", "get /v1/batches/{id}",
         "post /v1/batches/{id}/cancel", "post /tokenize", "post /detokenize", "post /v1/tokenize", "post /v1/detokenize",
-        "get /health", "get /ready", "get /version", "get /", "get /metrics", "get /openapi.json" };
+        "get /health", "get /ready", "get /version", "get /", "get /metrics", "get /openapi.json",
+        "get /models", "get /v1/omnidrop/state" };
     const json_t *paths = json_object_get(openapi, "paths");
     size_t n = 0;
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {

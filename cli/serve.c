@@ -3,6 +3,7 @@
  *   main thread     options, bind, loop of http/server.h
  *   loading thread  engine, service, api; a warm-up request; then /ready says so, and one line on stderr */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -504,6 +505,19 @@ static status load(struct serve *s, struct err *e)
     return warm_up(s->service, e);
 }
 
+/* SIGHUP: a log that was moved away goes on under its name; where that cannot be had, where it was. */
+static void reopen_log(void *self)
+{
+    struct serve *s = self;
+    const char *path = cli_text(s->cli, "access-log");
+    if (s->http.access_log == NULL || s->http.access_log == stderr) return;
+    fflush(s->http.access_log);
+    const int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+    if (fd < 0 || dup3(fd, fileno(s->http.access_log), O_CLOEXEC) < 0)
+        cli_log(s->cli, CLI_ERROR, "--access-log %s: %s: it goes on where it was", path, strerror(errno));
+    if (fd >= 0) close(fd);
+}
+
 static void stop_server(void *server) { http_server_stop(server); }
 
 static void *load_thread(void *arg)
@@ -542,6 +556,7 @@ static status start(struct serve *s, struct err *e)
     s->app_options.drain_over_self = &s->http_audio;
     TRY(app_create(&s->app_options, &s->app, e));
     serve_stores_routes(s->stores, s->app);
+    http_server_on_hup(s->server, reopen_log, s);
     s->http_audio.app = s->app;
     http_audio_routes(&s->http_audio);
     s->loader_options.files = loader_files;

@@ -198,6 +198,26 @@ def test_hang_up():
             check("SIGHUP reads them again", ask("new") == 200 and ask("old") == 401)
 
 
+def test_log():
+    with tempfile.TemporaryDirectory() as d:
+        log = os.path.join(d, "access")
+        with Server("--access-log", log) as s:
+            s.request("GET", "/health")
+            ends = time.monotonic() + PATIENCE
+            while os.path.getsize(log) == 0 and time.monotonic() < ends:
+                time.sleep(0.01)
+            line = json.loads(open(log).readline())
+            check("the access log has a JSON line for a request", "/health" in json.dumps(line) and "200" in json.dumps(line), line)
+            os.rename(log, log + ".1")
+            s.signal(signal.SIGHUP)
+            while not os.path.exists(log) and time.monotonic() < ends:
+                time.sleep(0.01)
+            s.request("GET", "/ready")
+            while os.path.getsize(log) == 0 and time.monotonic() < ends:
+                time.sleep(0.01)
+            check("after SIGHUP it goes on under its name", "/ready" in open(log).read() and "/ready" not in open(log + ".1").read())
+
+
 def test_options():
     code, first, err = run("serve", "--print-config", "--port", "8123", "--served-model-name", "a,b", "--served-model-name", "c")
     check("--print-config", code == 0 and "port = 8123" in first and first.startswith("[common]"), err)
@@ -237,7 +257,7 @@ def test_notify():
 
 
 if __name__ == "__main__":
-    for test in (test_bare_start, test_listening, test_loading, test_drain, test_hang_up, test_options, test_notify):
+    for test in (test_bare_start, test_listening, test_loading, test_drain, test_hang_up, test_log, test_options, test_notify):
         try:
             test()
         except Exception as e:

@@ -87,6 +87,7 @@ def test_queue():
         status, headers, text = s.request("POST", "/v1/chat/completions", json.loads(body(5)))
         check("one more is refused: queue_full, with Retry-After", status == 429 and json.loads(text)["error"]["code"] == "queue_full"
               and 1 <= int(headers["retry-after"]) <= 60, (status, headers, text))
+        check("and counted", metric(s, "request_failure_total", code="queue_full", route="/v1/chat/completions") == 1)
         seen = list(events(r2))
         check("silence is filled with comments", sum(e.startswith(": ") for e in seen) >= 3, seen)
         check("after the commit an error is an event", json.loads(seen[-1])["error"]["code"] == "queue_timeout", seen)

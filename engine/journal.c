@@ -38,7 +38,7 @@ static enum line read_head(const json_t *o, const char *key)
 
 static enum line read_entry(struct journal *j, const json_t *o)
 {
-    json_int_t window, from, to, tokens, attempts;
+    json_int_t window, from, to, tokens, attempts, prompt = 0, audio = 0;
     const char *text;
     int split;
     struct journal_entry *t;
@@ -49,10 +49,11 @@ static enum line read_entry(struct journal *j, const json_t *o)
         return LINE_GOOD;
     }
     struct journal_entry got = { 0 };
-    if (json_unpack((json_t *)o, "{s:I, s:I, s:I, s:s, s:I, s:I, s:F, s:F, s:b}", "window", &window, "from", &from,
+    if (json_unpack((json_t *)o, "{s:I, s:I, s:I, s:s, s:I, s:I, s:F, s:F, s:b, s?I, s?I}", "window", &window, "from", &from,
                     "to", &to, "text", &text, "tokens", &tokens, "attempts", &attempts, "mean_logprob",
-                    &got.mean_logprob, "temperature", &got.temperature, "split", &split) != 0)
+                    &got.mean_logprob, "temperature", &got.temperature, "split", &split, "prompt", &prompt, "audio", &audio) != 0)
         return LINE_BAD;
+    if (prompt < 0 || prompt > UINT32_MAX || audio < 0 || audio > prompt) return LINE_BAD;
     if (window < 0 || window > UINT32_MAX || from < 0 || to < from || tokens < 0 || tokens > UINT32_MAX ||
         attempts < 0 || attempts > UINT32_MAX)
         return LINE_BAD;
@@ -63,6 +64,8 @@ static enum line read_entry(struct journal *j, const json_t *o)
     got.n_tokens = (uint32_t)tokens;
     got.attempts = (uint32_t)attempts;
     got.split = split;
+    got.n_prompt = (uint32_t)prompt;
+    got.n_audio = (uint32_t)audio;
     got.text = mem_must_strdup(text);
     t = &j->entry[j->n++];
     *t = got;
@@ -198,10 +201,11 @@ const struct journal_entry *journal_find(const struct journal *j, uint32_t windo
 
 status journal_add(struct journal *j, const struct journal_entry *t, struct err *e)
 {
-    TRY(write_line(j, json_pack("{s:I, s:I, s:I, s:s, s:I, s:I, s:f, s:f, s:b}", "window", (json_int_t)t->window,
+    TRY(write_line(j, json_pack("{s:I, s:I, s:I, s:s, s:I, s:I, s:f, s:f, s:b, s:I, s:I}", "window", (json_int_t)t->window,
                                    "from", (json_int_t)t->from, "to", (json_int_t)t->to, "text", t->text, "tokens",
                                    (json_int_t)t->n_tokens, "attempts", (json_int_t)t->attempts, "mean_logprob",
-                                   t->mean_logprob, "temperature", t->temperature, "split", t->split), e));
+                                   t->mean_logprob, "temperature", t->temperature, "split", t->split, "prompt", (json_int_t)t->n_prompt, "audio",
+                                   (json_int_t)t->n_audio), e));
     j->n_added++;
     return OK;
 }

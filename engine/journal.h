@@ -15,6 +15,7 @@ struct journal_entry {
     uint64_t from, to;             /* samples; the entry holds for this span only       */
     const char *text;              /* UTF-8                                             */
     uint32_t n_tokens;
+    uint32_t n_prompt, n_audio;    /* tokens that were asked with, of them sound; 0 in journals of before */
     uint32_t attempts;             /* runs that it took                                 */
     double mean_logprob;
     double temperature;

@@ -212,6 +212,13 @@ static status start_halves(struct run *r, struct slot *s, struct err *e)
     return ask_start(&s->half[1], e);
 }
 
+static void count(struct transcript *t, uint32_t n_prompt, uint32_t n_audio, uint32_t n_output)
+{
+    t->n_prompt += n_prompt;
+    t->n_audio += n_audio;
+    t->n_output += n_output;
+}
+
 /* The answer is the window's text: into the journal at once. Moves a's text and tokens. */
 static status take_answer(struct run *r, struct slot *s, struct ask *a, double temperature, struct err *e)
 {
@@ -221,9 +228,7 @@ static status take_answer(struct run *r, struct slot *s, struct ask *a, double t
     w->mean_logprob = a->mean_logprob;
     w->temperature = temperature;
     w->split = s->halved;
-    r->out->n_prompt += a->n_prompt;
-    r->out->n_audio += a->n_audio;
-    r->out->n_output += a->n_tokens;
+    count(r->out, a->n_prompt, a->n_audio, a->n_tokens);
     s->text = a->text;
     s->n_text = s->keep_to = a->n_text;
     s->token = a->token;
@@ -235,7 +240,8 @@ static status take_answer(struct run *r, struct slot *s, struct ask *a, double t
     if (r->journal == NULL) return OK;
     const struct journal_entry t = { .window = s->w.index, .from = s->w.from, .to = s->w.to, .text = s->text,
                                      .n_tokens = w->n_tokens, .attempts = w->attempts, .mean_logprob = w->mean_logprob,
-                                     .temperature = temperature, .split = s->halved };
+                                     .temperature = temperature, .split = s->halved, .n_prompt = a->n_prompt,
+                                     .n_audio = a->n_audio };
     const status st = journal_add(r->journal, &t, e);
     return st == OK ? OK : journal_failed(r, st);
 }
@@ -443,7 +449,7 @@ static void replay(struct run *r, struct slot *s, const struct journal_entry *kn
     s->n_text = s->keep_to = strlen(known->text);
     s->text = mem_must_strdup(known->text);
     r->out->n_replayed++;
-    r->out->n_output += known->n_tokens;
+    count(r->out, known->n_prompt, known->n_audio, known->n_tokens);
     samples_done(s);
 }
 

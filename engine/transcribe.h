@@ -91,8 +91,7 @@ struct transcript {                /* transcript_free */
     size_t n_windows, cap;
     struct transcribe_token *token;        /* [n_tokens] where keep_tokens asked for them */
     size_t n_tokens, cap_tokens;
-    uint64_t n_prompt, n_audio, n_output;  /* tokens of the answers that were taken: asked, of them sound; answered.
-                                              Of windows from a journal the answer alone is known */
+    uint64_t n_prompt, n_audio, n_output;  /* tokens of the answers that were taken: asked, of them sound; answered */
     uint32_t n_failed, n_silent, n_replayed;
     double start_s, duration_s;    /* what was read of the sound */
     char language[32];             /* "english", or "unknown" */

@@ -438,6 +438,43 @@ static void cancelled(void **state)
     assert_int_equal(service_list(service, view, 4), 0);
 }
 
+/* A model of random weights never comes to an end: the gap is an error, or marked where that was asked for. */
+static void incomplete(void **state)
+{
+    struct api_audio *const good = audio;
+    struct engine *en;
+    struct service *s;
+    struct api *a;
+    struct err e;
+    struct call c;
+    (void)state;
+    const struct engine_options eo = { .model_dir = "tests/goldens/odd/checkpoint", .device = "cpu", .n_threads = 1 };
+    const struct service_options so = { 0 };
+    if (engine_open(&eo, &en, &e) != OK || service_open(en, &so, &s, &e) != OK) fail_msg("%s", e.text);
+    const struct api_options ao = { .service = s };
+    if (api_create(&ao, &a, &e) != OK) fail_msg("%s", e.text);
+    const struct api_audio_options o = { .api = a, .n_threads = 1 };
+    if (api_audio_create(&o, &audio, &e) != OK) fail_msg("%s", e.text);
+    fails(clip(DEMO "speech000.wav"), FIELDS("omnidrop[window_s]", "5", "language", "en"), 500, "transcription_incomplete");
+    ask(&c, clip(DEMO "speech000.wav"), false, FIELDS("omnidrop[window_s]", "5", "language", "en", "omnidrop[on_window_error]",
+                                                      "mark", "response_format", "verbose_json"));
+    assert_string_equal(text_of(c.reply.json, "text"), "");
+    assert_int_equal(json_array_size(json_object_get(c.reply.json, "segments")), 0);
+    const json_t *failed = json_object_get(json_object_get(c.reply.json, "omnidrop"), "failed_windows");
+    assert_int_equal(json_array_size(failed), 2);
+    assert_non_null(text_of(json_array_get(failed, 0), "code"));
+    drop(&c);
+    ask(&c, clip(DEMO "speech000.wav"), false, FIELDS("omnidrop[window_s]", "5", "language", "en", "omnidrop[on_window_error]",
+                                                      "mark", "response_format", "srt"));
+    assert_non_null(strstr(c.reply.bytes, "[untranscribed 00:00:0"));
+    drop(&c);
+    api_audio_destroy(&audio);
+    api_destroy(&a);
+    service_close(&s);
+    engine_close(&en);
+    audio = good;
+}
+
 /* Two files and a cancelled third side by side: each gets its own text. */
 static void several(void **state)
 {
@@ -483,6 +520,14 @@ static void goes_on(void **state)
     assert_string_equal(text_of(c.reply.json, "text"), fresh);
     free(fresh);
     drop(&c);
+    before = after;
+    begin(&c, long_sound(12), false, FIELDS("stream", "true"), "mine");        /* all of it: and the bill is the same */
+    end(&c);
+    const json_t *usage = json_object_get(json_array_get(c.chunks, json_array_size(c.chunks) - 1), "usage");
+    assert_true(number_of(json_object_get(usage, "input_token_details"), "audio_tokens") > 1000);
+    drop(&c);
+    api_audio_read(audio, &after);
+    assert_true(after.n_windows_replayed > before.n_windows_replayed + 10);
     before = after;
     begin(&c, long_sound(12), false, FIELDS("seed", "5"), "mine");             /* another wish */
     end(&c);
@@ -631,6 +676,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fields_refused), cmocka_unit_test(fields_taken),  cmocka_unit_test(replies),
         cmocka_unit_test(verbose_json),   cmocka_unit_test(stream),        cmocka_unit_test(bad_files),
+        cmocka_unit_test(incomplete),
         cmocka_unit_test(cancelled),      cmocka_unit_test(several),       cmocka_unit_test(goes_on),
         cmocka_unit_test(batch_lines),    cmocka_unit_test(language_forced), cmocka_unit_test(compression) };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -177,7 +177,7 @@ static const struct { const char *name, *text; } SCHEMAS[] = {
                              ",'cached':" COUNT) ",'requests':{'type':'object','additionalProperties':" COUNT "},'counters':"
                       "{'type':'object','additionalProperties':" COUNT "},'list':{'type':'array','items':{'type':'object'}}") },
     { "Version", OBJECT("'version','commit','backend','policies','libevent','ffmpeg'",
-                        "'version':" STRING ",'commit':" STRING ",'backend':" STRING ",'policies':" OF(STRING) ",'libevent':"
+                        "'version':" STRING ",'commit':" STRING ",'backend':" STRING_OR_NULL ",'policies':" OF(STRING) ",'libevent':"
                         STRING ",'ffmpeg':" STRING) },
 };
 
@@ -261,7 +261,7 @@ static const struct route {
     { "/v1/files/{id}", "get", "retrieveFile", "What is known of a file", false, { { 0 } }, { { JSON, "File" } } },
     { "/v1/files/{id}", "delete", "deleteFile", "Delete a file", false, { { 0 } }, { { JSON, "FileDeleted" } } },
     { "/v1/files/{id}/content", "get", "downloadFile", "The bytes of a file", false, { { 0 } },
-      { { "application/octet-stream", NULL } } },
+      { { "*/*", NULL } } },
     { "/v1/batches", "post", "createBatch", "Run the requests of a file", false, { { JSON, "BatchRequest" } }, { { JSON, "Batch" } } },
     { "/v1/batches", "get", "listBatches", "The batches of this key", false, { { 0 } }, { { JSON, "BatchList" } } },
     { "/v1/batches/{id}", "get", "retrieveBatch", "Where a batch is", false, { { 0 } }, { { JSON, "Batch" } } },

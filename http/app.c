@@ -69,17 +69,23 @@ status app_may_start(struct app *a, struct err *e)
     return err_tag(e, "draining", NULL);
 }
 
-status app_head(void *self, struct http_request *r, struct err *e)
+static status room(struct app *a, struct err *e)
 {
-    struct app *a = self;
     struct service_gauges g;
-    (void)r;
     TRY(app_may_start(a, e));
     service_read(api_service(app_api(a)), &g);
     if (g.n_preparing + g.n_waiting < a->o.max_queue) return OK;
     err_set(e, E_BUSY, "%u requests wait already and the queue holds %u: try again later", g.n_preparing + g.n_waiting,
             a->o.max_queue);
     return err_tag(e, "queue_full", NULL);
+}
+
+status app_head(void *self, struct http_request *r, struct err *e)
+{
+    struct app *a = self;
+    const status st = room(a, e);
+    if (st != OK) metrics_failure(a->metrics, http_request_route(r), e);
+    return st;
 }
 
 void app_reply_error(struct app *a, struct http_request *r, const char *route, const struct err *e)

@@ -379,6 +379,7 @@ void http_request_set_user(struct http_request *r, void *user) { r->user = user;
 bool http_request_is_gone(const struct http_request *r) { return r->gone; }
 size_t http_request_n_parts(const struct http_request *r) { return r->n_parts; }
 
+const char *http_request_route(const struct http_request *r) { return r->route ? r->route->path : ""; }
 const char *http_request_path(const struct http_request *r)
 {
     return r->head.path ? routes_strip_root(r->server, r->head.path) : "";

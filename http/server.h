@@ -118,6 +118,7 @@ struct http_server *http_request_server(const struct http_request *r);
 const char *http_request_id(const struct http_request *r);               /* as sent back in x-request-id */
 const char *http_request_method(const struct http_request *r);
 const char *http_request_path(const struct http_request *r);             /* without query */
+const char *http_request_route(const struct http_request *r);            /* the pattern that it matched */
 const char *http_request_capture(const struct http_request *r);          /* what {id} matched, decoded; or NULL */
 const char *http_request_query(const struct http_request *r, const char *key);   /* decoded; NULL: not there */
 const char *http_request_header(const struct http_request *r, const char *lower_case_name);

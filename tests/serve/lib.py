@@ -580,7 +580,7 @@ class Checker:
             self.stream(path, body)
             return
         reference = self.schema_of(method, path, status, kind)
-        if not kind.startswith("application/json"):
+        if kind.split(";")[0] != "application/json":
             return
         value = json.loads(body)
         if reference:

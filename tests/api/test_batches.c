@@ -573,6 +573,7 @@ static void test_lists(void **state)
             for (size_t i = 0; i < json_array_size(data); i++)
                 assert_string_equal(json_string_value(json_object_get(json_array_get(data, i), "id")), id[at--]);
             more = json_is_true(json_object_get(o, "has_more"));
+            assert_int_equal(more, at >= 0);
             if (json_array_size(data)) strcpy(after, json_string_value(json_object_get(o, "last_id")));
             json_decref(o);
         }
@@ -617,6 +618,39 @@ static void test_journal_cut(void **state)
     open_all(false);
 }
 
+/* Ended after the outputs were stored and before that was noted: the same files again, not second ones. */
+static void test_stored_twice(void **state)
+{
+    (void)state;
+    char id[BATCH_ID], path[200], text[16384], command[600];
+    open_all(true);
+    create(upload_lines(10, 5).id, id);
+    json_t *o = wait_status(id, "completed");
+    close_all();
+    snprintf(path, sizeof path, "%s/%s.odj", batches_dir, id);
+    FILE *f = fopen(path, "rb");
+    size_t n = fread(text, 1, sizeof text, f);
+    fclose(f);
+    assert_true(n > 0 && text[n - 1] == '\n');
+    for (n--; text[n - 1] != '\n'; n--) continue;      /* without its last state */
+    f = fopen(path, "wb");
+    assert_int_equal(fwrite(text, 1, n, f), n);
+    fclose(f);
+    snprintf(command, sizeof command, "cp %s/%s %s/%s.out && cp %s/%s %s/%s.err", files_dir,
+             json_string_value(json_object_get(o, "output_file_id")), batches_dir, id, files_dir,
+             json_string_value(json_object_get(o, "error_file_id")), batches_dir, id);
+    assert_int_equal(system(command), 0);
+    open_all(true);
+    json_t *again = wait_status(id, "completed");
+    assert_true(json_equal(o, again));
+    each_once(again, 10, 5);
+    uint64_t n_files, bytes;
+    files_count(files, &n_files, &bytes);
+    assert_int_equal(n_files, 3);
+    json_decref(o);
+    json_decref(again);
+}
+
 #define CASE(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -624,7 +658,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         CASE(test_completes), CASE(test_all_fail), CASE(test_validation), CASE(test_bad_requests), CASE(test_cancel),
         CASE(test_cancel_early), CASE(test_expires), CASE(test_restarts), CASE(test_sigkill), CASE(test_room),
-        CASE(test_lists), CASE(test_journal_cut),
+        CASE(test_lists), CASE(test_stored_twice), CASE(test_journal_cut),
     };
     return cmocka_run_group_tests_name("batches", tests, NULL, NULL);
 }

@@ -290,7 +290,7 @@ static void pages(const char *owner, const char *purpose, bool ascending, uint32
         const json_t *data = json_object_get(list, "data");
         const size_t k = json_array_size(data);
         more = json_is_true(json_object_get(list, "has_more"));
-        assert_true(k <= limit && (!more || k == limit) && at + k <= n);
+        assert_true(k <= limit && (!more || k == limit) && at + k <= n && more == (at + k < n));
         for (size_t i = 0; i < k; i++)
             assert_string_equal(json_string_value(json_object_get(json_array_get(data, i), "id")),
                                 want[ascending ? at + i : n - 1 - at - i]);

@@ -204,8 +204,8 @@ status journal_add(struct journal *j, const struct journal_entry *t, struct err 
     TRY(write_line(j, json_pack("{s:I, s:I, s:I, s:s, s:I, s:I, s:f, s:f, s:b, s:I, s:I}", "window", (json_int_t)t->window,
                                    "from", (json_int_t)t->from, "to", (json_int_t)t->to, "text", t->text, "tokens",
                                    (json_int_t)t->n_tokens, "attempts", (json_int_t)t->attempts, "mean_logprob",
-                                   t->mean_logprob, "temperature", t->temperature, "split", t->split, "prompt", (json_int_t)t->n_prompt, "audio",
-                                   (json_int_t)t->n_audio), e));
+                                   t->mean_logprob, "temperature", t->temperature, "split", t->split, "prompt",
+                                   (json_int_t)t->n_prompt, "audio", (json_int_t)t->n_audio), e));
     j->n_added++;
     return OK;
 }

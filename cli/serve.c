@@ -617,7 +617,10 @@ int cli_main_serve(int argc, char **argv)
         code = http_server_run(s.server);
         notify("STOPPING=1");
         /* Forced, or asked to end in the middle of loading: nothing is there that must be kept. */
-        if (code != 0 || !atomic_load(&s.loaded)) _exit(atomic_load(&s.failed) ? atomic_load(&s.failed) : code);
+        if (code != 0 || !atomic_load(&s.loaded)) {
+            serve_stores_abandon(s.stores);
+            _exit(atomic_load(&s.failed) ? atomic_load(&s.failed) : code);
+        }
         if (atomic_load(&s.failed)) code = atomic_load(&s.failed);
     }
     finish(&s);

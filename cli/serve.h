@@ -34,5 +34,7 @@ void serve_stores_sweep(void *stores);
 /* Before service_close; waits for lines that run. */
 void serve_stores_stop(struct serve_stores *s);
 void serve_stores_close(struct serve_stores **s);
+/* Where the process ends at once: a folder of its own goes, nothing else is touched. */
+void serve_stores_abandon(struct serve_stores *s);
 
 #endif

@@ -124,13 +124,18 @@ void serve_stores_drain(void *stores) { batches_drain(((struct serve_stores *)st
 void serve_stores_sweep(void *stores) { files_sweep(((struct serve_stores *)stores)->files); }
 void serve_stores_stop(struct serve_stores *s) { batches_close(&s->batches); }
 
+void serve_stores_abandon(struct serve_stores *s)
+{
+    if (s->temporary) nftw(s->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
 void serve_stores_close(struct serve_stores **ps)
 {
     struct serve_stores *s = *ps;
     if (s == NULL) return;
     if (s->batches) batches_close(&s->batches);
     if (s->files) files_close(&s->files);
-    if (s->temporary) nftw(s->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    serve_stores_abandon(s);
     free(s);
     *ps = NULL;
 }

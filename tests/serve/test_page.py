@@ -3,6 +3,7 @@ Nothing is logged as an error and nothing outside the server is asked for. PAGE_
 import json
 import os
 import re
+import tempfile
 
 import browser
 from browser import Browser
@@ -97,6 +98,33 @@ def ask_nothing(b):
     return error(b) == "Write a question first."
 
 
+def test_large_and_dropped(base):
+    """A file beyond what goes into a request is uploaded first; one that is dropped on the window is taken."""
+    with tempfile.TemporaryDirectory() as d, Browser() as b:
+        large = os.path.join(d, "large.png")
+        with open(DEMO + "/image000.png", "rb") as f, open(large, "wb") as out:
+            out.write(f.read() + bytes(9 << 20))            # a decoder stops where the picture ends
+        b.open(base)
+        b.wait("document.getElementById('state-text').textContent === 'ready'")
+        b.choose_file("#file", DEMO + "/image000.png")
+        b.wait("!document.getElementById('file-card').hidden")
+        inline = ask(b, "What is shown?")
+        b.js("document.getElementById('file-remove').click(); 1")
+        check("a file can be taken away again", b.js("document.getElementById('file-card').hidden"))
+        b.choose_file("#file", large)
+        b.wait("!document.getElementById('file-card').hidden")
+        check("a large file is uploaded and asked about", ask(b, "What is shown?") == inline and inline, (inline, error(b)))
+        check("once", ask(b, "What is shown?") == inline and sum(u.endswith("/v1/files") for u in b.requests) == 1, b.requests)
+        b.js("""{ document.getElementById('file-remove').click(); const t = new DataTransfer();
+                t.items.add(new File(['no film'], 'dropped.mp4', { type: 'video/mp4' }));
+                dispatchEvent(new DragEvent('drop', { dataTransfer: t, cancelable: true })); } 1""")
+        check("a file can be dropped", b.wait("document.getElementById('file-name').textContent === 'dropped.mp4'"))
+        b.js("document.getElementById('question').value = 'What is said?'; document.getElementById('form').requestSubmit(); 1")
+        check("one that is no film is an error in words", b.wait("!document.getElementById('error').hidden"), error(b))
+        check("that holds no path of the server", "/" not in error(b), error(b))
+        check("and leaves no empty answer", b.js("document.querySelectorAll('.turn').length") == 3)
+
+
 def test_transcribe(base):
     with Browser() as b:
         b.open(base)
@@ -177,7 +205,8 @@ def main():
         finish()
     with Server() as s:
         base = "http://127.0.0.1:%d/" % s.port
-        for test in (lambda: test_ask(s, base), lambda: test_transcribe(base), lambda: test_narrow_and_dark(base)):
+        for test in (lambda: test_ask(s, base), lambda: test_large_and_dropped(base),
+                     lambda: test_transcribe(base), lambda: test_narrow_and_dark(base)):
             attempt(test)
     attempt(test_key_and_loss)
     attempt(test_stop)

@@ -102,6 +102,7 @@ def test_loading():
         check("and the state says loading", s.json("GET", "/v1/omnidrop/state")[1]["state"] == "loading")
         s.signal()
         check("SIGTERM ends it", s.wait() == 0, s.stderr())
+        check("and nothing is left in the spool", os.listdir(s.dir.name) == [], os.listdir(s.dir.name))
         s.close()
         os.unlink(os.path.join(d, "vocab.json"))
         shutil.copy("models/omni-tiny/vocab.json", d)
@@ -254,6 +255,7 @@ def test_notify():
             s.signal()
             check("and STOPPING=1", manager.recv(64) == b"STOPPING=1")
             check("exit status 0 when nothing runs", s.wait() == 0, s.stderr())
+            check("nothing is left in the spool", os.listdir(s.dir.name) == [], os.listdir(s.dir.name))
 
 
 if __name__ == "__main__":

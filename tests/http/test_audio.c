@@ -216,7 +216,7 @@ static void departures(void **state)
             struct text t = hear(fd, "transcript.text.delta");
             free(t.s);
         }
-        for (int i = 0; i < 400 && c.n_running == 0; i++, usleep(10000)) api_audio_read(audio, &c);
+        for (int i = 0; i < 2000 && c.n_running == 0; i++, usleep(10000)) api_audio_read(audio, &c);
         assert_int_equal(c.n_running, 1);
         close(fd);
         const double from = clock_s();

@@ -104,14 +104,16 @@ static void *run(void *arg)
                                             .summary = &sum });
         }
     }
+    const bool fails = c->fail != OK && (c->fail_only == 0 || c->fail_only == r->id);
+    const bool holds = c->hold && !(fails && c->fail_only);
     pthread_mutex_lock(&s->lock);
-    while (c->hold && !r->cancelled) pthread_cond_wait(&s->changed, &s->lock);
+    while (holds && !r->cancelled) pthread_cond_wait(&s->changed, &s->lock);
     const bool cancelled = r->cancelled;
     pthread_mutex_unlock(&s->lock);
     struct err e = { 0 };
-    if (c->fail != OK || (c->hold && cancelled)) {
-        err_set(&e, c->fail != OK ? c->fail : E_CANCELLED, "the script says so");
-        if (c->fail != OK) err_tag(&e, c->tag, NULL);
+    if (fails || (holds && cancelled)) {
+        err_set(&e, fails ? c->fail : E_CANCELLED, "the script says so");
+        if (fails) err_tag(&e, c->tag, NULL);
     }
     send(r, (struct service_event){ .kind = SERVICE_DONE, .summary = &sum, .error = e.code ? &e : NULL });
     chat_free(&r->rq.chat);

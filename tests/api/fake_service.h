@@ -20,7 +20,8 @@ struct fake_script {
     uint32_t refuse_from;
     status fail;                   /* DONE says this after all steps, with `tag` */
     const char *tag;
-    bool hold;                     /* after the steps wait for a cancel */
+    uint64_t fail_only;            /* ... of this request (the n-th of all, from 1) alone; 0: of all */
+    bool hold;                     /* after the steps wait for a cancel, unless it fails */
     bool pruned;                   /* a film with sound, dropped from layer to layer: see fake_service.c */
     uint32_t n_prompt;             /* text tokens of the prompt; 0: 5 */
 };

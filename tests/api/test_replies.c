@@ -399,6 +399,22 @@ static void failures(void **state)
     api_destroy(&a);
 }
 
+/* One prompt of three fails: the others are cancelled, and its error is the job's. */
+static void a_failed_prompt_ends_the_others(void **state)
+{
+    (void)state;
+    struct api *a = make((struct api_options){ 0 });
+    const struct fake_seen before = fake_seen(service);
+    use(NULL, 0);
+    script.hold = true;
+    script.fail = E_TIMEOUT;
+    script.tag = "queue_timeout";
+    script.fail_only = before.n_submitted + 2;
+    gives(a, false, false, "{\"prompt\":[[5],[6],[7]]}", "error queue_timeout\n");
+    assert_int_equal(fake_seen(service).n_submitted - before.n_submitted, 3);
+    api_destroy(&a);
+}
+
 static void cancelling(void **state)
 {
     (void)state;
@@ -732,7 +748,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(whole_chat), cmocka_unit_test(streamed_chat), cmocka_unit_test(choices), cmocka_unit_test(logprobs),
         cmocka_unit_test(token_ids), cmocka_unit_test(text_completions), cmocka_unit_test(a_refused_prompt_ends_the_others),
-        cmocka_unit_test(failures), cmocka_unit_test(cancelling), cmocka_unit_test(run_is_a_call), cmocka_unit_test(statistics),
+        cmocka_unit_test(failures), cmocka_unit_test(a_failed_prompt_ends_the_others),
+        cmocka_unit_test(cancelling), cmocka_unit_test(run_is_a_call), cmocka_unit_test(statistics),
         cmocka_unit_test(tokens_of_prompts), cmocka_unit_test(text_of_tokens), cmocka_unit_test(describes_every_route),
         cmocka_unit_test(describes_requests), cmocka_unit_test(pieces_make_characters),
     };

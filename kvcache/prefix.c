@@ -22,15 +22,23 @@ struct kv_prefix_cache {
     struct kv_pool *pool;
     struct entry **entry;
     size_t n, cap;
-    uint64_t clock, hidden_bytes, n_pages;
+    uint64_t clock, hidden_bytes;
+    uint16_t *holds;               /* [pages of the pool] entries that hold it; there are ENTRIES_MAX at most */
+    uint32_t n_pages;              /* that any entry holds */
 };
 
 status kv_prefix_create(const struct kv_prefix_options *o, struct kv_pool *pool, struct kv_prefix_cache **out, struct err *e)
 {
-    TRY(mem_alloc(out, 1, sizeof **out, e));
-    (*out)->o = *o;
-    (*out)->pool = pool;
-    if ((*out)->o.entries_max == 0) (*out)->o.entries_max = ENTRIES_MAX;
+    struct kv_prefix_cache *c;
+    TRY(mem_alloc(&c, 1, sizeof *c, e));
+    *c = (struct kv_prefix_cache){ .o = *o, .pool = pool };
+    if (o->entries_max == 0 || o->entries_max > ENTRIES_MAX) c->o.entries_max = ENTRIES_MAX;
+    const status st = mem_alloc(&c->holds, kv_n_total(pool), sizeof *c->holds, e);
+    if (st != OK) {
+        free(c);
+        return st;
+    }
+    *out = c;
     return OK;
 }
 
@@ -47,9 +55,11 @@ static uint32_t entry_drop(struct kv_prefix_cache *c, size_t i)
 {
     struct entry *t = c->entry[i];
     const uint32_t before = kv_n_free(c->pool);
-    for (size_t p = 0; p < (size_t)t->n * t->n_layers; p++) kv_release(c->pool, t->page[p]);
+    for (size_t p = 0; p < (size_t)t->n * t->n_layers; p++) {
+        c->n_pages -= --c->holds[t->page[p]] == 0;
+        kv_release(c->pool, t->page[p]);
+    }
     c->hidden_bytes -= t->hidden_bytes;
-    c->n_pages -= (uint64_t)t->n * t->n_layers;
     c->entry[i] = c->entry[--c->n];
     entry_free(c, t);
     return kv_n_free(c->pool) - before;
@@ -60,6 +70,7 @@ void kv_prefix_destroy(struct kv_prefix_cache **pc)
     struct kv_prefix_cache *c = *pc;
     if (c == NULL) return;
     while (c->n) entry_drop(c, c->n - 1);
+    free(c->holds);
     free(c->entry);
     free(c);
     *pc = NULL;
@@ -143,6 +154,7 @@ status kv_prefix_insert(struct kv_prefix_cache *c, const struct kv_block_digest 
         for (uint32_t b = 0; b < n; b++) {
             t->page[(size_t)l * n + b] = table[l].page[b];
             kv_share(c->pool, table[l].page[b]);
+            c->n_pages += c->holds[table[l].page[b]]++ == 0;
         }
     for (size_t i = c->n; i-- > 0;) {                  /* beginnings of the new one are held by it now */
         const struct entry *o = c->entry[i];
@@ -155,7 +167,6 @@ status kv_prefix_insert(struct kv_prefix_cache *c, const struct kv_block_digest 
         entry_drop(c, least_used(c));
     c->entry[c->n++] = t;
     c->hidden_bytes += hidden_bytes;
-    c->n_pages += (uint64_t)n * n_layers;
     return OK;
 }
 
@@ -168,6 +179,6 @@ uint32_t kv_prefix_reclaim(struct kv_prefix_cache *c, uint32_t n_pages)
 
 struct kv_prefix_counts kv_prefix_read(const struct kv_prefix_cache *c)
 {
-    return (struct kv_prefix_counts){ .n_entries = (uint32_t)c->n, .n_pages = (uint32_t)c->n_pages,
+    return (struct kv_prefix_counts){ .n_entries = (uint32_t)c->n, .n_pages = c->n_pages,
                                       .hidden_bytes = c->hidden_bytes };
 }

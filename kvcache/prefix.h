@@ -19,7 +19,7 @@ struct kv_block_digest { uint8_t byte[32]; };
 struct kv_prefix_options {
     uint32_t n_layers;                     /* of the model                                        */
     uint64_t hidden_bytes_max;             /* of all entries' hidden states                       */
-    uint32_t entries_max;                  /* 0: 4096                                             */
+    uint32_t entries_max;                  /* 0: 4096, which is the most                          */
     void (*free_hidden)(void *self, void *hidden);
     void *self;
 };
@@ -46,7 +46,7 @@ status kv_prefix_insert(struct kv_prefix_cache *c, const struct kv_block_digest 
  * free. UINT32_MAX: all entries. */
 uint32_t kv_prefix_reclaim(struct kv_prefix_cache *c, uint32_t n_pages);
 
-struct kv_prefix_counts { uint32_t n_entries; uint32_t n_pages; uint64_t hidden_bytes; };   /* pages: counted once an entry */
+struct kv_prefix_counts { uint32_t n_entries; uint32_t n_pages; uint64_t hidden_bytes; };   /* pages: that any entry holds */
 struct kv_prefix_counts kv_prefix_read(const struct kv_prefix_cache *c);
 
 #endif

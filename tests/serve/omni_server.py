@@ -122,6 +122,8 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+            if self.process.returncode != 0:        # also what a leak ends with
+                check("the server ended well", False, "exit status %d\n%s" % (self.process.returncode, self.stderr()[-2000:]))
         self.process.stdout.close()
         self.reader.join(5)
         self.process.stderr.close()

@@ -42,8 +42,10 @@ static bool engine_dead(struct app *a, struct service_gauges *g)
 
 static status say_dead(struct app *a, struct err *e)
 {
-    if (atomic_load(&a->state) == APP_FAILED) err_set(e, E_DEVICE, "the model could not be loaded: the server's log has the reason");
-    else err_set(e, E_DEVICE, "the engine has stopped: the server must be started again");
+    if (atomic_load(&a->state) == APP_FAILED)
+        err_set(e, E_DEVICE, "the model could not be loaded: the server's log has the reason");
+    else
+        err_set(e, E_DEVICE, "the engine has stopped: the server must be started again");
     return err_tag(e, "engine_dead", NULL);
 }
 
@@ -166,7 +168,8 @@ static void version(void *self, struct http_request *r)
     http_reply_json(r, 200, json_pack("{s:s, s:s, s:o, s:o, s:s, s:s}", "version", OMNIDROP_VERSION, "commit", OMNIDROP_COMMIT,
                                       "backend", api ? json_string(engine_info(service_engine(api_service(api)))->device)
                                                      : json_null(),
-                                      "policies", policy_names(), "libevent", event_get_version(), "ffmpeg", av_version_info()));
+                                      "policies", policy_names(), "libevent", event_get_version(), "ffmpeg",
+                                      av_version_info()));
 }
 
 static void metrics(void *self, struct http_request *r)
@@ -263,7 +266,8 @@ static void state_of_service(json_t *o, struct service *s)
                                                i->bundled, "device", i->device, "max_model_len", (int)i->max_model_len,
                                                "layers", (int)engine_config(service_engine(s))->text.layers, "page_tokens",
                                                (int)i->page_tokens));
-    json_object_set_new(o, "pages", json_pack("{s:i, s:i, s:i, s:i, s:I}", "total", (int)g.pages_total, "free", (int)g.pages_free,
+    json_object_set_new(o, "pages", json_pack("{s:i, s:i, s:i, s:i, s:I}", "total", (int)g.pages_total, "free",
+                                              (int)g.pages_free,
                                               "reserved", (int)g.pages_reserved, "cached",
                                               (int)(g.pages_cached < held ? g.pages_cached : held), "bytes",
                                               (json_int_t)i->page_bytes));

@@ -29,8 +29,8 @@ static const double ttft_bounds[] = { 0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08
                                       40, 80, 160, 640, 2560, 0 };
 static const double itl_bounds[] = { 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40,
                                      80, 0 };
-static const double request_bounds[] = { 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920,
-                                         7680, 0 };
+static const double request_bounds[] = { 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960,
+                                         1920, 7680, 0 };
 static const double choices_bounds[] = { 1, 2, 5, 10, 20, 0 };
 static const double iteration_bounds[] = { 1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 0 };
 static const double ratio_bounds[] = { 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 0 };
@@ -396,7 +396,8 @@ static void observe_pruning(struct metrics *m, const struct service_summary *s, 
     for (uint32_t l = 0; l < r->n_layers; l++) {
         char number[16];
         snprintf(number, sizeof number, "%u", l);
-        add(m, METRIC_LAYER_KEPT, (const char *const[LABELS_MAX]){ number, policy }, r->alive[l][1] + r->alive[l][2] + r->alive[l][3]);
+        add(m, METRIC_LAYER_KEPT, (const char *const[LABELS_MAX]){ number, policy },
+            r->alive[l][1] + r->alive[l][2] + r->alive[l][3]);
     }
     add(m, METRIC_RETENTION, (const char *const[LABELS_MAX]){ policy }, r->mean_retention);
 }
@@ -484,7 +485,8 @@ static void put_service(struct page *p, const struct service_gauges *g)
     one(p, METRIC_KV_USAGE, g->pages_total ? (double)(used - cached + g->pages_reserved) / g->pages_total : 0);
     some(p, METRIC_PAGES, 4, (const char *const[]){ "total", "free", "reserved", "cached" },
          (const double[]){ g->pages_total, g->pages_free, g->pages_reserved, g->pages_cached });
-    some(p, METRIC_MEDIA_JOBS, 2, (const char *const[]){ "decode", "encode" }, (const double[]){ g->n_preparing, g->n_encoding });
+    some(p, METRIC_MEDIA_JOBS, 2, (const char *const[]){ "decode", "encode" },
+         (const double[]){ g->n_preparing, g->n_encoding });
     some(p, METRIC_MM_CACHE_BYTES, 2, (const char *const[]){ "encoder", "hidden" },
          (const double[]){ (double)g->media_cache_bytes, (double)g->hidden_cache_bytes });
     some(p, METRIC_DEVICE_MEMORY, 3, (const char *const[]){ "weights", "kv_pages", "caches" },
@@ -538,7 +540,8 @@ static void put_server(struct page *p, const struct http_server *server)
     one(p, METRIC_CONNECTIONS, (double)c.n_connections);
     one(p, METRIC_SPOOL, (double)c.spool_bytes);
     one(p, METRIC_DRAINING, http_server_draining(server));
-    some(p, METRIC_HTTP_BYTES, 2, (const char *const[]){ "in", "out" }, (const double[]){ (double)c.bytes_in, (double)c.bytes_out });
+    some(p, METRIC_HTTP_BYTES, 2, (const char *const[]){ "in", "out" },
+         (const double[]){ (double)c.bytes_in, (double)c.bytes_out });
     put_head(&p->t, &families[METRIC_HTTP_REQUESTS]);
     http_server_each_status(server, put_status, p);
     add_disconnects(p->m, &c);
@@ -601,7 +604,8 @@ static void put_process(struct page *p)
     }
     const double page = (double)sysconf(_SC_PAGESIZE);
     put_process_one(p, "cpu_seconds_total", "counter", "User and system CPU time in seconds.",
-                    (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + 1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec));
+                    (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+                        1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec));
     put_process_one(p, "resident_memory_bytes", "gauge", "Resident memory in bytes.", (double)resident * page);
     put_process_one(p, "virtual_memory_bytes", "gauge", "Virtual memory in bytes.", (double)size * page);
     put_process_one(p, "open_fds", "gauge", "Open file descriptors.", open_files());

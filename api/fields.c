@@ -345,8 +345,7 @@ static const struct prune_param *find_param(const struct policy *p, const char *
 /* Keys of the object that are no parameters of a policy. */
 static bool is_own_key(const char *key)
 {
-    return strcmp(key, "policy") == 0 || strcmp(key, "return_pruning") == 0 || strcmp(key, "detail") == 0 ||
-           strcmp(key, "trim") == 0;
+    return strcmp(key, "policy") == 0 || strcmp(key, "return_pruning") == 0 || strcmp(key, "detail") == 0;
 }
 
 static status set_param(struct policy_params *p, const struct doc_at *at, struct err *e)
@@ -416,17 +415,11 @@ static status read_policy(const struct api *a, const struct doc_at *o, struct po
 status api_fields_omnidrop(const struct api *a, const struct doc_at *root, struct api_omnidrop *out, struct err *e)
 {
     struct doc_at o, at;
-    bool trim = false;
     const char *detail = "counts";
     *out = (struct api_omnidrop){ .policy = a->policy };
     if (!doc_has(root, "omnidrop")) return OK;
     TRY(doc_object(root, "omnidrop", &o, e));
     TRY(read_policy(a, &o, &out->policy, e));
-    TRY(doc_opt_bool(&o, "trim", &trim, e));
-    if (trim) {
-        at = member(&o, "trim");
-        return doc_err_as(&at, "invalid_value", e, "is true: this build never releases pages of shallow layers after prefill");
-    }
     TRY(doc_opt_bool(&o, "return_pruning", &out->return_pruning, e));
     TRY(doc_opt_string(&o, "detail", &detail, e));
     out->tokens = strcmp(detail, "tokens") == 0;
@@ -444,7 +437,7 @@ status api_omnidrop_field(json_t *object, const char *key, const char *text, str
     char *end;
     enum prune_param_kind kind = PARAM_WORD;
     bool known = is_own_key(key);
-    if (strcmp(key, "return_pruning") == 0 || strcmp(key, "trim") == 0) kind = PARAM_BOOL;
+    if (strcmp(key, "return_pruning") == 0) kind = PARAM_BOOL;
     for (const struct policy *const *q = prune_list(); *q && !known; q++) {
         const struct prune_param *d = find_param(*q, key);
         known = d != NULL;

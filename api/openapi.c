@@ -205,7 +205,7 @@ static json_t *param_schema(const struct prune_param *d)
 static json_t *omnidrop_schema(void)
 {
     json_t *names = json_array();
-    json_t *p = api_schema("{'return_pruning':" BOOL ",'detail':{'enum':['counts','tokens']},'trim':{'const':false}}");
+    json_t *p = api_schema("{'return_pruning':" BOOL ",'detail':{'enum':['counts','tokens']}}");
     for (const struct policy *const *q = prune_list(); *q; q++) {
         json_array_append_new(names, json_string((*q)->name));
         for (uint32_t i = 0; i < (*q)->n_param; i++) {

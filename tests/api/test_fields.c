@@ -423,7 +423,7 @@ static void the_extension_object(void **state)
         { CHAT(",\"omnidrop\":{\"policy\":\"omnidrop\",\"tds_start_layer\":900}"), "invalid_value", "omnidrop" },
         { CHAT(",\"omnidrop\":{\"return_pruning\":\"yes\"}"), "invalid_type", "omnidrop.return_pruning" },
         { CHAT(",\"omnidrop\":{\"detail\":\"all\"}"), "invalid_value", "omnidrop.detail" },
-        { CHAT(",\"omnidrop\":{\"trim\":true}"), "invalid_value", "omnidrop.trim" },
+        { CHAT(",\"omnidrop\":{\"policy\":\"none\",\"trim\":true}"), "invalid_value", "omnidrop.trim" },
     };
     struct api *a = make((struct api_options){ 0 });
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)

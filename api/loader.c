@@ -137,7 +137,8 @@ status api_loader_create(const struct loader_options *o, struct service_loader *
         return st;
     }
     l->fetch = (struct fetch_options){ .domain = l->domain, .n_domains = o->n_domains, .net = l->net,
-                                       .n_nets = o->n_nets, .dir = l->dir, .max_bytes = l->max_bytes };
+                                       .n_nets = o->n_nets, .dir = l->dir, .max_bytes = l->max_bytes,
+                                       .total_s = o->fetch_s };
     *out = (struct service_loader){ .self = l, .resolve = resolve, .limits = o->limits, .max_images = o->max_images,
                                     .max_audios = o->max_audios, .max_videos = o->max_videos };
     out->limits.dir = l->dir;

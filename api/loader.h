@@ -21,6 +21,7 @@ struct loader_options {
     uint32_t n_nets;
     const char *dir;               /* the spool; NULL: /tmp. Also of limits                               */
     uint64_t max_bytes;            /* of one source; 0: 2 GiB                                             */
+    double fetch_s;                /* longest time of a fetch, with its redirects; 0: 120                 */
     struct extract_limits limits;
     uint32_t max_images, max_audios, max_videos;
     /* The bytes of a client's file; `key` is the digest of its API key or "". NULL: there is no store. loader_files

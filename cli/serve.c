@@ -80,6 +80,7 @@ static const struct cli_option api_options_table[] = {
       "http(s): URLs may point at it; .example.org: below it (repeatable)", .repeat = true },
     { "media-allow-private-nets", 0, CLI_TEXT, "CIDR", NULL, "private addresses that media may come from (repeatable)",
       .repeat = true },
+    { "media-fetch-timeout", 0, CLI_SECONDS, "TIME", "2:00", "longest time of a fetch, with its redirects" },
     { "max-media-duration", 0, CLI_SECONDS, "TIME", "24:00:00", "longest sound or film" },
     { 0 }
 };
@@ -264,6 +265,7 @@ static status loader_options_of(struct serve *s, struct err *e)
     struct part_limits media = { 64, 16, 4 };
     TRY(media_limits_of(c, &media, e));
     TRY(cli_seconds(c, "max-media-duration", &o->limits.max_duration_s, e));
+    TRY(cli_seconds(c, "media-fetch-timeout", &o->fetch_s, e));
     o->n_roots = (uint32_t)values_of(c, "allowed-local-media-path", &s->root);
     o->root = s->root;
     o->n_domains = (uint32_t)values_of(c, "allowed-media-domains", &s->domain);

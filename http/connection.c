@@ -473,11 +473,22 @@ static bool same_peer(const struct sockaddr_storage *a, const struct sockaddr_st
     return memcmp(x, y, IN6_IS_ADDR_V4MAPPED(x) ? 16 : 8) == 0;
 }
 
+/* Has an idle peer closed, and the loop has not come to it yet? Busy clients that open a connection for each request
+ * would be refused for those that they have closed already. */
+static bool has_left(const struct connection *c)
+{
+    char byte;
+    return c->state == CONNECTION_HEAD && c->request == NULL && recv(c->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 static bool over_limit(const struct http_server *s, const struct sockaddr_storage *peer)
 {
     if (s->n_connections >= s->o.max_connections) return true;
     uint32_t n = 0;
     for (const struct connection *c = s->connections; c; c = c->next) n += !c->refused && same_peer(&c->peer, peer);
+    if (n < s->o.per_ip_connections) return false;
+    for (const struct connection *c = s->connections; c; c = c->next)
+        n -= !c->refused && same_peer(&c->peer, peer) && has_left(c);
     return n >= s->o.per_ip_connections;
 }
 

@@ -614,6 +614,33 @@ def a28():
     assert long.body["message"].startswith("This model's maximum context length is 4096 tokens."), long.body
 
 
+@case("A29 a request that fails in mid-stream: the client's error with its code, never a clean end")
+def a29():
+    with Server("--deadline", 1, model=lib.RANDOM_MODEL) as s:
+        n = 0
+        try:
+            for _ in ask("Hello!", client=s.client(), stream=True, max_tokens=30000, n=4, extra_body={"ignore_eos": True}):
+                n += 1
+            raise AssertionError("a clean end")
+        except openai.APIError as e:
+            assert e.code == "deadline_exceeded" and n > 10, (e.code, n)
+        talking = endless(s, n=1, logprobs=True, top_logprobs=20)[0]
+        got = b""
+        try:
+            while piece := talking.socket.recv(1 << 20):
+                got = got[-65536:] + piece
+        except ConnectionResetError:
+            pass
+        assert b'"deadline_exceeded"' in got and b"[DONE]" not in got and not got.endswith(b"0\r\n\r\n"), got[-300:]
+        r = s.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "ignore_eos": True, "n": 4,
+                                            "max_tokens": 30000})
+        assert r.status == 504 and r.error["code"] == "deadline_exceeded", (r.status, r.body[:200])
+        assert r.headers["x-should-retry"] == "false"
+        m = s.metrics()
+        assert m.of("request_failure_total", code="deadline_exceeded") == 3, "not counted"
+        wait_for("the slots are free", lambda: s.busy() == 0, 1)
+
+
 @case("A30 a client that leaves a stream frees its slot within 200 ms")
 def a30():
     with Server(model=lib.RANDOM_MODEL) as s:

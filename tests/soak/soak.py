@@ -24,7 +24,7 @@ from lib import Raw, Server, audio, demo, form, head, image, sse, text, video, w
 
 CHAT, SPEECH = "/v1/chat/completions", "/v1/audio/transcriptions"
 MEMORY_GROWTH = 0.05                           # share that the resident memory may grow from 20 % to 100 %, and
-MEMORY_SLACK = 16 << 20                        # bytes that it may grow whatever it was: the allocator's own
+MEMORY_SLACK = 32 << 20                        # bytes that it may grow whatever it was: the allocator's own
 
 
 class Soak:
@@ -61,16 +61,16 @@ class Soak:
         n = rng.randrange(6)
         if n < 2:
             words = rng.choice(["dog red seven", "cat", "blue house tree", "two"])
-            return f"text {words}", {"messages": [{"role": "user", "content": f"Repeat: {words}"}]}
+            return f"text {words}", {"messages": [{"role": "user", "content": f"Repeat: {words}"}], "max_tokens": 16}
         name, question = rng.choice([("av000.mp4", "Transcribe the speech."), ("av001.mp4", "What is the last word?"),
                                      ("av000.mp4", "What is on the screen when bird is said?"),
                                      ("video000.mp4", "What is purple?"), ("speech000.wav", "What is said?"),
                                      ("speech001.wav", "What is the first word?"), ("image000.png", "What is shown?")])
         part = {"mp4": video, "wav": audio, "png": image}[name[-3:]](demo(name))
-        policy = rng.choice([{"policy": "none"}, {"policy": "none"}, {"policy": "omnidrop", "retention": 0.45},
+        policy = rng.choice([{"policy": "none"}, {"policy": "none"}, {"policy": "omnidrop", "p_final": 0.3},
                              {"policy": "random", "retention": 0.5}])
         return f"{name} {question} {policy}", {"messages": [{"role": "user", "content": [part, text(question)]}],
-                                               "omnidrop": policy}
+                                               "omnidrop": policy, "max_tokens": 64}
 
     def chat(self, rng):
         key, fields = self.question(rng)
@@ -119,7 +119,7 @@ class Soak:
 
     def endless(self, **more):
         body = json.dumps({"messages": [{"role": "user", "content": "Who are you?"}], "stream": True, "ignore_eos": True,
-                           "max_tokens": 3500, "temperature": 1, **more}).encode()
+                           "max_tokens": 1500, "temperature": 1, **more}).encode()
         return head("POST", CHAT, length=len(body)), body
 
     def leave(self, rng):
@@ -319,7 +319,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clients", type=int, default=24)
-    parser.add_argument("--kv-bytes", type=int, default=24 << 20)
+    parser.add_argument("--kv-bytes", type=int, default=64 << 20)
     soak = Soak(parser.parse_args())
     try:
         report = soak.run()

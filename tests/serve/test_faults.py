@@ -1,7 +1,6 @@
 """Goal: what breaks, breaks alone: a decoder that is killed, a full disk, clients that leave in every phase, a server that
 is killed in the middle of a batch.
 Method: the fault is made, then the metrics must say that nothing is held any more, and the next request must work."""
-import base64
 import json
 import os
 import resource

@@ -2,7 +2,6 @@
 Method: the official Python client against the real server with the bundled model, whose answers are known; every reply
 that it takes is validated (lib.Checker)."""
 import asyncio
-import io
 import json
 import os
 import re
@@ -648,8 +647,7 @@ def a30():
         for i, _ in enumerate(stream):
             if i == 5:
                 break
-        before = s.metrics()
-        assert before["num_requests_running"] == 1
+        wait_for("it runs", lambda: s.metrics()["num_requests_running"] == 1, 2)
         left = time.monotonic()
         stream.close()
         wait_for("the slot is free", lambda: s.metrics()["num_requests_running"] == 0, 5, 0.002)

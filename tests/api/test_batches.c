@@ -496,7 +496,7 @@ static void test_sigkill(void **state)
     for (int attempt = 0; attempt < 12; attempt++) {
         const pid_t child = fork();
         if (child == 0) {
-            atomic_store(&sleep_us, 3000);
+            atomic_store(&sleep_us, 25000);    /* so that it cannot be done after three kills */
             open_all(true);
             json_decref(wait_status(id, "completed"));
             _exit(0);

@@ -497,6 +497,7 @@ static status load(struct serve *s, struct err *e)
     uint64_t at_once = 32;
     TRY(cli_uint(s->cli, "max-num-seqs", 1, 4096, &at_once, e));
     TRY(cli_engine(s->cli, at_once, &s->engine, e));
+    TRY(extract_check(&s->loader.limits, e));          /* where decoders cannot be confined nothing is decoded */
     TRY(cli_policy(s->cli, "none", engine_config(s->engine)->text.layers, &s->policy, e));
     s->service_options.observe = metrics_observe;
     s->service_options.observe_step = metrics_observe_step;

@@ -65,7 +65,7 @@ struct service {
     atomic_bool stops;             /* some job's flag is set */
     struct service_gauges gauges;
     uint64_t prompt_tokens, generated_tokens;
-    double looked, beat;
+    double looked, beat, service_s;
 };
 
 static void push(struct queue *q, struct job *j)
@@ -230,6 +230,10 @@ static void finish_ended(struct service *s)
         struct service_summary sum;
         summarise(j, &sum);
         const struct err *error = end_of(j);
+        if (error == NULL) {
+            const double took = clock_s() - j->admitted;
+            s->service_s = s->service_s == 0 ? took : 0.9 * s->service_s + 0.1 * took;
+        }
         if (s->o.observe) s->o.observe(s->o.observe_self, &sum, error);
         tell(j, (struct service_event){ .kind = SERVICE_DONE, .summary = &sum, .error = error });
         job_free(j);
@@ -421,7 +425,7 @@ static void look(struct service *s, double now)
         .prompt_tokens = s->prompt_tokens, .generated_tokens = s->generated_tokens, .media_cache_queries = m.queries,
         .media_cache_hits = m.hits, .prefix_cache_queries = s->en->prefix_queries,
         .prefix_cache_hits = s->en->prefix_hits, .n_quanta = c.n_quanta, .n_decode_steps = c.n_decode_steps,
-        .decode_step_s = c.decode_s, .quantum_s = c.quantum_s };
+        .decode_step_s = c.decode_s, .quantum_s = c.quantum_s, .service_s = s->service_s };
     s->looked = s->beat = now;
     pthread_mutex_unlock(&s->lock);
 }

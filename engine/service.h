@@ -161,6 +161,7 @@ struct service_gauges {
     uint64_t media_cache_queries, media_cache_hits, prefix_cache_queries, prefix_cache_hits;
     uint64_t n_quanta, n_decode_steps;
     double decode_step_s, quantum_s;           /* what the cost model expects of the next ones */
+    double service_s;                          /* from admission to the end, a running mean; 0: none ended yet */
     double beat_s;                             /* seconds since the engine thread last showed a sign of life */
     bool draining, device_failed;
 };

@@ -3,8 +3,10 @@
 
 #include <event2/event.h>
 #include <libavutil/avutil.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -71,12 +73,23 @@ status app_may_start(struct app *a, struct err *e)
     return err_tag(e, "draining", NULL);
 }
 
-static status room(struct app *a, struct err *e)
+/* When those that wait will have been served, about: whole seconds that a client obeys (docs/http-api.md 2.1). */
+static void say_when(struct http_request *r, const struct service_gauges *g)
+{
+    const uint32_t at_once = g->n_encoding + g->n_prefilling + g->n_decoding;
+    const double s = ceil(g->service_s * (g->n_preparing + g->n_waiting) / (at_once ? at_once : 1));
+    char text[16];
+    snprintf(text, sizeof text, "%.0f", s < 1 ? 1 : s > 60 ? 60 : s);
+    http_reply_header(r, "Retry-After", text);
+}
+
+static status room(struct app *a, struct http_request *r, struct err *e)
 {
     struct service_gauges g;
     TRY(app_may_start(a, e));
     service_read(api_service(app_api(a)), &g);
     if (g.n_preparing + g.n_waiting < a->o.max_queue) return OK;
+    say_when(r, &g);
     err_set(e, E_BUSY, "%u requests wait already and the queue holds %u: try again later", g.n_preparing + g.n_waiting,
             a->o.max_queue);
     return err_tag(e, "queue_full", NULL);
@@ -85,7 +98,7 @@ static status room(struct app *a, struct err *e)
 status app_head(void *self, struct http_request *r, struct err *e)
 {
     struct app *a = self;
-    const status st = room(a, e);
+    const status st = room(a, r, e);
     if (st != OK) metrics_failure(a->metrics, http_request_route(r), e);
     return st;
 }

@@ -9,6 +9,7 @@
 #include "base/mem.h"
 
 #define LEARN 0.3                  /* weight of the newest measurement                                     */
+#define AIM 0.75                   /* of the target between two tokens: quanta take more and less than foreseen, and few may miss it */
 #define SHARE_MIN 0.25             /* of the target: prefill's least share of the time between two tokens   */
 #define SHORT_SHARE 0.25           /* a group this much shorter than the one that marches may go first      */
 #define GUESS_S 1e-11              /* seconds a unit of work before anything was measured                   */
@@ -353,7 +354,7 @@ static double work_now(const struct sched *s, double now, double unit)
 {
     const double most = s->o.step_s / unit;
     if (s->decoding.n == 0 || !isfinite(s->o.itl_target_s)) return most;
-    const double since = now - s->token_at, share = s->o.itl_target_s - s->decode_s;
+    const double since = now - s->token_at, share = AIM * s->o.itl_target_s - s->decode_s;
     const double least = SHARE_MIN * s->o.itl_target_s;
     const double left = (share > least ? share : least) - since;
     if (left <= 0.1 * least) return 0;

@@ -8,7 +8,6 @@
  * with retention 0.3, both from plan(). What it gives is how many requests hold pages at once while others wait. */
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
@@ -84,7 +83,10 @@ struct client {
     struct policy_params policy;
     double asked, first, last;     /* clock; first and last token */
     double *gap;                   /* [n_gap] seconds between its tokens, from the second on */
+    bool *quiet;                   /* [n_gap] this process had its CPUs all that time */
     uint32_t n_gap, gap_cap;
+    const struct bench *b;
+    struct bench_clock at;         /* of the last token */
     bool watched;                  /* gaps are kept */
 };
 
@@ -94,7 +96,11 @@ static bool on_token(void *self, struct eng_choice *c, const char *text, size_t 
     struct client *k = self;
     const double now = clock_s();
     if (k->first == 0) k->first = now;
-    else if (k->watched && k->n_gap < k->gap_cap) k->gap[k->n_gap++] = now - k->last;
+    else if (k->watched && k->n_gap < k->gap_cap) {
+        bench_seconds(k->b, k->at, &k->quiet[k->n_gap]);
+        k->gap[k->n_gap++] = now - k->last;
+    }
+    k->at = bench_clock_now();
     k->last = now;
     return true;
 }
@@ -124,12 +130,14 @@ static status make_prompt(bool film, uint32_t n_text, struct prompt *out, struct
 }
 
 /* NULL: policy none. */
-static status client_create(struct client *k, const char *policy, bool film, uint32_t n_text, uint32_t n_new, struct err *e)
+static status client_create(struct client *k, const struct bench *b, const char *policy, bool film, uint32_t n_text, uint32_t n_new,
+                            struct err *e)
 {
     struct prompt p;
     struct eng_request_options o = eng_request_defaults();
-    *k = (struct client){ .gap_cap = n_new };
+    *k = (struct client){ .gap_cap = n_new, .b = b };
     TRY(mem_alloc(&k->gap, n_new, sizeof *k->gap, e));
+    TRY(mem_alloc(&k->quiet, n_new, sizeof *k->quiet, e));
     TRY(prune_params_init(&k->policy, policy ? policy : "none", S.L, e));
     if (policy) TRY(prune_params_set(&k->policy, "retention", 0.3, e));
     TRY(prune_params_finish(&k->policy, e));
@@ -149,6 +157,7 @@ static void client_destroy(struct client *k)
 {
     eng_request_destroy(engine, &k->r);
     free(k->gap);
+    free(k->quiet);
 }
 
 static status client_ask(struct client *k, struct loop *lp, struct err *e)
@@ -160,7 +169,7 @@ static status client_ask(struct client *k, struct loop *lp, struct err *e)
 static status loop_open(struct loop **lp, struct err *e)
 {
     const struct loop_options o = { .max_running = CLIENTS, .max_waiting = 256, .group_rows = 8192, .overtake_max = 16,
-                                    .itl_target_s = ITL_TARGET };      /* what service_options has by default */
+                                    .itl_target_s = ITL_TARGET, .step_s = 0.05 };      /* what the service has by default */
     return loop_create(engine, &o, lp, e);
 }
 
@@ -179,17 +188,21 @@ static double quantile(double *v, uint32_t n, double q)
     return i + 1 < n ? v[i] + (at - i) * (v[i + 1] - v[i]) : v[i];
 }
 
-/* All gaps of n clients in one array (owned by the caller). */
+enum { ENOUGH = 100 };
+
+/* The gaps of n clients in one array (owned by the caller): the undisturbed ones, all where these are few. */
 static status gaps(const struct client *k, uint32_t n, double **out, uint32_t *n_out, struct err *e)
 {
-    uint32_t total = 0;
-    for (uint32_t i = 0; i < n; i++) total += k[i].n_gap;
+    uint32_t total = 0, n_quiet = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        total += k[i].n_gap;
+        for (uint32_t g = 0; g < k[i].n_gap; g++) n_quiet += k[i].quiet[g];
+    }
     TRY(mem_alloc(out, total + 1, sizeof **out, e));
     *n_out = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        memcpy(*out + *n_out, k[i].gap, k[i].n_gap * sizeof **out);
-        *n_out += k[i].n_gap;
-    }
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t g = 0; g < k[i].n_gap; g++)
+            if (k[i].quiet[g] || n_quiet < ENOUGH) (*out)[(*n_out)++] = k[i].gap[g];
     return OK;
 }
 
@@ -258,7 +271,7 @@ static status crowd_run(const struct bench *b, const char *policy, struct crowd 
     embeds = values;
     TRY_GOTO(s, loop_open(&lp, e), done);
     for (int i = 0; i < CLIENTS; i++) {
-        TRY_GOTO(s, client_create(&k[i], policy, true, QUESTION, NEW, e), done);
+        TRY_GOTO(s, client_create(&k[i], b, policy, true, QUESTION, NEW, e), done);
         k[i].watched = true;
     }
     c->n_pages = (uint32_t)sched_demand(loop_sched(lp), &k[0].r->sched);
@@ -325,7 +338,8 @@ static status talk_on(struct loop *lp, const struct client *k, uint32_t n, struc
     bool idle = false;
     const size_t until = k[0].r->choice[0].n_ids + n;
     while (!idle && k[0].r->choice[0].n_ids < until) TRY(loop_step(lp, &idle, e));
-    return idle ? err_set(e, E_INPUT, "the talkers ended before the measurement") : OK;
+    const struct eng_result *res = eng_request_result(k[0].r);
+    return idle ? err_set(e, E_INPUT, "the talkers ended after %u tokens: %s", res->n_ids, res->error.text) : OK;
 }
 
 static void watch_all(struct client *k, bool on)
@@ -373,15 +387,15 @@ static status run_itl(struct bench *b, struct bench_result *r, struct err *e)
     TRY_GOTO(s, bench_random((size_t)AV * S.d, &values, e), done);
     embeds = values;
     TRY_GOTO(s, loop_open(&lp, e), done);
-    for (int i = 0; i < TALKERS; i++) TRY_GOTO(s, client_create(&k[i], NULL, false, 200, TALK, e), done);
-    TRY_GOTO(s, client_create(&film, NULL, true, QUESTION, NEW, e), done);
+    for (int i = 0; i < TALKERS; i++) TRY_GOTO(s, client_create(&k[i], b, NULL, false, 200, TALK, e), done);
+    TRY_GOTO(s, client_create(&film, b, NULL, true, QUESTION, NEW, e), done);
     TRY_GOTO(s, beside(k, &film, lp, p99, &prefill, &n, e), done);
     r->value = p99[1] * 1e3;
     r->unit = "ms";
     r->floor = ITL_TARGET * 1e3;
     r->lower_is_better = true;
     snprintf(r->note, sizeof r->note, "p99 of the time between tokens of %d requests while %u tokens are read beside (%.1f s, "
-             "%u gaps); %.1f ms without; the target is the scheduler's", TALKERS, eng_request_prompt(film.r)->n, prefill, n,
+             "%u undisturbed gaps); %.1f ms without; the target is the scheduler's", TALKERS, eng_request_prompt(film.r)->n, prefill, n,
              p99[0] * 1e3);
 done:
     for (int i = 0; i <= TALKERS; i++) {

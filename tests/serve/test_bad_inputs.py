@@ -326,7 +326,7 @@ def b26():
     before = server.peak_rss()
     no(data(png(60000, 60000), "image"), 400, "media_too_large", PLACE)
     no(data("bad_bomb.png", "image"), 400, "media_too_large", PLACE)
-    assert server.peak_rss() - before < 64 << 20, f"grew by {(server.peak_rss() - before) >> 20} MiB"
+    assert lib.SANITIZED or server.peak_rss() - before < 64 << 20, f"grew by {(server.peak_rss() - before) >> 20} MiB"
 
 
 @case("B27 a container that claims 10^9 seconds: refused, or heard as what it is; nothing allocated by claim")
@@ -351,7 +351,7 @@ def b27():
     wav[40:44] = wav[4:8] = b"\xff\xff\xff\x7f"
     r = upload([("file", "x.wav", bytes(wav)), ("response_format", "verbose_json")])
     assert r.status == 200 and r.json()["duration"] < 10 or no(r, 400, "media_too_long"), r.body
-    assert server.peak_rss() - before < 64 << 20
+    assert lib.SANITIZED or server.peak_rss() - before < 64 << 20
 
 
 @case("B28 playlists and concat scripts: refused, nothing opened")
@@ -450,7 +450,7 @@ def b34():
     many = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n' * 10 ** 6 + b"--b--\r\n"
     before = server.peak_rss()
     no(server.post(path, many, headers={"Content-Type": "multipart/form-data; boundary=b"}), 400, "invalid_multipart")
-    assert server.peak_rss() - before < 64 << 20
+    assert lib.SANITIZED or server.peak_rss() - before < 64 << 20
 
 
 @case("B35 word times, an unknown language, an unknown format")

@@ -52,7 +52,7 @@ def a21():
         r = raw.reply("POST")
     assert r.status == 200 and r.json()["text"].strip() == "zero bird then", (r.status, r.body[:300])
     grown = max(peak[0], server.rss()) - rss
-    assert grown < 64 << 20, f"grew by {grown >> 20} MiB"
+    assert lib.SANITIZED or grown < 64 << 20, f"grew by {grown >> 20} MiB"
     note(f"{1024 / sent:.0f} MiB/s, memory grew by {grown >> 20} MiB")
     wait_for("the spool is empty", lambda: spool_bytes(server) == 0, 5)
 
@@ -79,8 +79,8 @@ def big_json():
     t.join()
     assert r.status == 200 and r.json()["choices"][0]["message"]["content"] == "zero bird then", r.body[:300]
     note(f"{len(body) >> 20} MiB body, the heap grew by {(max(peak) - before) >> 20} MiB")
-    assert max(peak) - before < 3 * len(body), f"{(max(peak) - before) >> 20} MiB"
-    wait_for("it is given back", lambda: server.heap() - before < 32 << 20, 20, 0.2)
+    assert lib.SANITIZED or max(peak) - before < 3 * len(body), f"{(max(peak) - before) >> 20} MiB"
+    wait_for("it is given back", lambda: lib.SANITIZED or server.heap() - before < 32 << 20, 20, 0.2)
 
 
 @case("A32 Expect: 100-continue comes after the checks, and only then")
@@ -300,7 +300,7 @@ def slow_reader():
         before = s.rss()
         wait_for("it is dropped", lambda: s.metrics().of("client_disconnects_total", phase="slow_reader") == 1, 60, 0.05)
         wait_for("its slot is free", lambda: s.metrics()["num_requests_running"] == 0, 2)
-        assert s.peak_rss() - before < 64 << 20, f"{(s.peak_rss() - before) >> 20} MiB"
+        assert lib.SANITIZED or s.peak_rss() - before < 64 << 20, f"{(s.peak_rss() - before) >> 20} MiB"
         raw.close()
 
 

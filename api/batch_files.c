@@ -104,7 +104,7 @@ static bool copy_good(void *self, const json_t *line)
     struct copying *c = self;
     const int status_code = batch_line_status(line);
     if (status_code >= 400 || status_code == 0) return true;
-    if (json_dumpf(line, c->to, JSON_COMPACT | JSON_REAL_PRECISION(17)) != 0 || fputc('\n', c->to) == EOF)
+    if (json_dumpf(line, c->to, JSON_COMPACT | JSON_REAL_PRECISION(15)) != 0 || fputc('\n', c->to) == EOF)
         c->bad = true;
     return !c->bad;
 }

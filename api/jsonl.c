@@ -190,7 +190,7 @@ static status append(struct jsonl *j, const char *text, size_t n, struct err *e)
 
 status jsonl_add(struct jsonl *j, const json_t *line, struct err *e)
 {
-    char *text = json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(17));
+    char *text = json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(15));
     if (text == NULL) return err_set(e, E_NOMEM, "out of memory");
     const size_t n = strlen(text);
     text[n] = '\n';                /* in place of the NUL */

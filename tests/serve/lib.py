@@ -287,6 +287,11 @@ class Server:
         with open(f"/proc/{self.pid}/status") as f:
             return int(re.search(r"VmHWM:\s+(\d+) kB", f.read()).group(1)) * 1024
 
+    def cpu_seconds(self):
+        """Of the server and of its children that are over."""
+        with open(f"/proc/{self.pid}/stat") as f:
+            return sum(int(x) for x in f.read().rsplit(")", 1)[1].split()[11:15]) / os.sysconf("SC_CLK_TCK")
+
     def n_fds(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 

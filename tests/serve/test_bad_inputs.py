@@ -276,14 +276,13 @@ def b21():
     path = lib.made("three-hours.mp4", "-f", "lavfi", "-i", "color=size=128x96:rate=2:duration=10800", "-f", "lavfi", "-i",
                     "anullsrc=r=16000:cl=mono:d=10800", "-c:v", "libx264", "-preset", "ultrafast", "-c:a", "aac", "-b:a", "8k", "-shortest")
     body = json.dumps({"messages": [{"role": "user", "content": [video(path), text("x")]}]}).encode()
-    took = []
-    for _ in range(3):                         # the best of three: others use this machine too
-        start = time.monotonic()
-        e = no(chat(body), 400, "context_length_exceeded")
-        took.append(time.monotonic() - start)
+    start, work = time.monotonic(), server.cpu_seconds()
+    e = no(chat(body), 400, "context_length_exceeded")
+    took, work = time.monotonic() - start, server.cpu_seconds() - work
     assert e["message"].startswith("This model's maximum context length is 4096 tokens."), e
-    assert min(took) < 1.0 * lib.PATIENCE, f"{min(took):.2f} s for {len(body) >> 20} MiB"
-    note(f"refused after {min(took):.2f} s")
+    # Others use this machine too: it may take longer where the work was less.
+    assert min(took, work) < 1.0 * lib.PATIENCE, f"{took:.2f} s, {work:.2f} s of work for {len(body) >> 20} MiB"
+    note(f"refused after {took:.2f} s, {work:.2f} s of work, the stream beside included")
 
 
 @case("B22 B23 data URLs: empty, no base64 letters, no base64 at all")

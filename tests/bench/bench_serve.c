@@ -395,7 +395,7 @@ static status run_itl(struct bench *b, struct bench_result *r, struct err *e)
     r->floor = ITL_TARGET * 1e3;
     r->lower_is_better = true;
     snprintf(r->note, sizeof r->note, "p99 of the time between tokens of %d requests while %u tokens are read beside (%.1f s, "
-             "%u undisturbed gaps); %.1f ms without; the target is the scheduler's", TALKERS, eng_request_prompt(film.r)->n, prefill, n,
+             "%u gaps); %.1f ms without; the target is the scheduler's", TALKERS, eng_request_prompt(film.r)->n, prefill, n,
              p99[0] * 1e3);
 done:
     for (int i = 0; i <= TALKERS; i++) {

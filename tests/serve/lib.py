@@ -7,6 +7,7 @@ there). Every JSON reply that passes through here, and every event of a stream, 
 description of that API (JSON), against that too.
 """
 import base64
+import ctypes
 import http.client
 import json
 import os
@@ -130,6 +131,9 @@ def free_port():
         return s.getsockname()[1]
 
 
+_libc = ctypes.CDLL(None)
+
+
 class Server:
     """`omnidrop serve` on a free port of the loopback. Without model: the bundled one."""
     alive = []
@@ -156,9 +160,13 @@ class Server:
         self.command = command + [str(o) for o in options]
         env = {k: v for k, v in os.environ.items() if not k.startswith("OMNIDROP")}
         env.update(environment or {})
+        def child():
+            _libc.prctl(1, signal.SIGKILL)     # PR_SET_PDEATHSIG: a test that is killed leaves no server
+            if before:
+                before()
         self.log = open(self.log_path, "ab")
         self.process = subprocess.Popen(self.command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=self.log,
-                                        stderr=self.log, preexec_fn=before)
+                                        stderr=self.log, preexec_fn=child)
         Server.alive.append(self)
         if wait:
             self.wait_ready()

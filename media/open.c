@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <libavutil/display.h>
 #include <libavutil/intreadwrite.h>
+#include <libavutil/mem.h>
 #include <libavutil/pixdesc.h>
 #include <math.h>
 #include <pthread.h>
@@ -19,6 +20,8 @@
 #include "media/libav.h"
 
 #define IO_BYTES (64 << 10)
+#define BLOCK_MAX ((size_t)768 << 20)   /* one allocation of the libraries: a picture of MEDIA_MAX_PIXELS in 4 bytes fits; a
+                                          header that claims more gets nothing */
 
 /* ---- FFmpeg's log: silent, its last complaint kept for our own messages --------------------------------- */
 
@@ -179,6 +182,7 @@ static status container_open(struct demux *d, struct err *e)
 {
     const struct media *m = d->m;
     const AVInputFormat *format = NULL;
+    av_max_alloc(BLOCK_MAX);
     int rc = av_probe_input_buffer2(d->io, &format, NULL, NULL, 0, 0);
     if (rc < 0) {
         if (complaint[0] == 0 || rc == AVERROR_INVALIDDATA) {

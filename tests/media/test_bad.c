@@ -2,6 +2,7 @@
  * leaked.
  * Method: a table of files of every kind of trouble, then seeded damage to good ones (prints the
  * seed). */
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -157,6 +158,19 @@ static void damage(void **state)
     }
 }
 
+/* A WAV of 121 bytes whose list of titles claims gigabytes (found by the fuzzer): nothing is allocated by claim. */
+static void claims(void **state)
+{
+    (void)state;
+    struct rusage before, after;
+    struct media *m = NULL;
+    struct err e;
+    getrusage(RUSAGE_SELF, &before);
+    if (media_open("tests/fuzz/seeds/wav/claims_gigabytes.wav", &m, &e) == OK) media_close(&m);
+    getrusage(RUSAGE_SELF, &after);
+    assert_true(after.ru_maxrss - before.ru_maxrss < 64 << 10);        /* KiB */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -164,6 +178,7 @@ int main(void)
         cmocka_unit_test(not_files),
         cmocka_unit_test(lists),
         cmocka_unit_test(damage),
+        cmocka_unit_test(claims),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

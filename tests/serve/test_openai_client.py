@@ -623,7 +623,7 @@ def a29():
             raise AssertionError("a clean end")
         except openai.APIError as e:
             assert e.code == "deadline_exceeded" and n > 10, (e.code, n)
-        talking = endless(s, n=1, logprobs=True, top_logprobs=20)[0]
+        talking = endless(s, n=1, logprobs=True, top_logprobs=2)[0]   # more would make this client a slow reader
         got = b""
         try:
             while piece := talking.socket.recv(1 << 20):

@@ -35,11 +35,7 @@ void choice_end(struct engine *en, struct eng_choice *c, enum eng_finish how, co
     res->decode_s = r->decode_s;
     r->n_open--;
     /* Its own pages go now; the last choice's go with the request. */
-    if (r->n_open > 0 && c->table) {
-        for (uint32_t l = 0; l < res->n_layers; l++) block_table_fini(&c->table[l], en->pool);
-        free(c->table);
-        c->table = NULL;
-    }
+    if (r->n_open > 0) choice_drop_pages(en, c);
 }
 
 static bool is_stop_id(const struct engine *en, const struct eng_request *r, int32_t id)

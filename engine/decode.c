@@ -96,10 +96,7 @@ status fork_choices(struct engine *en, struct eng_request *r, struct err *e)
                                                                      .dst = &t->page[full], .n = 1 }, e));
         }
     }
-    if (choice_open(&r->choice[0])) return OK;
-    for (uint32_t l = 0; l < L; l++) block_table_fini(&r->choice[0].table[l], en->pool);   /* it ended before a preemption */
-    free(r->choice[0].table);
-    r->choice[0].table = NULL;
+    if (!choice_open(&r->choice[0])) choice_drop_pages(en, &r->choice[0]);     /* it ended before a preemption */
     return OK;
 }
 

@@ -23,12 +23,6 @@ static double audio_work(const struct engine *en, uint32_t frames)
     return frames / 2.0 * a->layers * (8.0 * a->d_model * a->d_model + 4.0 * a->d_model * a->ff);
 }
 
-static size_t patch_width(const struct engine *en)
-{
-    const struct vision_config *v = &en->config.vision;
-    return (size_t)3 * v->temporal_patch_size * v->patch_size * v->patch_size;
-}
-
 /* Grid steps from r->enc_step on of one picture or film. out, saliency: rows of the whole part. */
 static status some_vision(struct engine *en, struct eng_request *r, struct req_part *p, float *out, float *saliency,
                           double max_work, double *work, struct err *e)
@@ -36,7 +30,7 @@ static status some_vision(struct engine *en, struct eng_request *r, struct req_p
     const uint32_t d = decoder_shape(en->dec)->d, rows = p->media.h * p->media.w;
     const uint32_t at_once = TOWER_ROWS / rows ? TOWER_ROWS / rows : 1;
     const float *patches = p->entry ? p->entry->features.patches : p->patches;
-    const size_t width = patch_width(en);
+    const size_t width = request_patch_width(en);
     float *stream = NULL;
     status st = OK;
     if (patches == NULL) TRY(mem_alloc(&stream, (size_t)at_once * rows * width, sizeof(float), e));

@@ -166,6 +166,10 @@ void request_free_media(struct engine *en, struct eng_request *r);
 void request_give_back(struct engine *en, struct eng_request *r);
 /* Pages alone: it will march again. */
 void request_drop_pages(struct engine *en, struct eng_request *r);
+/* Those of one choice; nothing where it has none. */
+void choice_drop_pages(struct engine *en, struct eng_choice *c);
+/* Floats of one row of patches. */
+size_t request_patch_width(const struct engine *en);
 bool choice_open(const struct eng_choice *c);
 
 /* ---- encode.c --------------------------------------------------------------------------------------------- */

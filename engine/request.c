@@ -51,7 +51,7 @@ static struct media_video_options video_options(const struct engine *en, const s
     return v;
 }
 
-static size_t patch_width(const struct engine *en)
+size_t request_patch_width(const struct engine *en)
 {
     const struct vision_config *v = &en->config.vision;
     return (size_t)3 * v->temporal_patch_size * v->patch_size * v->patch_size;
@@ -150,7 +150,7 @@ static status open_film(struct engine *en, struct eng_request *r, struct req_par
     if (p->chat->options.end_s > 0) vo.end_s = p->chat->options.end_s;
     TRY(media_video_open(p->file, &vo, &p->video, e));
     struct media_video_plan plan = *media_video_get_plan(p->video);
-    const uint64_t bytes = (uint64_t)plan.grid_t * plan.grid_h * plan.grid_w * patch_width(en) * sizeof(float);
+    const uint64_t bytes = (uint64_t)plan.grid_t * plan.grid_h * plan.grid_w * request_patch_width(en) * sizeof(float);
     if (bytes <= en->film_at_once) {
         struct media_patches got = { 0 };
         media_video_close(&p->video);
@@ -628,7 +628,7 @@ status eng_request_features(struct engine *en, struct eng_request *r, uint32_t p
     struct req_part *p = &r->part[part];
     if (p->entry) return err_set(e, E_ARG, "media part %u: its features belong to the cache", part);
     if (p->patches == NULL && p->video != NULL) {
-        const size_t rows = (size_t)p->media.t * p->media.h * p->media.w, row = patch_width(en);
+        const size_t rows = (size_t)p->media.t * p->media.h * p->media.w, row = request_patch_width(en);
         TRY(mem_alloc(&p->patches, rows * row, sizeof(float), e));
         status st = OK;
         for (uint32_t t = 0; t < p->media.t && st == OK; t++)
@@ -677,15 +677,17 @@ void request_free_media(struct engine *en, struct eng_request *r)
     }
 }
 
-void request_drop_pages(struct engine *en, struct eng_request *r)
+void choice_drop_pages(struct engine *en, struct eng_choice *c)
 {
     const uint32_t L = decoder_shape(en->dec)->L;
-    for (uint32_t i = 0; r->choice && i < r->n_choices; i++) {
-        struct block_table *t = r->choice[i].table;
-        for (uint32_t l = 0; t && l < L; l++) block_table_fini(&t[l], en->pool);
-        free(t);
-        r->choice[i].table = NULL;
-    }
+    for (uint32_t l = 0; c->table && l < L; l++) block_table_fini(&c->table[l], en->pool);
+    free(c->table);
+    c->table = NULL;
+}
+
+void request_drop_pages(struct engine *en, struct eng_request *r)
+{
+    for (uint32_t i = 0; r->choice && i < r->n_choices; i++) choice_drop_pages(en, &r->choice[i]);
 }
 
 void request_give_back(struct engine *en, struct eng_request *r)

@@ -28,6 +28,9 @@ void completion_handle(void *app, struct http_request *r);
 /* The drain's time is over: every reply ends with the error draining. Loop thread. */
 void chat_end_all(struct app *a);
 
+/* What a reply that the drain cuts short says; chat.c. */
+void app_draining_error(struct err *e);
+
 /* page.c: GET / */
 void page_route(struct http_server *s);
 

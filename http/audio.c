@@ -123,16 +123,10 @@ static void fail(struct audio_call *c, const struct err *e)
     http_stream_abort(r);
 }
 
-static void draining_error(struct err *e)
-{
-    err_set(e, E_BUSY, "the server is shutting down: send the request again");
-    err_tag(e, "draining", NULL);
-}
-
 void http_audio_end_all(struct http_audio *h)
 {
     struct err e;
-    draining_error(&e);
+    app_draining_error(&e);
     while (h->calls) {
         struct audio_call *c = h->calls;
         fail(c, &e);
@@ -145,7 +139,7 @@ void http_audio_end_all(struct http_audio *h)
 static void take_done(struct audio_call *c, struct note *n)
 {
     if (n->failed) {
-        if (n->e.code == E_CANCELLED && http_server_draining(c->h->app->o.server)) draining_error(&n->e);
+        if (n->e.code == E_CANCELLED && http_server_draining(c->h->app->o.server)) app_draining_error(&n->e);
         fail(c, &n->e);
         return;
     }

@@ -159,7 +159,7 @@ static void fail(struct call *c, const struct err *e)
     http_stream_abort(r);
 }
 
-static void draining_error(struct err *e)
+void app_draining_error(struct err *e)
 {
     err_set(e, E_BUSY, "the server is shutting down: send the request again");
     err_tag(e, "draining", NULL);
@@ -168,7 +168,7 @@ static void draining_error(struct err *e)
 void chat_end_all(struct app *a)
 {
     struct err e;
-    draining_error(&e);
+    app_draining_error(&e);
     while (a->calls) {
         struct call *c = a->calls;
         fail(c, &e);
@@ -187,7 +187,7 @@ static void take_progress(struct call *c, const struct note *n)
 static void take_done(struct call *c, struct note *n)
 {
     if (n->failed) {
-        if (n->e.code == E_CANCELLED && http_server_draining(c->app->o.server)) draining_error(&n->e);
+        if (n->e.code == E_CANCELLED && http_server_draining(c->app->o.server)) app_draining_error(&n->e);
         fail(c, &n->e);
         return;
     }

@@ -28,7 +28,7 @@ static void drop(void *self, struct sched_request *sr)
     struct eng_request *r = sr->driver;
     request_drop_pages(lp->en, r);
     for (uint32_t i = 0; i < r->n_choices; i++) r->choice[i].n_played = 0;
-    sr->n_pages = (uint32_t)sched_demand(lp->s, sr);   /* pruning may have shown that less will do */
+    sr->n_pages = (uint32_t)sched_demand(lp->en->pool, decoder_shape(lp->en->dec)->L, sr);   /* pruning may have shown that less will do */
     sr->encodes = !r->encoded && r->prompt.n_av > 0;
 }
 
@@ -128,8 +128,13 @@ static status do_encode(struct loop *lp, const struct sched_step *step, struct e
     return OK;
 }
 
-/* Members of the group that are still there. */
-static status list_members(struct loop *lp, uint32_t group, struct err *e);
+/* Members of the group that are still there: *n of them, in the list. */
+static status list_members(struct loop *lp, uint32_t group, uint32_t *n, struct err *e)
+{
+    TRY(mem_grow(&lp->list, &lp->list_cap, march_members(lp->en, group, NULL), sizeof *lp->list, e));
+    *n = march_members(lp->en, group, lp->list);
+    return OK;
+}
 
 static status do_prefill(struct loop *lp, const struct sched_step *step, struct err *e)
 {
@@ -149,9 +154,8 @@ static status do_prefill(struct loop *lp, const struct sched_step *step, struct 
             return OK;
         }
     }
-    TRY(list_members(lp, step->group, e));
-    uint32_t n = 0;
-    while (lp->list[n]) n++;
+    uint32_t n;
+    TRY(list_members(lp, step->group, &n, e));
     const double rows = lp->o.quantum_rows ? march_row_work(en, lp->o.quantum_rows) : INFINITY;
     status st = march_some(en, step->group, step->max_work < rows ? step->max_work : rows, &work, &left, &done, fail_one, lp, &why);
     const double now = clock_s();
@@ -171,15 +175,6 @@ static status do_prefill(struct loop *lp, const struct sched_step *step, struct 
     sched_prefilled(lp->s, step->group, now);
     for (uint32_t i = 0; i < n; i++)           /* answers of one token */
         if (!lp->list[i]->over && lp->list[i]->n_open == 0) over(lp, lp->list[i]);
-    return OK;
-}
-
-static status list_members(struct loop *lp, uint32_t group, struct err *e)
-{
-    uint32_t n = 0, m = march_members(lp->en, group, NULL);
-    TRY(mem_grow(&lp->list, &lp->list_cap, m + 1, sizeof *lp->list, e));
-    n = march_members(lp->en, group, lp->list);
-    lp->list[n] = NULL;
     return OK;
 }
 

@@ -492,12 +492,10 @@ static status make_plan(struct engine *en, struct eng_request *r, struct err *e)
                                  "put the question behind them", prune_params_name(&r->policy));
     r->n_text = r->prompt.n - r->prompt.n_av;
     TRY(mem_alloc(&r->bound, L, sizeof *r->bound, e));
-    uint64_t pages = 0;
-    for (uint32_t l = 0; l < L; l++) {
-        r->bound[l] = r->plan.alive[l] + r->n_text;
-        pages += kv_pages_of(en->pool, r->bound[l] + r->n_new_max);
-        pages += (uint64_t)(r->n_choices - 1) * (kv_pages_of(en->pool, r->n_new_max) + 1);
-    }
+    for (uint32_t l = 0; l < L; l++) r->bound[l] = r->plan.alive[l] + r->n_text;
+    r->sched = (struct sched_request){ .n_choices = r->n_choices, .n_new = r->n_new_max, .bound = r->bound,
+                                       .n_rows = r->bound[0], .encodes = r->prompt.n_av > 0, .driver = r };
+    const uint64_t pages = sched_demand(en->pool, L, &r->sched);
     if (pages > en->info.n_pages) {
         uint64_t none = (uint64_t)L * kv_pages_of(en->pool, r->prompt.n + r->n_new_max);
         err_set(e, E_FULL, "the request needs %llu pages of KV (%u tokens of prompt, up to %u of answer, policy %s) "
@@ -507,8 +505,6 @@ static status make_plan(struct engine *en, struct eng_request *r, struct err *e)
                 pages == none && r->prompt.n_av ? ", or prune with --policy omnidrop" : "");
         return err_tag(e, "insufficient_memory", NULL);
     }
-    r->sched = (struct sched_request){ .n_choices = r->n_choices, .n_new = r->n_new_max, .bound = r->bound,
-                                       .n_rows = r->bound[0], .encodes = r->prompt.n_av > 0, .driver = r };
     TRY(mem_alloc(&r->alive, L + 1, sizeof *r->alive, e));
     TRY(mem_alloc(&r->pages, L, sizeof *r->pages, e));
     return mem_alloc(&r->survivors, L + 1, sizeof *r->survivors, e);

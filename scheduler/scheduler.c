@@ -121,15 +121,15 @@ void sched_destroy(struct sched **ps)
     *ps = NULL;
 }
 
-uint64_t sched_demand(const struct sched *s, const struct sched_request *r)
+uint64_t sched_demand(const struct kv_pool *pool, uint32_t n_layers, const struct sched_request *r)
 {
     uint64_t pages = 0;
-    for (uint32_t l = 0; l < s->o.n_layers; l++) {
+    for (uint32_t l = 0; l < n_layers; l++) {
         const uint64_t rows = (uint64_t)r->bound[l] + r->n_new;
         if (rows > UINT32_MAX) return UINT64_MAX;
-        pages += kv_pages_of(s->pool, (uint32_t)rows);
+        pages += kv_pages_of(pool, (uint32_t)rows);
         /* A further choice shares the prompt's full pages; its own begin with a copy of the last, partly filled one. */
-        pages += (uint64_t)(r->n_choices - 1) * (kv_pages_of(s->pool, r->n_new) + 1);
+        pages += (uint64_t)(r->n_choices - 1) * (kv_pages_of(pool, r->n_new) + 1);
     }
     return pages;
 }
@@ -137,7 +137,7 @@ uint64_t sched_demand(const struct sched *s, const struct sched_request *r)
 status sched_add(struct sched *s, struct sched_request *r, struct err *e)
 {
     assert(r->state == SCHED_NEW && r->n_choices > 0);
-    const uint64_t pages = sched_demand(s, r);
+    const uint64_t pages = sched_demand(s->pool, s->o.n_layers, r);
     if (pages > kv_n_total(s->pool)) {
         err_set(e, E_FULL, "the request needs %llu pages of KV and the pool has %u", (unsigned long long)pages,
                 kv_n_total(s->pool));
@@ -447,8 +447,6 @@ void sched_read(const struct sched *s, struct sched_counts *out)
     out->decode_s = s->decode_s;
     out->quantum_s = s->last_quantum_s;
 }
-
-const struct sched_request *sched_first_waiting(const struct sched *s) { return s->waiting.head; }
 
 static void broken(const char *what)
 {

@@ -71,8 +71,8 @@ struct sched_options {
 status sched_create(const struct sched_options *o, struct kv_pool *pool, struct sched **out, struct err *e);
 void sched_destroy(struct sched **s);      /* every request must be over */
 
-/* Pages of a request: what admission will reserve. */
-uint64_t sched_demand(const struct sched *s, const struct sched_request *r);
+/* Pages of a request over n_layers layers: what admission will reserve. */
+uint64_t sched_demand(const struct kv_pool *pool, uint32_t n_layers, const struct sched_request *r);
 
 /* r must stay where it is until sched_end. E_FULL, tag insufficient_memory: can never fit (both numbers); E_BUSY. */
 status sched_add(struct sched *s, struct sched_request *r, struct err *e);
@@ -119,9 +119,6 @@ struct sched_counts {
     double decode_s, quantum_s;    /* expected of the next */
 };
 void sched_read(const struct sched *s, struct sched_counts *out);
-
-/* Waiting requests in their order; for views and tests. */
-const struct sched_request *sched_first_waiting(const struct sched *s);
 
 /* Aborts with what is wrong: lists and states agree, sequences are counted right, nobody waits behind overtake_max
  * passers, the pool's own invariants. O(requests + pages). */

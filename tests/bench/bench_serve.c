@@ -274,7 +274,7 @@ static status crowd_run(const struct bench *b, const char *policy, struct crowd 
         TRY_GOTO(s, client_create(&k[i], b, policy, true, QUESTION, NEW, e), done);
         k[i].watched = true;
     }
-    c->n_pages = (uint32_t)sched_demand(loop_sched(lp), &k[0].r->sched);
+    c->n_pages = (uint32_t)sched_demand(engine->pool, S.L, &k[0].r->sched);
     c->n_prompt = eng_request_prompt(k[0].r)->n;
     for (int i = 0; i < CLIENTS; i++) TRY_GOTO(s, client_ask(&k[i], lp, e), done);
     TRY_GOTO(s, crowd_steps(lp, c, e), done);

@@ -77,7 +77,7 @@ static void drop(void *self, struct sched_request *r)
     drop_tables(w, f);
     f->layer = 0;
     for (uint32_t c = 0; c < r->n_choices; c++) f->done[c] = 0;    /* all of it is fed again */
-    r->n_pages = (uint32_t)sched_demand(w->s, r);
+    r->n_pages = (uint32_t)sched_demand(w->pool, w->L, r);
 }
 
 static void end(struct world *w, struct fake *f)
@@ -232,7 +232,7 @@ static void arrive(struct world *w)
     f->encode_left = 1 + below(3);
     const status st = sched_add(w->s, &f->r, &e);
     if (st == OK) return;
-    if (st == E_FULL) assert_true(sched_demand(w->s, &f->r) > kv_n_total(w->pool));
+    if (st == E_FULL) assert_true(sched_demand(w->pool, w->L, &f->r) > kv_n_total(w->pool));
     else assert_true(st == E_BUSY || f->r.n_choices > 1);
     assert_non_null(e.tag);
     f->ended = true;

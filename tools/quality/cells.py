@@ -1,0 +1,122 @@
+"""cells.py - what is measured: every policy of the engine, and how each is told a budget.
+
+The budget is the mean share of audio and video tokens alive over the layers, counted before step 0 (docs/omnidrop.md 3). A
+policy that the engine lists and VARIANTS does not know is named by the tool and in the table: add a line here.
+"""
+import json
+
+BUDGETS = (1.0, 0.5, 0.4, 0.3, 0.2, 0.1)
+T_MID = tuple(x / 100 for x in range(50, -1, -5))      # of a schedule: the latest middle that can reach the target
+P_FINAL_MAX = 0.9
+
+
+class Variant:
+    """A policy with some parameters held fixed.
+
+    how: "share"     one parameter (or several) takes the budget itself: `share` names them
+         "schedule"  retention, with the t_mid that can_reach() finds
+         "own"       no budget: `settings` lists (name, parameters) as they are
+    """
+
+    def __init__(self, label, policy, how, share=("retention",), fixed=None, settings=(), help=""):
+        self.label, self.policy, self.how, self.share = label, policy, how, share
+        self.fixed, self.settings, self.help = fixed or {}, settings, help
+
+
+VARIANTS = [
+    Variant("none", "none", "own", settings=[("", {})], help="every token"),
+    Variant("random", "random", "share", help="a random choice before the decoder, another for each clip"),
+    Variant("uniform", "uniform", "share", help="evenly spaced before the decoder"),
+    Variant("saliency", "saliency", "share", share=("audio", "vision"), help="what the towers look at most, before the decoder"),
+    Variant("random-layers", "random-layers", "schedule", help="omnidrop's counts at every layer, a random choice"),
+    Variant("omnidrop", "omnidrop", "schedule", help="step 0, then layer by layer, guided by the question"),
+    Variant("random-layers, no step 0", "random-layers", "schedule", fixed={"step0": False}, help="plp's counts, a random choice"),
+    Variant("plp", "omnidrop", "schedule", fixed={"step0": False}, help="omnidrop without step 0: layer by layer alone"),
+    Variant("step0", "step0", "own", settings=[("as printed", {})], help="omnidrop's step 0 alone"),
+    Variant("ttm", "ttm", "own", settings=[(f"kappa {k:g}", {"kappa": k}) for k in (0.5, 0.2, 0.0)],
+            help="merging over time before the decoder; sound stays whole"),
+]
+
+# The paper's open question: one parameter away from the engine's default at a time.
+STUDY_OF, STUDY_BUDGETS = ("omnidrop", "plp"), (0.3, 0.2)
+STUDY = {"tds": ("off", "printed", "max"), "query": ("text", "after", "last")}
+
+
+class Cell:
+    """One setting that every question is put to. key: what its answers are stored under; study: the label it is a variation of, or ""."""
+
+    def __init__(self, label, target, policy, options, note="", study=""):
+        self.label, self.target, self.policy, self.options, self.note, self.study = label, target, policy, dict(options), note, study
+
+    @property
+    def key(self):
+        return json.dumps([self.policy, self.options], sort_keys=True)
+
+    @property
+    def name(self):
+        return self.label if self.target is None else f"{self.label} {100 * self.target:.0f} %"
+
+
+def parameters_of(policies):
+    """{policy: {parameter: description}} of `omnidrop inspect policies --json`."""
+    return {p["name"]: {x["name"]: x for x in p["parameters"]} for p in policies}
+
+
+def plan(known, can_reach, budgets=BUDGETS, labels=None, study=True):
+    """Cells, and messages about what is not measured and why.
+
+    known: parameters_of(); can_reach(policy, options): None, or the engine's reason against it.
+    """
+    cells, missed, messages = [], [], []
+    for name in known:
+        if name not in {v.policy for v in VARIANTS}:
+            messages.append(f"policy {name}: tools/quality/cells.py has no entry for it: it is not measured")
+    schedules = {}
+
+    def scheduled(v, target, more):
+        """Options with the latest t_mid that reaches the target, or None and the reason."""
+        at = (v.fixed.get("step0", True), target)
+        if at not in schedules:
+            schedules[at] = None, "no t_mid"
+            for t in T_MID:
+                options = {**v.fixed, "retention": target, "t_mid": t}
+                why = can_reach(v.policy, options)
+                schedules[at] = (t, None) if why is None else (None, why)
+                if why is None:
+                    break
+        t, why = schedules[at]
+        return ({**v.fixed, "retention": target, "t_mid": t, **more}, None) if t is not None else (None, why)
+
+    for v in VARIANTS:
+        if labels and v.label not in labels:
+            continue
+        if v.policy not in known:
+            messages.append(f"{v.label}: this engine has no policy {v.policy}: not measured")
+            continue
+        if v.how == "own":
+            for name, options in v.settings:
+                cells.append(Cell(f"{v.label} {name}".strip(), 1.0 if v.policy == "none" else None, v.policy, options))
+            continue
+        for target in budgets:
+            if v.how == "share":
+                cells.append(Cell(v.label, target, v.policy, {**v.fixed, **dict.fromkeys(v.share, target)}))
+                continue
+            options, why = scheduled(v, target, {})
+            if options is None:
+                missed.append((v.label, target, why))
+            else:
+                cells.append(Cell(v.label, target, v.policy, options, f"t_mid {options['t_mid']:g}"))
+    for v in VARIANTS if study else ():
+        if v.label not in STUDY_OF or v.policy not in known or labels and v.label not in labels:
+            continue
+        for word, choices in STUDY.items():
+            if word not in known[v.policy]:
+                messages.append(f"{v.label}: this engine's {v.policy} has no parameter {word}: the study of it is not run")
+                continue
+            for choice in choices:
+                for target in STUDY_BUDGETS:
+                    default = known[v.policy][word]["default"] == choice
+                    options, _ = scheduled(v, target, {} if default else {word: choice})
+                    if options is not None:
+                        cells.append(Cell(f"{v.label}, {word} {choice}", target, v.policy, options, "default" if default else "", v.label))
+    return cells, missed, messages

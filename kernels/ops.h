@@ -206,6 +206,8 @@ struct select_args {
     const int32_t *chunk;         /* [n]; read with tds only                                          */
     uint32_t n, k;
     bool tds;
+    bool relative;                /* with tds: scores over their maximum, before lambda D is added; a maximum that
+                                     is not positive and finite leaves them                           */
     double lambda_div;
     int32_t max_chunk;            /* max over the whole prompt's AV tokens                            */
     uint32_t *keep;               /* [n - k] out, host: ascending indices into score                  */

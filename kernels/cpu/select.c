@@ -4,6 +4,8 @@
  * counting: 11 bits at a time from the top, each round looking only at what shared the bits so far. O(n),
  * no comparison sort. Ties: the lower index is kept, so of the keys equal to the last one dropped those
  * with the highest index go. */
+#include <math.h>
+
 #include "kernels/cpu/attention.h"
 
 #define DIGIT 11
@@ -67,12 +69,13 @@ static void mark_diverse(const struct select_args *a, uint64_t *key, uint64_t *w
     mark_lowest(key, a->n, a->k < a->n - a->k ? 2 * a->k : a->n, work, drop);
     for (uint32_t i = 0; i < a->n; i++)
         if (drop[i]) cand[n_cand++] = i;
-    const double farthest = a->max_chunk > 1 ? a->max_chunk : 1;
+    const double farthest = a->max_chunk > 1 ? a->max_chunk : 1, most = a->score[best];
+    const double unit = a->relative && most > 0 && most < INFINITY ? most : 1;
     for (uint32_t i = 0; i < n_cand; i++) {
         const double apart = (double)a->chunk[best] - (double)a->chunk[cand[i]];
         const double D = (apart < 0 ? -apart : apart) / farthest;
         const double bonus = a->lambda_div * D;
-        key[i] = key_of((double)a->score[cand[i]] + bonus);
+        key[i] = key_of((double)a->score[cand[i]] / unit + bonus);
     }
     mark_lowest(key, n_cand, a->k, work, out);
     for (uint32_t i = 0; i < n_cand; i++) drop[cand[i]] = out[i];

@@ -1,6 +1,6 @@
 /* tests/kernels/test_select.c - which tokens go: OmniDrop Algorithm 1.
- * Method: the selections of tests/data/vectors/omnidrop.json, and random scores full of ties, NaN and -0
- * against a sort by the rule's own words. */
+ * Method: the selections of tests/data/vectors/omnidrop.json, random scores full of ties, NaN and -0
+ * against a sort by the rule's own words, and scores over their maximum by hand. */
 #include <jansson.h>
 
 #include "tests/kernels/twin.h"
@@ -79,8 +79,11 @@ static void reference(const struct select_args *a, uint32_t *keep)
     qsort(item, a->n, sizeof *item, by_rule);
     if (a->tds && a->n > 0) {
         const uint32_t n_cand = 2 * a->k < a->n ? 2 * a->k : a->n, best = item[a->n - 1].index;
+        const double most = item[a->n - 1].value;
+        const bool over_most = a->relative && most > 0 && isfinite(most);
         for (uint32_t i = 0; i < n_cand; i++) {
             const double D = fabs((double)a->chunk[best] - a->chunk[item[i].index]) / fmax(1.0, a->max_chunk);
+            if (over_most) item[i].value /= most;
             item[i].value += a->lambda_div * D;
         }
         qsort(item, n_cand, sizeof *item, by_rule);
@@ -117,13 +120,15 @@ static void test_rule(void **state)
                                        .n = n,
                                        .k = twin_below(3) ? twin_below(n + 1) : n / 9,
                                        .tds = twin_below(2),
+                                       .relative = twin_below(2),
                                        .lambda_div = twin_below(2) ? 0.2 : 1e-4,
                                        .max_chunk = (int32_t)twin_below(60) };
         run(st, &a, keep);
         reference(&a, want);
         for (uint32_t i = 0; i < n - a.k; i++)
             if (keep[i] != want[i])
-                fail_msg("case %u, n %u, k %u, tds %d: place %u", v, n, a.k, (int)a.tds, i);
+                fail_msg("case %u, n %u, k %u, tds %d, relative %d: place %u", v, n, a.k, (int)a.tds,
+                         (int)a.relative, i);
         free(s), free(chunk), free(keep), free(want);
     }
     struct err e = { 0 };
@@ -132,8 +137,46 @@ static void test_rule(void **state)
     st->ops->close(&st);
 }
 
+/* Candidates 1 (.002, a chunk away of 3) and 3 (.003, the best one's chunk). As printed the distance decides: .002 + .2/3
+ * is above .003. Over the maximum .01 it is .2 + .2/3 against .3. Scores whose maximum is nothing to divide by stay. */
+static void test_over_the_maximum(void **state)
+{
+    (void)state;
+    struct stream *st = twin_open(NULL, 1);
+    static const struct {
+        float score[4];
+        bool tds, relative;
+        uint32_t gone;
+    } cases[] = { { { .010f, .002f, .004f, .003f }, false, false, 1 },
+                  { { .010f, .002f, .004f, .003f }, false, true, 1 },
+                  { { .010f, .002f, .004f, .003f }, true, false, 3 },
+                  { { .010f, .002f, .004f, .003f }, true, true, 1 },
+                  { { .010f, .0024f, .004f, .003f }, true, true, 3 },
+                  { { 0, 0, 0, 0 }, true, true, 3 },
+                  { { -1, -4, -2, -3 }, true, true, 1 },
+                  { { INFINITY, 0, 1, .01f }, true, true, 3 } };
+    static const int32_t chunk[] = { 0, 1, 0, 0 };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const struct select_args a = { .score = cases[i].score,
+                                       .chunk = chunk,
+                                       .n = 4,
+                                       .k = 1,
+                                       .tds = cases[i].tds,
+                                       .relative = cases[i].relative,
+                                       .lambda_div = 0.2,
+                                       .max_chunk = 3 };
+        uint32_t keep[3];
+        run(st, &a, keep);
+        for (uint32_t j = 0, k = 0; j < 4; j++)
+            if (j != cases[i].gone && (k == 3 || keep[k++] != j))
+                fail_msg("case %zu: token %u is gone", i, j);
+    }
+    st->ops->close(&st);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_vectors), cmocka_unit_test(test_rule) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_vectors), cmocka_unit_test(test_rule),
+                                        cmocka_unit_test(test_over_the_maximum) };
     return cmocka_run_group_tests_name("select", tests, NULL, NULL);
 }

@@ -246,6 +246,13 @@ static void put_item(struct builder *b, uint32_t item, const struct prompt_media
     if (p->items[item].last_chunk > p->max_chunk) p->max_chunk = p->items[item].last_chunk;
 }
 
+/* The rows after the last AV token, their last n_max. */
+static void choose_after(struct prompt *p, uint32_t n_max)
+{
+    p->after = p->n_av ? p->av[p->n_av - 1] + 1 : p->n;
+    if (p->n - p->after > n_max) p->after = p->n - n_max;
+}
+
 /* The user's own text after the first AV token, else whatever follows the last one; its last n_max rows. */
 static void choose_query(struct prompt *p, const uint32_t *text, uint32_t n_text, uint32_t n_max)
 {
@@ -254,11 +261,22 @@ static void choose_query(struct prompt *p, const uint32_t *text, uint32_t n_text
     for (uint32_t i = 0; i < n_text; i++)
         if (text[i] > p->av[0]) p->query[p->n_query++] = text[i];
     if (p->n_query == 0)
-        for (uint32_t i = p->av[p->n_av - 1] + 1; i < p->n; i++) p->query[p->n_query++] = i;
+        for (uint32_t i = p->after; i < p->n; i++) p->query[p->n_query++] = i;
     if (p->n_query > n_max) {
         memmove(p->query, p->query + (p->n_query - n_max), n_max * sizeof *p->query);
         p->n_query = n_max;
     }
+}
+
+uint32_t prompt_query(const struct prompt *p, enum query_rows which, uint32_t *row)
+{
+    if (which == QUERY_TEXT) {
+        if (row) memcpy(row, p->query, p->n_query * sizeof *row);
+        return p->n_query;
+    }
+    const uint32_t n = p->n - p->after, n_rows = which == QUERY_LAST && n > 0 ? 1 : n;
+    for (uint32_t i = 0; row && i < n_rows; i++) row[i] = p->n - n_rows + i;
+    return n_rows;
 }
 
 static status prompt_alloc(struct prompt *p, uint64_t n, uint32_t n_items, struct err *e)
@@ -437,6 +455,7 @@ status prompt_build(const struct prompt_rules *rules, const struct prompt_token 
             put_item(&b, k, &media[k]);
             k++;
         }
+    choose_after(out, rules->n_query_max);
     choose_query(out, out->user_text, out->n_user_text, rules->n_query_max);
     TRY_GOTO(st, finish(&b, e), undo);
     return OK;
@@ -554,6 +573,7 @@ status prompt_from_arrays(const struct prompt_rules *rules, uint32_t n, const in
         TRY_GOTO(st, derive_item(out, k++, i, last, rules->position_id_per_seconds, e), undo);
         i = last;
     }
+    choose_after(out, rules->n_query_max);
     if (n_query == 0) choose_query(out, NULL, 0, rules->n_query_max);
     for (int a = 0; a < 3; a++)
         if (out->pos[a][n - 1] >= out->next_pos) out->next_pos = out->pos[a][n - 1] + 1;

@@ -48,12 +48,17 @@ struct prompt {
     int32_t max_chunk;             /* largest chunk id, 0 without AV tokens                                      */
     uint32_t n_query;
     uint32_t *query;               /* [n_query] prompt indices of the query rows, ascending                      */
+    uint32_t after;                /* the rows [after, n) follow the last AV token: all, or the last n_query_max */
     uint32_t n_user_text;
     uint32_t *user_text;           /* [n_user_text] tokens that are the user's own text of the last user turn    */
     uint32_t n_items;
     struct prompt_item *items;
     int32_t next_pos;              /* position (all three) of the first generated token                          */
 };
+
+/* Whose attention says which AV tokens matter (docs/omnidrop.md 4): the user's text, every row after the last AV token, the
+ * last row. */
+enum query_rows { QUERY_TEXT, QUERY_AFTER, QUERY_LAST };
 
 struct prompt_token { int32_t id; bool is_user_text; };  /* a tokenizer's output before expansion */
 
@@ -77,6 +82,10 @@ status prompt_build(const struct prompt_rules *rules, const struct prompt_token 
 status prompt_from_arrays(const struct prompt_rules *rules, uint32_t n, const int64_t *id, const int64_t *pos /*[3,n]*/,
                           const int64_t *kind, const int64_t *chunk, const int64_t *query, uint32_t n_query,
                           struct prompt *out, struct err *e);
+
+/* Prompt indices of those rows, ascending: row [their number] gets them, NULL only counts. Returns their number: 0 where
+ * nothing follows the media. */
+uint32_t prompt_query(const struct prompt *p, enum query_rows which, uint32_t *row);
 
 void prompt_free(struct prompt *p);
 

@@ -379,6 +379,20 @@ static void test_query(void **state)
     assert_int_equal(p.n_user_text, 11);
     assert_int_equal(p.n_query, 4);
     for (uint32_t i = 0; i < 4; i++) assert_int_equal(p.query[i], 32 + i);
+    uint32_t row[256]; /* other choices of the same prompt: its last four rows, its last one */
+    assert_int_equal(prompt_query(&p, QUERY_TEXT, NULL), 4);
+    assert_int_equal(prompt_query(&p, QUERY_TEXT, row), 4);
+    assert_memory_equal(row, p.query, 4 * sizeof *row);
+    assert_int_equal(prompt_query(&p, QUERY_AFTER, row), 4);
+    for (uint32_t i = 0; i < 4; i++) assert_int_equal(row[i], p.n - 4 + i);
+    assert_int_equal(prompt_query(&p, QUERY_LAST, row), 1);
+    assert_int_equal(row[0], p.n - 1);
+    prompt_free(&p);
+    r.n_query_max = 256; /* with room: the template on both sides of the text too */
+    assert_int_equal(prompt_build(&r, t, n, &m, 1, &p, &e), OK);
+    assert_int_equal(prompt_query(&p, QUERY_AFTER, row), p.n - 1 - p.av[p.n_av - 1]);
+    assert_true(p.n - 1 - p.av[p.n_av - 1] > p.n_query);
+    for (uint32_t i = p.av[p.n_av - 1] + 1, k = 0; i < p.n; i++) assert_int_equal(row[k++], i);
     prompt_free(&p);
 
     for (uint32_t i = 0; i < n; i++)
@@ -387,12 +401,16 @@ static void test_query(void **state)
     assert_int_equal(prompt_build(&r, t, n, &m, 1, &p, &e), OK);
     assert_int_equal(p.n_query, 16);
     assert_int_equal(p.query[0], 25);
+    assert_int_equal(prompt_query(&p, QUERY_AFTER, row), 16);
+    assert_memory_equal(row, p.query, 16 * sizeof *row);
     prompt_free(&p);
 
     m.n_audio = 0; /* a clip too short for a token; and no AV token, no query row */
     assert_int_equal(prompt_build(&r, t, n, &m, 1, &p, &e), OK);
     assert_int_equal(p.n, n - 1);
     assert_int_equal(p.n_query, 0);
+    for (int which = QUERY_TEXT; which <= QUERY_LAST; which++)
+        assert_int_equal(prompt_query(&p, (enum query_rows)which, NULL), 0);
     assert_true(p.items[0].first_token > p.items[0].last_token);
     prompt_free(&p);
 }

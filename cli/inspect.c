@@ -370,7 +370,7 @@ static void param_print(const struct prune_param *q)
         else if (q->kind == PARAM_BOOL) snprintf(fallback, sizeof fallback, " [%s]", q->fallback != 0 ? "true" : "false");
         else snprintf(fallback, sizeof fallback, " [%.16g]", q->fallback);
     }
-    printf("             %-16s %s%s  %s\n", q->name, range, fallback, q->help);
+    printf("                %-16s %s%s  %s\n", q->name, range, fallback, q->help);
 }
 
 static status inspect_policies(const struct cli *c)
@@ -378,7 +378,7 @@ static status inspect_policies(const struct cli *c)
     json_t *all = json_array();
     for (const struct policy *const *p = prune_list(); *p; p++) {
         json_t *params = json_array();
-        if (!cli_flag(c, "json")) printf("%-10s %s\n           %s\n", (*p)->name, (*p)->help, (*p)->citation);
+        if (!cli_flag(c, "json")) printf("%-13s %s\n              %s\n", (*p)->name, (*p)->help, (*p)->citation);
         for (uint32_t i = 0; i < (*p)->n_param; i++) {
             json_array_append_new(params, param_json(&(*p)->param[i]));
             if (!cli_flag(c, "json")) param_print(&(*p)->param[i]);

@@ -701,35 +701,44 @@ static status mix_textbook(struct engine *en, struct march *g, struct err *e)
 
 /* ---- selection -------------------------------------------------------------------------------------------- */
 
-/* Scores of member s at this layer, and what its policy keeps. */
-static status select_at(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
+/* Scores of member s at this layer, of its AV rows to the front of g->score. */
+static status score_member(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
 {
     struct member *m = &g->m[s];
-    const struct prompt *p = &m->r->prompt;
     const uint32_t r0 = g->seq_start[s], n = g->seq_start[s + 1] - r0;
     const struct decoder_batch b = batch_of(en, g);
-    const double start = clock_s();
-    uint32_t n_q = 0;
-    for (uint32_t i = r0, q = 0; i < r0 + n && q < p->n_query; i++)
-        if (g->index[i] == p->query[q]) {
+    const uint32_t *query = g->visible, n_query = prompt_query(&m->r->prompt, m->r->plan.query, g->visible);
+    uint32_t n_q = 0, k = 0;
+    for (uint32_t i = r0, q = 0; i < r0 + n && q < n_query; i++)
+        if (g->index[i] == query[q]) {
             g->keep[n_q++] = i;
             q++;
         }
     if (n_q == 0) return err_set(e, E_INTERNAL, "layer %u: no query row is left", g->l);
     TRY(decoder_scores(en->dec, g->l, &b, s, g->x, g->keep, n_q, g->score, e));
-    uint32_t k = 0;
     for (uint32_t i = 0; i < n; i++)
         if (is_av(m, g->index[r0 + i])) g->score[k++] = g->score[i];
     assert(k == m->n_av);
+    *work += (double)n_q * n * cost_of(en).key / 2;
+    return OK;
+}
+
+/* What the policy of member s keeps at this layer, by the scores where it asks for them. */
+static status select_at(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
+{
+    struct member *m = &g->m[s];
+    const bool scored = m->r->plan.needs & PRUNE_NEEDS_ROW_SCORES;
+    const double start = clock_s();
+    if (scored) TRY(score_member(en, g, s, work, e));
+    const float *score = scored ? g->score : NULL;
     const struct eng_trace *t = m->r->o.trace;
-    if (t && t->alive) t->alive(t->self, g->l, m->av, m->n_av, g->score);
-    const struct prune_layer_view view = { .st = en->st, .n_alive = m->n_av, .alive = m->av, .score = g->score };
+    if (t && t->alive) t->alive(t->self, g->l, m->av, m->n_av, score);
+    const struct prune_layer_view view = { .st = en->st, .n_alive = m->n_av, .alive = m->av, .score = score };
     TRY(prune_layer(m->policy, g->l, &view, &m->sel, e));
     g->dropped = g->dropped || m->sel.n_keep != m->n_av;
     apply_keep(m);
     tighten(en, m->r, g->l + 1, m->n_av);
     m->r->select_s += clock_s() - start;
-    *work += (double)n_q * n * cost_of(en).key / 2;
     return OK;
 }
 

@@ -487,7 +487,8 @@ static status make_plan(struct engine *en, struct eng_request *r, struct err *e)
     const uint32_t L = decoder_shape(en->dec)->L;
     r->policy = r->o.policy ? *r->o.policy : prune_params_none();
     TRY(prune_plan(&r->policy, &r->prompt, L, &r->plan, e));
-    if (r->plan.needs & PRUNE_NEEDS_ROW_SCORES && r->prompt.n_av && r->prompt.n_query == 0)
+    if (r->plan.needs & PRUNE_NEEDS_ROW_SCORES && r->prompt.n_av &&
+        prompt_query(&r->prompt, r->plan.query, NULL) == 0)
         return err_set(e, E_ARG, "policy %s asks the text which media tokens matter, and no text comes after the media: "
                                  "put the question behind them", prune_params_name(&r->policy));
     r->n_text = r->prompt.n - r->prompt.n_av;

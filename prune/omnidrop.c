@@ -1,50 +1,87 @@
 /* prune/omnidrop.c - OmniDrop (arXiv 2605.14458): step 0 on the towers' outputs, then at every layer the share that
  * the schedule names, by query-guided importance, with temporal diversity from a layer on. docs/omnidrop.md. */
+#include "prune/omnidrop.h"
+
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/mem.h"
 #include "prune/policies.h"
 #include "prune/schedule.h"
-#include "prune/step0.h"
 
-enum { RETENTION, P_INIT, P_FINAL, T_MID, BETA, LAMBDA_DIV, TDS_START, STEP0, AUDIO, KAPPA, REF, TRIM, TRIM_LAG };
+/* ---- the plan --------------------------------------------------------------------------------------------- */
+
+/* The paper's settings for 28 and 36 layers. */
+void omnidrop_defaults(struct policy_params *p)
+{
+    p->value[OD_P_FINAL] = p->n_layers == 36 ? 0.15 : 0.2;
+}
+
+status omnidrop_check(struct policy_params *p, struct err *e)
+{
+    if (p->given[OD_RETENTION] && p->given[OD_P_FINAL])
+        return err_set(e, E_ARG, "retention and p_final exclude each other: retention solves for p_final");
+    if (p->given[OD_RETENTION]) p->value[OD_P_FINAL] = NAN; /* the plan's to work out */
+    if (!p->given[OD_RETENTION] && p->value[OD_P_INIT] > p->value[OD_P_FINAL])
+        return err_set(
+            e, E_ARG, "p_init %g is above p_final %g: deeper layers drop more; lower p_init or raise p_final",
+            p->value[OD_P_INIT], p->value[OD_P_FINAL]);
+    return OK;
+}
+
+status omnidrop_plan(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out,
+                     struct err *e)
+{
+    const uint32_t L = s->n_layers;
+    struct prune_schedule sch = { p->value[OD_P_INIT], p->value[OD_P_FINAL], p->value[OD_T_MID],
+                                  p->value[OD_BETA] };
+    if (p->value[OD_STEP0] != 0) {
+        const struct step0 s0 = step0_of(p);
+        out->n_entry = step0_total(&s0, s);
+    }
+    if (p->given[OD_RETENTION] && out->n_orig > 0 &&
+        prune_calibrate(&sch, L, (double)out->n_entry / (double)out->n_orig, p->value[OD_RETENTION],
+                        &sch.p_final, NULL, e) != OK)
+        return err_tag(e, "invalid_value", "omnidrop.retention");
+    prune_alive(&sch, L, out->n_entry, out->alive);
+    for (uint32_t l = 0; l < L; l++) {
+        out->rate[l] = prune_rate(&sch, l, L);
+        out->selects[l] = out->alive[l + 1] < out->alive[l];
+    }
+    out->p_final = sch.p_final;
+    out->trim = p->value[OD_TRIM] != 0;
+    out->trim_lag = (uint32_t)p->value[OD_TRIM_LAG];
+    return OK;
+}
+
+/* ---- the choice ------------------------------------------------------------------------------------------- */
+
+enum { LAMBDA_DIV = OD_SHARED, TDS_START, TDS, QUERY, REF };
+enum { TDS_PRINTED, TDS_MAX, TDS_OFF };
+static const char *const TDS_WORDS[] = { "printed", "max", "off" };
+static const char *const QUERY_WORDS[] = { [QUERY_TEXT] = "text", [QUERY_AFTER] = "after", [QUERY_LAST] = "last" };
 static const struct prune_param PARAMS[] = {
-    [RETENTION] = { "retention", NULL, PARAM_NUMBER, 1e-6, 1, NAN,
-                    "target mean share alive over layers; solves p_final" },
-    [P_INIT] = { "p_init", NULL, PARAM_NUMBER, 0, 1, 0, "share that a shallow layer drops" },
-    [P_FINAL] = { "p_final", NULL, PARAM_NUMBER, 0, 1, 0.2, "share that a deep layer drops" },
-    [T_MID] = { "t_mid", NULL, PARAM_NUMBER, 0, 1, 0.5, "middle of the sigmoid as share of depth" },
-    [BETA] = { "beta", NULL, PARAM_NUMBER, 1e-9, 1000, 20, "steepness of the sigmoid" },
+    OD_PARAMS,
     [LAMBDA_DIV] = { "lambda_div", NULL, PARAM_NUMBER, 0, 10, 0.2, "weight of the temporal diversity score" },
     [TDS_START] = { "tds_start_layer", NULL, PARAM_INTEGER, 0, 4096, NAN,
                     "first layer that uses it; the layer count: never" },
-    [STEP0] = { "step0", "intra", PARAM_BOOL, 0, 1, 1, "pruning before layer 0" },
-    [AUDIO] = { "audio", NULL, PARAM_NUMBER, 0, 1, 0.7, "step 0: share of audio tokens kept" },
-    [KAPPA] = { "kappa", NULL, PARAM_NUMBER, 0, 1, 0.2, "step 0: share kept of a reduced grid step" },
+    [TDS] = { "tds", NULL, PARAM_WORD, 0, TDS_OFF, TDS_PRINTED,
+              "added to the scores as printed, to scores over their maximum, or off", TDS_WORDS },
+    [QUERY] = { "query", NULL, PARAM_WORD, 0, QUERY_LAST, QUERY_TEXT,
+                "rows that score: the user's text, every row after the media, the last row", QUERY_WORDS },
     [REF] = { "ref", NULL, PARAM_WORD, 0, 1, 0, STEP0_REF_HELP, STEP0_REF },
-    [TRIM] = { "trim", NULL, PARAM_BOOL, 0, 1, 0, "release shallow layers' K and V of dropped tokens after prefill" },
-    [TRIM_LAG] = { "trim_lag", NULL, PARAM_INTEGER, 0, 4096, 4096,
-                   "trim: layer l keeps what is alive so many layers deeper; all layers: what is left at the end" },
 };
 
-/* The paper's settings for 28 and 36 layers; TDS from the middle elsewhere. */
+/* The paper's first TDS layer for 28 and 36 layers; the middle elsewhere. */
 static void defaults(struct policy_params *p)
 {
-    p->value[P_FINAL] = p->n_layers == 36 ? 0.15 : 0.2;
+    omnidrop_defaults(p);
     p->value[TDS_START] = p->n_layers == 36 ? 19 : (double)((p->n_layers + 1) / 2);
 }
 
 static status check(struct policy_params *p, struct err *e)
 {
-    if (p->given[RETENTION] && p->given[P_FINAL])
-        return err_set(e, E_ARG, "retention and p_final exclude each other: retention solves for p_final");
-    if (p->given[RETENTION]) p->value[P_FINAL] = NAN; /* the plan's to work out */
-    if (!p->given[RETENTION] && p->value[P_INIT] > p->value[P_FINAL])
-        return err_set(
-            e, E_ARG, "p_init %g is above p_final %g: deeper layers drop more; lower p_init or raise p_final",
-            p->value[P_INIT], p->value[P_FINAL]);
+    TRY(omnidrop_check(p, e));
     if (p->n_layers && p->value[TDS_START] > p->n_layers)
         return err_set(e, E_ARG, "tds_start_layer %g: the model has %u layers (%u turns it off)",
                        p->value[TDS_START], p->n_layers, p->n_layers);
@@ -54,33 +91,17 @@ static status check(struct policy_params *p, struct err *e)
 static status plan(const struct policy_params *p, const struct prune_shape *s, struct policy_plan *out,
                    struct err *e)
 {
-    const uint32_t L = s->n_layers;
-    struct prune_schedule sch = { p->value[P_INIT], p->value[P_FINAL], p->value[T_MID], p->value[BETA] };
-    out->needs = PRUNE_NEEDS_ROW_SCORES;
-    if (p->value[STEP0] != 0) {
-        const struct step0 s0 = step0_of(p);
-        out->n_entry = step0_total(&s0, s);
-        out->needs |= step0_needs(&s0);
-    }
-    if (p->given[RETENTION] && out->n_orig > 0 &&
-        prune_calibrate(&sch, L, (double)out->n_entry / (double)out->n_orig, p->value[RETENTION], &sch.p_final, NULL,
-                        e) != OK)
-        return err_tag(e, "invalid_value", "omnidrop.retention");
-    prune_alive(&sch, L, out->n_entry, out->alive);
-    for (uint32_t l = 0; l < L; l++) {
-        out->rate[l] = prune_rate(&sch, l, L);
-        out->selects[l] = out->alive[l + 1] < out->alive[l];
-    }
-    out->p_final = sch.p_final;
-    out->trim = p->value[TRIM] != 0;
-    out->trim_lag = (uint32_t)p->value[TRIM_LAG];
+    const struct step0 s0 = step0_of(p);
+    TRY(omnidrop_plan(p, s, out, e));
+    out->needs = PRUNE_NEEDS_ROW_SCORES | (p->value[OD_STEP0] != 0 ? step0_needs(&s0) : 0u);
+    out->query = (enum query_rows)p->value[QUERY];
     return OK;
 }
 
 static status embed(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out,
                     struct err *e)
 {
-    if (r->params->value[STEP0] == 0) return OK;
+    if (r->params->value[OD_STEP0] == 0) return OK;
     const struct step0 s0 = step0_of(r->params);
     return step0_select(&s0, r->prompt, v, out, e);
 }
@@ -89,6 +110,7 @@ static status layer(struct policy_run *r, uint32_t l, const struct prune_layer_v
                     struct prune_selection *out, struct err *e)
 {
     const struct ops *ops = v->st->ops;
+    const double *value = r->params->value;
     const uint32_t k = r->plan->alive[l] - r->plan->alive[l + 1];
     const size_t bytes = ops->select_scratch(v->st, v->n_alive);
     if (bytes > r->select_bytes) {
@@ -104,8 +126,9 @@ static status layer(struct policy_run *r, uint32_t l, const struct prune_layer_v
                                            .chunk = r->chunk,
                                            .n = v->n_alive,
                                            .k = k,
-                                           .tds = l >= (uint32_t)r->params->value[TDS_START],
-                                           .lambda_div = r->params->value[LAMBDA_DIV],
+                                           .tds = value[TDS] != TDS_OFF && l >= (uint32_t)value[TDS_START],
+                                           .relative = value[TDS] == TDS_MAX,
+                                           .lambda_div = value[LAMBDA_DIV],
                                            .max_chunk = r->prompt->max_chunk,
                                            .keep = r->index,
                                            .scratch = r->select_scratch },

@@ -5,5 +5,6 @@
 #include "prune/policy.h"
 
 extern const struct policy policy_none, policy_random, policy_omnidrop, policy_ttm, policy_saliency, policy_step0;
+extern const struct policy policy_random_layers, policy_uniform;
 
 #endif

@@ -72,6 +72,7 @@ struct policy_plan {
     double *rate;                  /* [L] share that layer l drops, for display. Owned                */
     bool exact;                    /* alive is what will be, not only an upper bound                  */
     uint32_t needs;                /* enum prune_needs                                                */
+    enum query_rows query;         /* PRUNE_NEEDS_ROW_SCORES: whose attention                         */
     double p_final;                /* schedules: as given or calibrated                               */
     bool trim;                     /* after prefill layer l keeps K and V of the tokens alive entering layer
                                       min(L - 1, l + trim_lag) alone (docs/omnidrop.md 7, Trim)        */
@@ -96,7 +97,7 @@ struct prune_layer_view {
     struct stream *st;
     uint32_t n_alive;
     const uint32_t *alive;         /* [n_alive] prompt indices, ascending                             */
-    const float *score;            /* [n_alive] host                                                  */
+    const float *score;            /* [n_alive] host; where asked for                                 */
 };
 
 struct policy_run;                 /* one request's own state */
@@ -172,7 +173,13 @@ status prune_layer(struct policy_run *r, uint32_t l, const struct prune_layer_vi
                    struct err *e);
 void prune_selection_free(struct prune_selection *s);
 
+/* ---- what policies share ---------------------------------------------------------------------------------- */
+
 /* floor(x + 1e-9): products of a fraction and a count (docs/pruning-methods.md 0.2). */
 uint32_t prune_floor(double x);
+/* prune_floor(share n); nothing may empty a request, so one token stays where the share of some rounds to none. */
+uint32_t prune_kept(double share, uint32_t n);
+/* A plan that drops before the decoder alone: n tokens enter layer 0 and live to the end. */
+void prune_plan_entry(struct policy_plan *out, uint32_t n);
 
 #endif

@@ -9,9 +9,19 @@
 #include "base/mem.h"
 #include "prune/policies.h"
 
-static const struct policy *const POLICIES[] = { &policy_none,  &policy_random, &policy_omnidrop,
-                                                 &policy_step0, &policy_ttm,    &policy_saliency,
-                                                 NULL };
+/* clang-format off */
+static const struct policy *const POLICIES[] = {
+    &policy_none,
+    &policy_random,
+    &policy_omnidrop,
+    &policy_random_layers,
+    &policy_uniform,
+    &policy_step0,
+    &policy_ttm,
+    &policy_saliency,
+    NULL
+};
+/* clang-format on */
 
 const struct policy *const *prune_list(void)
 {
@@ -202,6 +212,18 @@ bool prune_is_set(const struct policy_params *p, const char *key)
 uint32_t prune_floor(double x)
 {
     return (uint32_t)floor(x + 1e-9);
+}
+
+uint32_t prune_kept(double share, uint32_t n)
+{
+    const uint32_t k = prune_floor(share * (double)n);
+    return k == 0 && n > 0 ? 1 : k;
+}
+
+void prune_plan_entry(struct policy_plan *out, uint32_t n)
+{
+    out->n_entry = n;
+    for (uint32_t l = 0; l <= out->n_layers; l++) out->alive[l] = n;
 }
 
 /* ---- plan ------------------------------------------------------------------------------------------------- */

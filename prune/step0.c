@@ -39,6 +39,19 @@ uint32_t step0_total(const struct step0 *s, const struct prune_shape *shape)
     return n == 0 && orig > 0 ? 1 : n;
 }
 
+void step0_kinds(const struct step0 *s, const struct prompt *p, uint32_t kept[4])
+{
+    memset(kept, 0, 4 * sizeof *kept);
+    for (uint32_t i = 0; i < p->n_items; i++) {
+        const struct prune_item item = prune_item_of(&p->items[i]);
+        const uint32_t n_audio = prune_floor(s->audio * (double)item.n_audio);
+        kept[TOKEN_AUDIO] += n_audio;
+        if (item.steps) kept[p->items[i].media.kind] += step0_count(s, &item) - n_audio;
+    }
+    if (p->n_av && kept[TOKEN_AUDIO] + kept[TOKEN_VIDEO] + kept[TOKEN_IMAGE] == 0)
+        kept[p->n_audio ? TOKEN_AUDIO : p->kind[p->av[0]]] = 1; /* keep_one */
+}
+
 uint32_t step0_needs(const struct step0 *s)
 {
     return (s->audio < 1 ? PRUNE_NEEDS_AUDIO_SALIENCY : 0u) |
@@ -196,9 +209,8 @@ static status plan(const struct policy_params *p, const struct prune_shape *s, s
 {
     (void)e;
     const struct step0 s0 = step0_of(p);
-    out->n_entry = step0_total(&s0, s);
+    prune_plan_entry(out, step0_total(&s0, s));
     out->needs = step0_needs(&s0);
-    for (uint32_t l = 0; l <= s->n_layers; l++) out->alive[l] = out->n_entry;
     return OK;
 }
 

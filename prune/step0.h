@@ -23,6 +23,8 @@ struct step0 step0_of(const struct policy_params *p);
 uint32_t step0_count(const struct step0 *s, const struct prune_item *item);
 /* Of all items; at least 1 where there was 1. */
 uint32_t step0_total(const struct step0 *s, const struct prune_shape *shape);
+/* Of each kind, as step0_select keeps them: kept[enum token_kind]. */
+void step0_kinds(const struct step0 *s, const struct prompt *p, uint32_t kept[4]);
 /* enum prune_needs */
 uint32_t step0_needs(const struct step0 *s);
 

@@ -424,13 +424,18 @@ static void the_extension_object(void **state)
         { CHAT(",\"omnidrop\":{\"return_pruning\":\"yes\"}"), "invalid_type", "omnidrop.return_pruning" },
         { CHAT(",\"omnidrop\":{\"detail\":\"all\"}"), "invalid_value", "omnidrop.detail" },
         { CHAT(",\"omnidrop\":{\"policy\":\"none\",\"trim\":true}"), "invalid_value", "omnidrop.trim" },
+        { CHAT(",\"omnidrop\":{\"policy\":\"omnidrop\",\"query\":\"first\"}"), "invalid_value", "omnidrop.query" },
+        { CHAT(",\"omnidrop\":{\"policy\":\"omnidrop\",\"tds\":false}"), "invalid_type", "omnidrop.tds" },
+        { CHAT(",\"omnidrop\":{\"policy\":\"random-layers\",\"query\":\"last\"}"), "invalid_value", "omnidrop.query" },
     };
     struct api *a = make((struct api_options){ 0 });
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         refuses(a, true, bad[i].body, strlen(bad[i].body), bad[i].code, bad[i].param);
     struct api_job *j = takes(a, true, CHAT(",\"omnidrop\":{\"policy\":\"omnidrop\",\"retention\":0.3,\"t_mid\":null,\"step0\":false,"
-                                            "\"trim\":false,\"return_pruning\":true,\"detail\":\"tokens\"}"));
+                                            "\"trim\":false,\"query\":\"last\",\"tds\":\"max\","
+                                            "\"return_pruning\":true,\"detail\":\"tokens\"}"));
     assert_string_equal(prune_params_name(&j->omnidrop.policy), "omnidrop");
+    assert_true(prune_get(&j->omnidrop.policy, "query") == QUERY_LAST && prune_is_set(&j->omnidrop.policy, "tds"));
     assert_true(fabs(prune_get(&j->omnidrop.policy, "retention") - 0.3) < 1e-9);
     assert_true(!prune_is_set(&j->omnidrop.policy, "t_mid") && prune_get(&j->omnidrop.policy, "step0") < 0.5);
     assert_true(j->omnidrop.return_pruning && j->omnidrop.tokens);

@@ -89,6 +89,9 @@ agrees "film, 40 %" "$film" "--retention 0.4" $demo/av000.mp4
 agrees "film, 70 % without step 0" "$film" "--retention 0.7 --no-step0" $demo/av000.mp4
 agrees "film, drops as told" "$film" "--policy omnidrop --p-init 0.05 --p-final 0.5 --t-mid 0.3" $demo/av000.mp4
 agrees "film, another kappa" "$film" "--policy omnidrop --policy-param kappa=0.5 --policy-param ref=anchor" $demo/av000.mp4
+agrees "film, other rows, other scores" "$film" "--retention 0.4 --policy-param query=last --policy-param tds=max" $demo/av000.mp4
+agrees "film, the same counts at random" "$film" "--policy random-layers --retention 0.4 --seed 3" $demo/av000.mp4
+agrees "film, evenly spaced" "$film" "--policy uniform --retention 0.5" $demo/av000.mp4
 agrees "film, random" "$film" "--policy random --retention 0.5 --seed 3" $demo/av000.mp4
 agrees "film, nothing dropped" "$film" "--policy none" $demo/av000.mp4
 agrees "silent film" "--video $demo/video000.mp4" "--retention 0.35" $demo/video000.mp4

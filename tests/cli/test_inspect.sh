@@ -87,6 +87,7 @@ inspect policies --json >"$dir/p"
 is "policies of the build" "$(for ((i = 0; i < $("$json" '#' <"$dir/p"); i++)); do "$json" $i.name <"$dir/p"; done | tr '\n' ' ' | cut -d ' ' -f 1-3)" "none random omnidrop"
 is "as text too" "$(inspect policies | grep -oE '^[a-z0-9_]+' | wc -l)" "$("$json" '#' <"$dir/p")"
 check "words are shown as words" bash -c "'$bin' inspect policies | grep -qE ' ref +dycoke\|anchor \[dycoke\]'"
+check "so are those of the scores" bash -c "'$bin' inspect policies | grep -E ' (tds|query) ' | tr -s ' \n' ' ' | grep -q 'tds printed|max|off \[printed\].* query text|after|last \[text\]'"
 check "switches as switches" bash -c "'$bin' inspect policies | grep -qE ' step0 +true\|false \[true\]'"
 check "so in JSON" bash -c "grep -A3 '\"choices\"' '$dir/p' | grep -q dycoke"
 

@@ -299,6 +299,100 @@ static void test_refusals(void **state)
     assert_non_null(strstr(e.text, "tests/goldens"));
 }
 
+/* ---- query rows ------------------------------------------------------------------------------------------- */
+
+enum { N_SOUND = 60, N_GIVEN = N_SOUND + 12, FIRST_SOUND = 3 };
+
+/* Scores of the first layer that drops; n stays 0 where tokens drop unscored. */
+struct scores { uint32_t n, n_layers; float at[N_SOUND]; };
+
+static void keep_scores(void *self, uint32_t l, const uint32_t *index, uint32_t n, const float *score)
+{
+    struct scores *s = self;
+    (void)l;
+    (void)index;
+    s->n_layers++;
+    if (score == NULL || s->n > 0) return;
+    assert_true(n <= N_SOUND);
+    s->n = n;
+    memcpy(s->at, score, n * sizeof *score);
+}
+
+/* Sound between text, with the query rows given (n_query 0: none are), and the parameter `query` (NULL: not given). */
+static struct scores scores_of(struct engine *en, const int64_t *query, uint32_t n_query, const char *policy, const char *word)
+{
+    const struct model_config *c = engine_config(en);
+    const struct prompt_rules rules = { .audio_id = c->ids.audio, .image_id = c->ids.image, .video_id = c->ids.video,
+                                        .position_id_per_seconds = c->position_id_per_seconds,
+                                        .seconds_per_chunk = c->seconds_per_chunk, .n_query_max = 256 };
+    int64_t id[N_GIVEN], pos[3 * N_GIVEN], kind[N_GIVEN], chunk[N_GIVEN];
+    for (uint32_t i = 0; i < N_GIVEN; i++) {
+        const bool sound = i >= FIRST_SOUND && i < FIRST_SOUND + N_SOUND;
+        id[i] = sound ? c->ids.audio : 10 + (int64_t)i % 7;
+        kind[i] = sound ? TOKEN_AUDIO : TOKEN_TEXT;
+        chunk[i] = sound ? ((int64_t)i - FIRST_SOUND) / 50 : -1;
+        for (uint32_t k = 0; k < 3; k++) pos[k * N_GIVEN + i] = i;
+    }
+    struct prompt prompt;
+    struct policy_params p;
+    struct eng_request *r;
+    struct err e;
+    struct scores out = { 0 };
+    if (prompt_from_arrays(&rules, N_GIVEN, id, pos, kind, chunk, query, n_query, &prompt, &e) != OK) fail_msg("%s", e.text);
+    assert_int_equal(prune_params_init(&p, policy, c->text.layers, &e), OK);
+    assert_int_equal(prune_params_set(&p, "p_final", 0.4, &e), OK);
+    assert_int_equal(prune_params_set(&p, "step0", 0, &e), OK);
+    if (word && prune_params_set_text(&p, "query", word, &e) != OK) fail_msg("%s", e.text);
+    assert_int_equal(prune_params_finish(&p, &e), OK);
+    float *embeds = mem_must((size_t)N_SOUND * c->text.hidden, sizeof *embeds);
+    for (uint32_t i = 0; i < N_SOUND * c->text.hidden; i++) embeds[i] = (float)(i * 2654435761u >> 16) / 65536 - 0.5f;
+    const struct eng_trace trace = { .self = &out, .alive = keep_scores };
+    const struct eng_given given = { .prompt = &prompt, .audio_embeds = embeds };
+    struct eng_request_options o = eng_request_defaults();
+    const struct chat none = { 0 };
+    o.policy = &p;
+    o.max_tokens = 1;
+    o.trace = &trace;
+    if (eng_request_create_given(en, &none, &o, &given, &r, &e) != OK) fail_msg("%s", e.text);
+    assert_int_equal(eng_run(en, &r, 1, &e), OK);
+    const struct eng_result *res = eng_request_result(r);
+    if (res->finish == ENG_FAILED) fail_msg("%s", res->error.text);
+    assert_int_equal(out.n_layers, c->text.layers);
+    assert_true(eng_request_plan(r)->alive[c->text.layers] < N_SOUND);
+    eng_request_destroy(en, &r);
+    free(embeds);
+    return out;
+}
+
+/* The wish `query` scores by the rows that it names. Method: the scores of the same prompt with these rows given, which the
+ * reference cases check. A policy that asks for no scores gets none. */
+static void test_query_rows(void **state)
+{
+    (void)state;
+    const struct engine_options eo = { .n_threads = 2 };
+    struct engine *en;
+    struct err e;
+    enum { AFTER = FIRST_SOUND + N_SOUND, N_AFTER = N_GIVEN - AFTER };
+    int64_t own[3] = { AFTER + 2, AFTER + 3, AFTER + 4 }, after[N_AFTER];
+    for (uint32_t i = 0; i < N_AFTER; i++) after[i] = AFTER + i;
+    if (engine_open(&eo, &en, &e) != OK) fail_msg("%s", e.text);
+    const struct scores by_own = scores_of(en, own, 3, "omnidrop", NULL), by_after = scores_of(en, after, N_AFTER, "omnidrop", NULL),
+                        by_last = scores_of(en, after + N_AFTER - 1, 1, "omnidrop", NULL);
+    assert_int_equal(by_own.n, N_SOUND);
+    assert_memory_not_equal(&by_own, &by_after, sizeof by_own);
+    assert_memory_not_equal(&by_own, &by_last, sizeof by_own);
+    assert_memory_not_equal(&by_after, &by_last, sizeof by_own);
+    struct scores got = scores_of(en, own, 3, "omnidrop", "text");
+    assert_memory_equal(&got, &by_own, sizeof got);
+    got = scores_of(en, own, 3, "omnidrop", "after");
+    assert_memory_equal(&got, &by_after, sizeof got);
+    got = scores_of(en, own, 3, "omnidrop", "last");
+    assert_memory_equal(&got, &by_last, sizeof got);
+    got = scores_of(en, own, 3, "random-layers", NULL);
+    assert_int_equal(got.n, 0);
+    engine_close(&en);
+}
+
 /* A part of a film brings the tokens of its seconds alone. */
 static void test_part_of_a_film(void **state)
 {
@@ -334,6 +428,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_batches_threads_and_order),
                                         cmocka_unit_test(test_streaming_and_stop_strings),
-                                        cmocka_unit_test(test_part_of_a_film), cmocka_unit_test(test_refusals) };
+                                        cmocka_unit_test(test_part_of_a_film), cmocka_unit_test(test_query_rows),
+                                        cmocka_unit_test(test_refusals) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

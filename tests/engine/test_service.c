@@ -269,6 +269,8 @@ static const struct ask ASKS[] = {
     { FILM, PART_VIDEO, "And what can be heard?", 1, 7, "omnidrop" },
     { FILM, PART_VIDEO, "Tell me more.", 0, 13, "omnidrop", true, 0.5 },
     { NULL, PART_TEXT, "One word.", 0, 1, NULL },
+    { FILM, PART_VIDEO, "What is there to see?", 0, 8, "random-layers", false, 0.5 },
+    { FILM, PART_VIDEO, "And now?", 0, 6, "uniform" },
 };
 enum { N_ASKS = sizeof ASKS / sizeof *ASKS };
 
@@ -305,8 +307,9 @@ static void test_caches(void **state)
 {
     (void)state;
     struct engine *en = open_tiny(0);
-    static const char *const policies[] = { "none", "omnidrop", "random" };
-    for (int k = 0; k < 3; k++) {
+    static const char *const policies[] = { "none", "omnidrop", "random-layers", "random" };
+    for (int k = 0; k < 4; k++) {
+        const bool layered = k == 1 || k == 2;
         const struct ask first = { FILM, PART_VIDEO, "What happens here?", 0, 6, policies[k] };
         const struct ask second = { FILM, PART_VIDEO, "Which colour has the shape, and who speaks?", 0, 10, policies[k] };
         struct service *s = open_service(en, (struct service_options){ .loader = &LOADER, .no_prefix_cache = true,
@@ -327,11 +330,11 @@ static void test_caches(void **state)
             must_finish(&warm[i]);
             assert_true(warm[i].w->media_cached);
             same_bits(&warm[i].w->a[0], &cold.w->a[0]);
-            if (k < 2) {
+            if (k < 3) {
                 assert_true(warm[i].w->cached_layers > 0);
                 assert_true(warm[i].w->n_cached_early > 32);
             }
-            assert_int_equal(warm[i].w->n_cached > 0, k != 1);     /* random drops before layer 0: all layers are shared */
+            assert_int_equal(warm[i].w->n_cached > 0, !layered);   /* random drops before layer 0: all layers are shared */
         }
         struct service_gauges g;
         usleep(60000);

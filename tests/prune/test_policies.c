@@ -1,6 +1,7 @@
 /* tests/prune/test_policies.c - whole selections of every policy on prompts that break code: no audio, no film, one
- * token, one step, equal embeddings, pictures only, an hour. Method: keep is ascending, unique, AV and alive; counts are
- * the plan's; two runs agree; temporal token merging counts as in docs/pruning-methods.md 10; memory fails everywhere. */
+ * token, one step, equal embeddings, pictures only, an hour, and random ones. Method: keep is ascending, unique, AV
+ * and alive; counts are the plan's; two runs agree; what a plan does not ask for is not handed over; temporal token
+ * merging counts as in docs/pruning-methods.md 10; memory fails everywhere. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -117,14 +118,22 @@ static void check_keep(const struct prune_selection *s, const uint32_t *alive, u
     }
 }
 
-static struct prune_embed_view view_of(const struct world *w)
+/* Everything, or only what `needs` names. */
+static struct prune_embed_view view_of_needs(const struct world *w, uint32_t needs)
 {
     return (struct prune_embed_view){ .st = st,
                                       .d = D,
-                                      .audio = w->audio,
-                                      .vision = w->vision,
-                                      .audio_saliency = w->saliency,
-                                      .vision_saliency = w->vision_saliency };
+                                      .audio = needs & PRUNE_NEEDS_EMBEDDINGS ? w->audio : NULL,
+                                      .vision = needs & PRUNE_NEEDS_EMBEDDINGS ? w->vision : NULL,
+                                      .audio_saliency =
+                                          needs & PRUNE_NEEDS_AUDIO_SALIENCY ? w->saliency : NULL,
+                                      .vision_saliency =
+                                          needs & PRUNE_NEEDS_VISION_SALIENCY ? w->vision_saliency : NULL };
+}
+
+static struct prune_embed_view view_of(const struct world *w)
+{
+    return view_of_needs(w, ~0u);
 }
 
 /* All stages once; out gets the survivors of each. */
@@ -136,7 +145,8 @@ static void run_once(const struct policy_params *params, struct world *w, uint32
     struct err e;
     assert_int_equal(prune_plan(params, &w->p, L, &plan, &e), OK);
     assert_int_equal(prune_begin(params, &plan, &w->p, &run, &e), OK);
-    const struct prune_embed_view ev = view_of(w);
+    const struct prune_embed_view ev = view_of_needs(w, plan.needs);
+    const bool scored = plan.needs & PRUNE_NEEDS_ROW_SCORES;
     assert_int_equal(prune_embed(run, &ev, &s, &e), OK);
     check_keep(&s, w->p.av, w->p.n_av);
     assert_int_equal(s.n_keep, plan.alive[0]);
@@ -153,7 +163,9 @@ static void run_once(const struct policy_params *params, struct world *w, uint32
             continue;
         }
         for (uint32_t i = 0; i < n; i++) score[i] = (float)rnd(20); /* many ties */
-        const struct prune_layer_view lv = { .st = st, .n_alive = n, .alive = alive, .score = score };
+        const struct prune_layer_view lv = {
+            .st = st, .n_alive = n, .alive = alive, .score = scored ? score : NULL
+        };
         assert_int_equal(prune_layer(run, l, &lv, &s, &e), OK);
         check_keep(&s, alive, n);
         assert_int_equal(s.n_keep, plan.alive[l + 1]);
@@ -265,8 +277,158 @@ static status embed_with(const struct policy_params *p, struct world *w, const s
     return r;
 }
 
-/* OmniDrop's Algorithm 1 by its own words: drop[i] of the n alive. Lowest first is: value, then the higher index. */
-static void algorithm_1(const float *score, const int32_t *chunk, uint32_t n, uint32_t k, bool tds,
+/* Token i of n in prompt order stays where floor((i+1) k / n) is above floor(i k / n); one at least. */
+static void test_uniform_is_evenly_spaced(void **state)
+{
+    (void)state;
+    static const struct {
+        struct layout y;
+        double retention;
+        uint32_t n, keep[5]; /* places among the AV tokens */
+    } cases[] = {
+        { { 10, 0, 0, 0, false }, 0.3, 3, { 3, 6, 9 } }, { { 4, 2, 3, 0, false }, 0.5, 5, { 1, 3, 5, 7, 9 } },
+        { { 7, 0, 0, 0, false }, 0.43, 3, { 2, 4, 6 } }, { { 0, 0, 0, 1, false }, 1, 4, { 0, 1, 2, 3 } },
+        { { 5, 0, 0, 0, false }, 0.1, 1, { 4 } },        { { 5, 0, 0, 0, false }, 0, 1, { 4 } }
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct world w;
+        struct policy_params p;
+        struct err e;
+        struct prune_selection s = { 0 };
+        build(&w, &cases[i].y);
+        const struct prune_embed_view v = view_of_needs(&w, 0);
+        assert_int_equal(prune_params_init(&p, "uniform", L, &e), OK);
+        assert_int_equal(prune_params_set(&p, "retention", cases[i].retention, &e), OK);
+        assert_int_equal(embed_with(&p, &w, &v, &s, &e), OK);
+        assert_int_equal(s.n_keep, cases[i].n);
+        for (uint32_t k = 0; k < s.n_keep; k++) assert_int_equal(s.keep[k], w.p.av[cases[i].keep[k]]);
+        prune_selection_free(&s);
+        tear_down(&w);
+    }
+}
+
+static void count_kinds(const struct prompt *p, const uint32_t *index, uint32_t n, uint32_t count[4])
+{
+    memset(count, 0, 4 * sizeof *count);
+    for (uint32_t i = 0; i < n; i++) count[p->kind[index[i]]]++;
+}
+
+/* random-layers and uniform on random layouts with random parameters. The first has OmniDrop's plan, and of each kind as
+ * many tokens enter layer 0 as OmniDrop's own choice leaves; the second has floor(R n), no two gaps apart by more than 1. */
+static void test_random_layouts(void **state)
+{
+    (void)state;
+    uint64_t seed = 1; /* run_once starts the generator anew */
+    uint32_t n_pruned = 0;
+    for (int round = 0; round < 400; round++) {
+        struct world w;
+        struct policy_params p, od;
+        struct policy_plan plan, od_plan;
+        struct err e;
+        struct prune_selection s = { 0 };
+        uint32_t n1, n2, got[4], want[4];
+        rng_state = seed;
+        const struct layout y = { rnd(3) ? rnd(200) : rnd(2), rnd(3) ? rnd(14) : rnd(2), 1 + rnd(40),
+                                  rnd(2) ? rnd(5) : 0, rnd(4) == 0 };
+        build(&w, &y);
+        const double kappa = rnd(11) / 10.0, audio = rnd(11) / 10.0, p_final = rnd(11) / 10.0,
+                     R = rnd(101) / 100.0;
+        const uint32_t step0 = rnd(4) != 0, draw = rnd(3);
+        const bool film_breaks = y.steps > 1 && rnd(5) == 0;
+        seed = rng_state;
+        if (film_breaks && w.p.n_vision) w.p.items[0].media.t = 5; /* not always a divisor */
+        uint32_t *a = mem_must((size_t)(w.p.n_av + 1) * L, sizeof *a),
+                 *b = mem_must((size_t)(w.p.n_av + 1) * L, sizeof *b);
+
+        assert_int_equal(prune_params_init(&p, "random-layers", L, &e), OK);
+        assert_int_equal(prune_params_init(&od, "omnidrop", L, &e), OK);
+        for (int k = 0; k < 2; k++) {
+            struct policy_params *q = k ? &od : &p;
+            assert_int_equal(prune_params_set(q, "kappa", kappa, &e), OK);
+            assert_int_equal(prune_params_set(q, "audio", audio, &e), OK);
+            assert_int_equal(prune_params_set(q, "p_final", p_final, &e), OK);
+            assert_int_equal(prune_params_set(q, "step0", step0, &e), OK);
+            assert_int_equal(prune_params_finish(q, &e), OK);
+        }
+        assert_int_equal(prune_params_set(&p, "seed", draw, &e), OK);
+        assert_int_equal(prune_plan(&p, &w.p, L, &plan, &e), OK);
+        assert_int_equal(prune_plan(&od, &w.p, L, &od_plan, &e), OK);
+        assert_memory_equal(plan.alive, od_plan.alive, (L + 1) * sizeof *plan.alive);
+        assert_memory_equal(plan.selects, od_plan.selects, L * sizeof *plan.selects);
+        assert_true(plan.exact && plan.needs == 0);
+        prune_plan_free(&plan);
+        prune_plan_free(&od_plan);
+        run_once(&p, &w, a, &n1);
+        run_once(&p, &w, b, &n2);
+        assert_int_equal(n1, n2);
+        assert_memory_equal(a, b, n1 * sizeof *a);
+        const struct prune_embed_view v = view_of(&w);
+        assert_int_equal(embed_with(&od, &w, &v, &s, &e), OK);
+        count_kinds(&w.p, s.keep, s.n_keep, want);
+        count_kinds(&w.p, a, s.n_keep, got);
+        assert_memory_equal(got, want, sizeof got);
+        n_pruned += s.n_keep < w.p.n_av;
+        prune_selection_free(&s);
+
+        assert_int_equal(prune_params_init(&p, "uniform", L, &e), OK);
+        assert_int_equal(prune_params_set(&p, "retention", R, &e), OK);
+        run_once(&p, &w, a, &n1);
+        run_once(&p, &w, b, &n2);
+        assert_int_equal(n1, n2);
+        assert_memory_equal(a, b, n1 * sizeof *a);
+        const uint32_t k = n1 / L, n = w.p.n_av;
+        assert_int_equal(k, n == 0 ? 0 : fmax(1, floor(R * n + 1e-9)));
+        for (uint32_t i = 1; i < k; i++) { /* AV tokens lie together here, so prompt indices count them */
+            const uint32_t gap = a[i] - a[i - 1];
+            assert_true(gap == n / k || gap == (n + k - 1) / k);
+        }
+        free(a);
+        free(b);
+        tear_down(&w);
+    }
+    assert_true(n_pruned > 100);
+}
+
+/* Who survives random-layers: every token as often as any other, and other ones by another seed. 400 seeds of 60 tokens of
+ * which m live to the end; five standard deviations of a binomial count. */
+static void test_random_layers_is_fair(void **state)
+{
+    (void)state;
+    enum { N = 60, SEEDS = 400 };
+    struct world w;
+    struct policy_params p;
+    struct err e;
+    uint32_t lived[N] = { 0 }, entered[N] = { 0 }, n, n_last = 0;
+    build(&w, &(struct layout){ N, 0, 0, 0, false });
+    uint32_t *a = mem_must((N + 1) * L, sizeof *a);
+    assert_int_equal(prune_params_init(&p, "random-layers", L, &e), OK);
+    assert_int_equal(prune_params_set(&p, "audio", 0.5, &e), OK);
+    for (uint32_t seed = 0; seed < SEEDS; seed++) {
+        struct policy_plan plan;
+        assert_int_equal(prune_params_set(&p, "seed", seed, &e), OK);
+        assert_int_equal(prune_plan(&p, &w.p, L, &plan, &e), OK);
+        n_last = plan.alive[L - 1];
+        assert_int_equal(plan.alive[0], N / 2);
+        prune_plan_free(&plan);
+        run_once(&p, &w, a, &n);
+        for (uint32_t i = 0; i < N / 2; i++) entered[a[i] - w.p.av[0]]++;
+        for (uint32_t i = n - n_last; i < n; i++) lived[a[i] - w.p.av[0]]++;
+    }
+    assert_true(n_last > 5 && n_last < 25);
+    for (uint32_t i = 0; i < N; i++) {
+        const double q = (double)n_last / N;
+        assert_true(fabs(entered[i] - SEEDS * 0.5) < 5 * sqrt(SEEDS * 0.25));
+        assert_true(fabs(lived[i] - SEEDS * q) < 5 * sqrt(SEEDS * q * (1 - q)));
+    }
+    free(a);
+    tear_down(&w);
+}
+
+enum how { TDS_OFF, TDS_PRINTED, TDS_MAX };
+
+/* OmniDrop's Algorithm 1 by its own words: drop[i] of the n alive. Lowest first is: value, then the higher index. TDS_MAX:
+ * with scores over the highest. */
+static void algorithm_1(const float *score, const int32_t *chunk, uint32_t n, uint32_t k, enum how tds,
                         int32_t max_chunk, bool *drop)
 {
     double *value = mem_must(n, sizeof *value);
@@ -285,7 +447,8 @@ static void algorithm_1(const float *score, const int32_t *chunk, uint32_t n, ui
     }
     for (uint32_t i = 0; tds && i < n; i++)
         if (cand[i])
-            value[i] += 0.2 * ((double)abs(chunk[best] - chunk[i]) / (max_chunk > 1 ? max_chunk : 1));
+            value[i] = (tds == TDS_MAX && score[best] > 0 ? value[i] / score[best] : value[i]) +
+                       0.2 * ((double)abs(chunk[best] - chunk[i]) / (max_chunk > 1 ? max_chunk : 1));
     for (uint32_t round = 0; round < k; round++) {
         uint32_t low = UINT32_MAX;
         for (uint32_t i = 0; i < n; i++)
@@ -296,10 +459,9 @@ static void algorithm_1(const float *score, const int32_t *chunk, uint32_t n, ui
     free(cand);
 }
 
-/* What omnidrop hands to select: its own k, the chunks of those alive, diversity from the start layer on. */
-static void test_omnidrop_drops_by_the_rule(void **state)
+/* What omnidrop hands to select: its own k, the chunks of those alive, diversity as told from the start layer on. */
+static void drops_by_the_rule(const char *word, enum how tds)
 {
-    (void)state;
     struct world w;
     struct policy_params p;
     struct policy_plan plan;
@@ -312,6 +474,7 @@ static void test_omnidrop_drops_by_the_rule(void **state)
     assert_int_equal(prune_params_init(&p, "omnidrop", L, &e), OK);
     assert_int_equal(prune_params_set(&p, "p_init", 0.1, &e), OK);
     assert_int_equal(prune_params_set(&p, "tds_start_layer", 3, &e), OK);
+    if (word) assert_int_equal(prune_params_set_text(&p, "tds", word, &e), OK);
     assert_int_equal(prune_plan(&p, &w.p, L, &plan, &e), OK);
     assert_int_equal(prune_begin(&p, &plan, &w.p, &run, &e), OK);
     assert_int_equal(prune_embed(run, &v, &s, &e), OK);
@@ -327,7 +490,7 @@ static void test_omnidrop_drops_by_the_rule(void **state)
             chunk[i] = w.p.chunk[alive[i]];
             score[i] = (float)rnd(64) / 256;
         }
-        algorithm_1(score, chunk, n, n - plan.alive[l + 1], l >= 3, w.p.max_chunk, drop);
+        algorithm_1(score, chunk, n, n - plan.alive[l + 1], l >= 3 ? tds : TDS_OFF, w.p.max_chunk, drop);
         const struct prune_layer_view lv = { .st = st, .n_alive = n, .alive = alive, .score = score };
         assert_int_equal(prune_layer(run, l, &lv, &s, &e), OK);
         for (uint32_t i = 0, k = 0; i < n; i++)
@@ -343,6 +506,15 @@ static void test_omnidrop_drops_by_the_rule(void **state)
     prune_end(&run);
     prune_plan_free(&plan);
     tear_down(&w);
+}
+
+static void test_omnidrop_drops_by_the_rule(void **state)
+{
+    (void)state;
+    drops_by_the_rule(NULL, TDS_PRINTED);
+    drops_by_the_rule("printed", TDS_PRINTED);
+    drops_by_the_rule("max", TDS_MAX);
+    drops_by_the_rule("off", TDS_OFF);
 }
 
 /* Each kind gives its share, and all of them floor(R n). */
@@ -460,6 +632,13 @@ static void test_parameters_from_json(void **state)
                 { "{\"name\":\"omnidrop\",\"beta\":\"20\"}", "a number" },
                 { "{\"name\":\"omnidrop\",\"kapa\":1}", "kappa" },
                 { "{\"name\":\"omnidrop\",\"retention\":0.3,\"p_final\":0.2}", "exclude" },
+                { "{\"name\":\"omnidrop\",\"tds\":\"on\"}", "printed or max or off" },
+                { "{\"name\":\"omnidrop\",\"query\":0}", "a string" },
+                { "{\"name\":\"omnidrop\",\"query\":\"first\"}", "text or after or last" },
+                { "{\"name\":\"random-layers\",\"query\":\"text\"}", "no parameter" },
+                { "{\"name\":\"random-layers\",\"retention\":0.3,\"p_final\":0.2}", "exclude" },
+                { "{\"name\":\"random-layers\",\"p_init\":0.5}", "above p_final" },
+                { "{\"name\":\"uniform\",\"seed\":1}", "retention" },
                 { "{}", "name" },
                 { "{\"name\":\"omnidrop\",\"tds_start_layer\":10}", "9 layers" } };
     struct policy_params p;
@@ -479,6 +658,8 @@ static void test_parameters_from_json(void **state)
     o = prune_params_to_json(&p);
     assert_string_equal(json_string_value(json_object_get(o, "ref")), "anchor");
     assert_true(json_is_false(json_object_get(o, "step0")));
+    assert_string_equal(json_string_value(json_object_get(o, "query")), "text");
+    assert_string_equal(json_string_value(json_object_get(o, "tds")), "printed");
     assert_null(json_object_get(o, "p_final")); /* the plan's to say: */
     json_decref(o);
     struct policy_plan plan;
@@ -487,7 +668,17 @@ static void test_parameters_from_json(void **state)
     o = prune_plan_to_json(&p, &plan);
     assert_true(json_real_value(json_object_get(o, "p_final")) == plan.p_final && plan.p_final > 0);
     json_decref(o);
+    assert_true(plan.query == QUERY_TEXT);
     prune_plan_free(&plan);
+    static const char *const words[] = { "text", "after", "last" };
+    for (int q = QUERY_TEXT; q <= QUERY_LAST; q++) {
+        o = json_pack("{s:s, s:s}", "policy", "omnidrop", "query", words[q]);
+        assert_int_equal(prune_params_json(&p, o, L, &e), OK);
+        json_decref(o);
+        assert_int_equal(prune_plan_shape(&p, &(struct prune_shape){ L, 1, &item }, &plan, &e), OK);
+        assert_int_equal(plan.query, q);
+        prune_plan_free(&plan);
+    }
 }
 
 /* Out of memory at every possible place: the right error and nothing leaks (ASan). Method: fail the 1st, 2nd, ...
@@ -553,6 +744,9 @@ int main(void)
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_every_policy_on_every_layout),
                                         cmocka_unit_test(test_merging_counts),
                                         cmocka_unit_test(test_random_follows_its_seed),
+                                        cmocka_unit_test(test_uniform_is_evenly_spaced),
+                                        cmocka_unit_test(test_random_layouts),
+                                        cmocka_unit_test(test_random_layers_is_fair),
                                         cmocka_unit_test(test_omnidrop_drops_by_the_rule),
                                         cmocka_unit_test(test_random_takes_of_each_kind),
                                         cmocka_unit_test(test_nothing_is_emptied),

@@ -32,13 +32,14 @@ struct weight;   /* opaque; owned by whoever created it */
 
 /* ---- weights ---------------------------------------------------------------------------------------------- */
 
-/* One tensor of a checkpoint, borrowed for the call: row-major [n, k] on the host. */
+/* One tensor of a checkpoint, borrowed for the call: row-major [n, k] on the host, or k columns of a wider one. */
 struct weight_part {
-    const void *data;             /* [n, k] of dtype, host                                            */
+    const void *data;             /* [n, ld] of dtype, host; k of each row are read                   */
     enum dtype dtype;
     uint32_t n;                   /* output rows                                                      */
     const void *bias;             /* [n] of bias_dtype, host; NULL: none (fused parts then add 0)     */
     enum dtype bias_dtype;
+    size_t ld;                    /* elements between rows, at least k; 0: k                          */
 };
 
 enum weight_form {

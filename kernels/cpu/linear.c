@@ -61,7 +61,7 @@ static void pack_body(void *arg, int thread, uint32_t begin, uint32_t end)
             uint32_t row = 0;
             const struct weight_part *part = panel_column(j->a, p, c, &row);
             if (part != NULL) {
-                s.row[c] = (const char *)part->data + (size_t)row * s.k * dtype_size(part->dtype);
+                s.row[c] = (const char *)part->data + row * (part->ld ? part->ld : s.k) * dtype_size(part->dtype);
                 s.dtype[c] = part->dtype;
             }
             if (j->w->bias == NULL) continue;
@@ -84,6 +84,8 @@ static status weight_check(const struct weight_args *a, struct err *e)
     uint64_t n = 0;
     for (uint32_t i = 0; i < a->n_parts; i++) {
         if (a->part[i].n < 1) return err_set(e, E_ARG, "part %u of a weight has no rows", i);
+        if (a->part[i].ld && a->part[i].ld < a->k)
+            return err_set(e, E_ARG, "part %u of a weight: rows of k = %u do not fit %zu elements apart", i, a->k, a->part[i].ld);
         n += a->part[i].n;
     }
     if (n > INT32_MAX) return err_set(e, E_ARG, "a weight of %llu rows: too many", (unsigned long long)n);

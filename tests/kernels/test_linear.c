@@ -292,6 +292,62 @@ static void test_embed(void **state)
     twin_each(2, embed_body);
 }
 
+/* ---- columns of a wider matrix ------------------------------------------------------------------------- */
+
+static void stride_body(struct stream *st, const char *isa)
+{
+    static const struct { uint32_t n, k, ld, at; enum dtype source, compute; bool gated; } cases[] = {
+        { 33, 7, 20, 5, DT_F32, DT_F32, false },   { 40, 31, 31, 0, DT_BF16, DT_BF16, false },
+        { 40, 31, 64, 33, DT_BF16, DT_BF16, false }, { 65, 48, 91, 43, DT_F16, DT_F32, false },
+        { 18, 9, 19, 10, DT_F16, DT_BF16, true },  { 32, 128, 129, 1, DT_BF16, DT_F32, true },
+    };
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const uint32_t n = cases[i].n, k = cases[i].k, parts = cases[i].gated ? 2 : 1, columns = n * parts;
+        const size_t size = dtype_size(cases[i].source), ld = cases[i].ld;
+        struct weight_args wide = { .form = cases[i].gated ? WEIGHT_SWIGLU : WEIGHT_PLAIN, .compute = cases[i].compute, .k = k,
+                                    .n_parts = parts };
+        struct weight_args own = wide;
+        char *raw[2], *copy[2];
+        float *values = twin_floats(n * ld);
+        for (uint32_t p = 0; p < parts; p++) {
+            raw[p] = tensor((n - 1) * ld + cases[i].at + k, cases[i].source, values);      /* ends with the last column read */
+            copy[p] = twin_alloc(n * k * size);
+            for (uint32_t r = 0; r < n; r++) memcpy(copy[p] + r * k * size, raw[p] + 1 + (r * ld + cases[i].at) * size, k * size);
+            wide.part[p] = (struct weight_part){ .data = raw[p] + 1 + cases[i].at * size, .dtype = cases[i].source, .n = n, .ld = ld };
+            own.part[p] = (struct weight_part){ .data = copy[p], .dtype = cases[i].source, .n = n };
+        }
+        struct weight *w[2] = { NULL };
+        TWIN_OK(st->ops->weight_create(st, &wide, &w[0], e));
+        TWIN_OK(st->ops->weight_create(st, &own, &w[1], e));
+        float *x = twin_random_floats(5 * k), *y[2];
+        struct operand xo = twin_pack(st, x, 5, k, cases[i].compute);
+        for (int j = 0; j < 2; j++) {
+            y[j] = twin_floats(5 * columns);
+            struct operand out = twin_operand(st, 5, n, cases[i].compute);
+            const struct linear_args a = { &xo, w[j], parts == 2 ? LINEAR_SWIGLU : LINEAR_STORE, y[j], columns, &out };
+            TWIN_OK(st->ops->linear(st, &a, e));
+            if (parts == 2) {
+                free(y[j]);
+                y[j] = twin_unpack(st, &out);
+            }
+            free(out.data);
+        }
+        if (memcmp(y[0], y[1], (size_t)5 * (parts == 2 ? n : columns) * sizeof(float)) != 0)
+            fail_msg("%s: case %u: columns of a wider matrix differ from their copy", isa, i);
+        for (uint32_t p = 0; p < parts; p++) free(raw[p]), free(copy[p]);
+        for (int j = 0; j < 2; j++) free(y[j]), st->ops->weight_destroy(st, &w[j]);
+        free(values), free(x), free(xo.data);
+    }
+}
+
+/* A weight made of some columns of a matrix is that made of a copy of them. */
+static void test_stride(void **state)
+{
+    (void)state;
+    twin_seed("stride");
+    twin_each(0, stride_body);
+}
+
 static void refuse_body(struct stream *st, const char *isa)
 {
     (void)isa;
@@ -304,7 +360,9 @@ static void refuse_body(struct stream *st, const char *isa)
     assert_int_equal(st->ops->weight_create(st, &wa, &w, &err), E_ARG);
     wa.compute = DT_F32, wa.form = WEIGHT_SWIGLU;
     assert_int_equal(st->ops->weight_create(st, &wa, &w, &err), E_ARG);
-    wa.form = WEIGHT_PLAIN;
+    wa.form = WEIGHT_PLAIN, wa.part[0].ld = 7;
+    assert_int_equal(st->ops->weight_create(st, &wa, &w, &err), E_ARG);
+    wa.part[0].ld = 8;
     TWIN_OK(st->ops->weight_create(st, &wa, &w, e));
     float y[16];
     struct operand x = twin_operand(st, 2, 7, DT_F32), none = { NULL, 0, 8, DT_F32 };
@@ -332,7 +390,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shapes), cmocka_unit_test(test_sizes),  cmocka_unit_test(test_same_bits),
-        cmocka_unit_test(test_embed),  cmocka_unit_test(test_refuse),
+        cmocka_unit_test(test_embed),  cmocka_unit_test(test_stride), cmocka_unit_test(test_refuse),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,13 +5,14 @@
 # make bench      the measurements of docs/measurements, as ratios; writes build/bench.json
 # make soak       a server under everything at once for SECONDS (1800); prints what it held and whether it lost anything
 # make fuzz       the fuzz targets, FUZZ_SECONDS each (clang)
+# make quality    answers under every pruning policy and budget, N questions of each group (300); docs/quality.md
 # make format     clang-format in place;   make lint   clang-format check, clang-tidy, tidy rules
 # make deps       install what is missing from the distribution (root, asks nothing)
 # Variables: MODE=release|san|debug  BUILD=dir  WERROR=1  V=1
 
 MODE    ?= release
 BUILD   ?= $(if $(filter release,$(MODE)),build,build/$(MODE))
-MODULES := base kernels kvcache media prune model scheduler engine api http cli
+MODULES := base comm kernels kvcache media prune model scheduler engine api http cli
 PKGS    := libavformat libavcodec libswscale libswresample libavutil jansson libpcre2-8 libutf8proc zlib libcurl libevent_core libevent_extra libevent_openssl openssl libseccomp
 
 CC      := gcc
@@ -38,7 +39,9 @@ ISA_FLAGS_avx512     := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefe
 ISA_FLAGS_avx512bf16 := $(ISA_FLAGS_avx512) -mavx512bf16
 ISA_OPT  = $(if $(filter san,$(MODE)),-O1,-O3) -ffp-contract=fast
 
-SRC      := $(foreach m,$(MODULES),$(wildcard $(m)/*.c)) $(filter-out kernels/cpu/isa%.c,$(wildcard kernels/cpu/*.c))
+# comm/mpi.c and comm/nccl.c are shared objects beside the program, made where the library's headers are; see below.
+PLUGIN_SRC := comm/mpi.c comm/nccl.c
+SRC      := $(filter-out $(PLUGIN_SRC),$(foreach m,$(MODULES),$(wildcard $(m)/*.c))) $(filter-out kernels/cpu/isa%.c,$(wildcard kernels/cpu/*.c))
 ISA_SRC  := $(wildcard kernels/cpu/isa*.c)
 ISA_OBJ  := $(foreach i,$(ISAS),$(patsubst kernels/cpu/%.c,$(BUILD)/kernels/cpu/%-$(i).o,$(ISA_SRC)))
 OBJ      := $(SRC:%.c=$(BUILD)/%.o)
@@ -46,13 +49,14 @@ LIBOBJ   := $(filter-out $(BUILD)/cli/main.o,$(OBJ)) $(ISA_OBJ)
 
 # Tests see the modules below their own and nothing above. tests/*.c are the runners golden, vectors, bench.
 BELOW_base    := base
+BELOW_comm    := base comm
 BELOW_kernels := base kernels
 BELOW_kvcache := base kernels kvcache
 BELOW_media   := base media
 BELOW_prune   := base kernels prune
-BELOW_model   := base kernels media prune model
+BELOW_model   := base comm kernels media prune model
 BELOW_scheduler := base kernels kvcache prune scheduler
-BELOW_engine := base kernels kvcache media prune model scheduler engine
+BELOW_engine := base comm kernels kvcache media prune model scheduler engine
 BELOW_api     := $(BELOW_engine) api
 BELOW_http    := $(BELOW_api) http
 BELOW_cli     := $(MODULES)
@@ -60,9 +64,31 @@ obj_of = $(filter $(foreach m,$(BELOW_$(1)),$(BUILD)/$(m)/%),$(LIBOBJ))
 
 TEST_SRC := $(foreach m,$(MODULES),$(wildcard tests/$(m)/test_*.c))
 TEST_BIN := $(TEST_SRC:%.c=$(BUILD)/%)
-RUN_BIN  := $(BUILD)/tests/golden $(BUILD)/tests/vectors $(BUILD)/tests/cli/json_get
+RUN_BIN  := $(BUILD)/tests/golden $(BUILD)/tests/vectors $(BUILD)/tests/cli/json_get $(BUILD)/tests/comm/ranks
 
-all: $(BUILD)/omnidrop
+# Ranks need an MPI (any that pkg-config or mpicc knows), NCCL the CUDA toolkit: without them there is one rank a program.
+CUDA    ?= /usr/local/cuda
+MPI_CFLAGS = $(shell pkg-config --cflags ompi-c 2>/dev/null || pkg-config --cflags mpich 2>/dev/null || mpicc --showme:compile 2>/dev/null)
+MPI_LIBS   = $(shell pkg-config --libs ompi-c 2>/dev/null || pkg-config --libs mpich 2>/dev/null || mpicc --showme:link 2>/dev/null)
+HAVE_MPI   = $(shell echo '\#include <mpi.h>' | $(CC) -E $(MPI_CFLAGS) -x c - >/dev/null 2>&1 && echo yes)
+PLUGINS    = $(if $(HAVE_MPI),$(BUILD)/omnidrop-mpi.so) $(if $(and $(wildcard $(CUDA)/include/nccl.h),$(wildcard $(CUDA)/include/cuda_runtime_api.h)),$(BUILD)/omnidrop-nccl.so)
+
+all: $(BUILD)/omnidrop plugins
+
+# By name, since `make deps` may install the headers first.
+plugins:
+	@$(if $(strip $(PLUGINS)),$(MAKE) --no-print-directory $(PLUGINS),echo "  no MPI headers: one rank a program")
+
+$(BUILD)/omnidrop-mpi.so: comm/mpi.c comm/inside.h comm/comm.h base/err.h
+	@echo "  SO   $@"; mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(MPI_CFLAGS) -fPIC -shared -fvisibility=hidden -o $@ $< $(MPI_LIBS)
+
+$(BUILD)/omnidrop-nccl.so: comm/nccl.c comm/inside.h comm/comm.h base/err.h
+	@echo "  SO   $@"; mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) -isystem $(CUDA)/include -fPIC -shared -fvisibility=hidden -o $@ $< -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lnccl -lcudart
+
+# Sums of tensors between ranks are loops over floats.
+$(BUILD)/comm/segment.o: CFLAGS += -O3
 
 $(BUILD)/omnidrop: $(LIBOBJ) $(BUILD)/cli/main.o
 	@echo "  LINK $@"; mkdir -p $(@D)
@@ -99,6 +125,7 @@ $(BUILD)/tests/api/test_fields $(BUILD)/tests/api/test_replies $(BUILD)/tests/ap
 $(BUILD)/tests/golden: tests/golden.c $(call obj_of,engine)
 $(BUILD)/tests/vectors: tests/vectors.c $(call obj_of,prune) $(BUILD)/model/safetensors.o $(BUILD)/model/prompt.o
 $(BUILD)/tests/cli/json_get: tests/cli/json_get.c
+$(BUILD)/tests/comm/ranks: tests/comm/ranks.c $(call obj_of,comm)
 $(BUILD)/bench: $(wildcard tests/bench/*.c) $(LIBOBJ)
 $(RUN_BIN) $(BUILD)/bench:
 	@echo "  LINK $@"; mkdir -p $(@D)
@@ -134,6 +161,11 @@ soak: deps
 	@$(MAKE) --no-print-directory all
 	@OMNIDROP=$(BUILD)/omnidrop build/venv/bin/python tests/soak/soak.py --seconds $(or $(SECONDS),1800)
 
+# refresh: the committed figures and answers of a new model; reference: 200 clips through transformers. Both need PYTHON with torch.
+quality quality-refresh quality-reference: deps
+	@$(MAKE) --no-print-directory all
+	@tools/quality/quality.sh $(BUILD)/omnidrop $(or $(patsubst quality-%,%,$(filter quality-%,$@)),study) $(N)
+
 fuzz: deps
 	@tests/fuzz/run.sh
 
@@ -147,6 +179,6 @@ lint:
 clean:
 	rm -rf build
 
-.PHONY: all deps demo test test-build asan bench soak fuzz format lint clean
+.PHONY: all plugins deps demo test test-build asan bench soak quality quality-refresh quality-reference fuzz format lint clean
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -36,6 +36,9 @@ done
 for s in tests/serve/test_*.py; do
     [[ -e $s ]] && run "$s" '^ok ' '^not ok ' build/venv/bin/python "$s"
 done
+for s in tests/quality/test_*.py; do
+    [[ -e $s ]] && run "$s" '^ok ' '^not ok ' build/venv/bin/python "$s"
+done
 for s in tests/tidy/test_*.sh; do
     [[ -e $s ]] && run "$s" '^ok ' '^not ok ' bash "$s"
 done

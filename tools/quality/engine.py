@@ -87,6 +87,10 @@ class Engine:
     def policies(self):
         return json.loads(subprocess.run([self.program, "inspect", "policies", "--json"], capture_output=True, check=True).stdout)
 
+    def n_layers(self):
+        r = subprocess.run([self.program, "inspect", "model", self.model, "--json"], capture_output=True, check=True)
+        return json.loads(r.stdout)["text"]["layers"]
+
     def refuses(self, policy, options, shapes, p_final_max):
         """None where it takes these options for every shape with p_final not above the limit, else why not."""
         words = [x for k, v in options.items() for x in ("--policy-param", f"{k}={str(v).lower() if isinstance(v, bool) else v}")]

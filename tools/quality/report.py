@@ -97,16 +97,15 @@ def differences(f, cells):
 
 
 def the_study(f, cells):
-    """One word of the importance score away from the default at a time."""
+    """Every diversity score with every choice of query rows; differences from the default's."""
     mine = [c for c in cells if c.study]
     if not mine:
         return []
     out = []
     for c in mine:
-        base = next((x for x in cells if not x.study and (x.label, x.target) == (c.study, c.target)), None)
-        same = base is None or base.key == c.key
+        base = next((x for x in mine if x.note and (x.study, x.target) == (c.study, c.target)), c)
         out.append([c.name + (" (default)" if c.note else "")] + [f.text(c, x) for x, _ in FIGURES] +
-                   ["" if same else f.difference(base, c, x) for x, _ in FIGURES])
+                   ["" if base is c else f.difference(base, c, x) for x, _ in FIGURES])
     return rows_of(["setting"] + [x for x, _ in FIGURES] + [f"{x} less default" for x, _ in FIGURES], out)
 
 
@@ -141,7 +140,9 @@ def document(who, f, cells, missed, messages, speed, image):
     out += ["## Differences, paired by question", ""] + differences(f, cells)
     study_table = the_study(f, cells)
     if study_table:
-        out += ["## The words of the importance score", "", "One word away from the engine's default at a time (docs/omnidrop.md 4 and 5).", ""]
+        out += ["## The words of the importance score", "",
+                "`tds`: the diversity score, from the schedule's middle on; `query`: the rows whose attention is the score (docs/omnidrop.md 4 "
+                "and 5). On the right: less the default's, paired by question.", ""]
         out += study_table
     out += ["## By kind of question at 30 %, % right", ""] + by_kind(f, cells, 0.3)
     out += ["## The settings", ""] + rows_of(["setting", "policy", "parameters"], [[c.name, c.policy, f"`{json.dumps(c.options)}`"] for c in cells])

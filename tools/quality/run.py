@@ -4,6 +4,7 @@
     python run.py --clips build/quality/clips --clips-max 6        a trial
     python run.py --reference build/quality/reference.json         the engine beside transformers (reference.py made the file)
     python run.py --check tests/quality                            CI: none, omnidrop 30 %, random 30 % on the committed clips
+    python run.py --expect tests/quality                           CI: the engine in f32 says what transformers said about them
     python run.py --write-known tests/quality                      its known figures anew, from what is measured now
 
 Answers go to OUT/answers.jsonl as they come; what is there is not asked again, unless the model, the clips or the engine's
@@ -117,6 +118,16 @@ def ask_all(engine, known, folder, questions, cells, store, at_once):
     return done, spent
 
 
+def some(q, clips_max):
+    """The questions about so many clips, films and speech by halves; None: all."""
+    if not clips_max:
+        return q.rows
+    films = [c for c in q.clips if any(r["clip"] == c and r["media"] == "video" for r in q.rows)]
+    speech = [c for c in q.clips if c not in films]
+    chosen = set(films[:(clips_max + 1) // 2] + speech[:clips_max // 2])
+    return [r for r in q.rows if r["clip"] in chosen]
+
+
 def who_of(engine, questions):
     return {"engine": E.sources(), "commit": E.commit(), "model": E.model_digest(engine.model), "clips": questions.digest(), "dtype": engine.dtype}
 
@@ -131,7 +142,7 @@ def small_figures(engine, folder):
     """{cell: {"screen", "cross", "speech": share right, "wer", "kept"}} on the committed clips, and requests, seconds."""
     q, known = E.Questions(os.path.join(folder, "clips")), C.parameters_of(engine.policies())
     shapes = q.shapes()
-    cells, _, _ = C.plan(known, lambda p, o: engine.refuses(p, o, shapes, C.P_FINAL_MAX), (0.3,), CHECKED, study=False)
+    cells, _, _ = C.plan(known, lambda p, o: engine.refuses(p, o, shapes, C.P_FINAL_MAX), engine.n_layers(), (0.3,), CHECKED, study=False)
     lines = [(f"{i}|{r['id']}", os.path.join(q.folder, r["file"]), r["media"], r["question"], E.options_of(c, known, r["clip"]))
              for i, c in enumerate(cells) for r in q.rows]
     replies, took = engine.ask(lines)
@@ -164,7 +175,7 @@ def check(engine, folder):
     now, n, took = small_figures(engine, folder)
     bad = 0
     if known["model"] != E.model_digest(engine.model):
-        print("# known.json was written for another model: make quality-known")
+        print("# known.json was written for another model: make quality-refresh")
     for cell in now:
         print(f"# {cell}: " + ", ".join(f"{k} {v:.4f}" for k, v in now[cell].items()))
     for cell in ("none", "omnidrop"):
@@ -181,6 +192,27 @@ def check(engine, folder):
             bad |= not ok
     print(f"# {n} requests in {took:.1f} s")
     return bad
+
+
+def expect(program, model, folder, clips_max):
+    """TAP; 0 where the engine in f32 says word for word what reference.py --small wrote down."""
+    with open(os.path.join(folder, "expected.json")) as f:
+        want = json.load(f)
+    if want["model"] != E.model_digest(model):
+        print("# expected.json was written for another model: make quality-refresh")
+    q = E.Questions(os.path.join(folder, "clips"))
+    rows = some(q, clips_max)
+    replies, took = E.Engine(program, model, "f32").ask(
+        [(r["id"], os.path.join(q.folder, r["file"]), r["media"], r["question"], {"policy": "none"}) for r in rows])
+    differ = 0
+    for r in rows:
+        have = replies[r["id"]].get("text", replies[r["id"]].get("error"))
+        if have != want["texts"][r["id"]]:
+            differ += 1
+            print(f"# {r['id']} \"{r['question']}\": the engine says \"{have}\", the reference \"{want['texts'][r['id']]}\"")
+    print(f"{'not ok' if differ else 'ok'} - {len(rows)} questions about committed clips: {len(rows) - differ} answers equal transformers' in f32")
+    print(f"# {len(rows)} requests in {took:.1f} s")
+    return differ > 0
 
 
 # ---- the engine beside transformers -----------------------------------------------------------------------------
@@ -236,13 +268,8 @@ def first_difference(want, have):
 def study(a):
     engine = E.Engine(a.engine, a.model, a.dtype, a.threads)
     q, known = E.Questions(a.clips), C.parameters_of(engine.policies())
-    rows, shapes = q.rows, q.shapes()
-    if a.clips_max:
-        films = [c for c in q.clips if any(r["clip"] == c and r["media"] == "video" for r in rows)]
-        speech = [c for c in q.clips if c not in films]
-        chosen = set(films[:(a.clips_max + 1) // 2] + speech[:a.clips_max // 2])
-        rows = [r for r in rows if r["clip"] in chosen]
-    cells, missed, messages = C.plan(known, lambda p, o: engine.refuses(p, o, shapes, C.P_FINAL_MAX),
+    rows, shapes = some(q, a.clips_max), q.shapes()
+    cells, missed, messages = C.plan(known, lambda p, o: engine.refuses(p, o, shapes, C.P_FINAL_MAX), engine.n_layers(),
                                      labels=a.policies.split(";") if a.policies else None, study=not a.no_study)
     for m in messages:
         print(m, flush=True)
@@ -273,11 +300,14 @@ def main():
     p.add_argument("--same-engine", action="store_true", help="go on with the answers that are there though the engine's sources changed")
     p.add_argument("--reference", metavar="FILE", help="compare with reference.py's answers")
     p.add_argument("--check", metavar="FOLDER")
+    p.add_argument("--expect", metavar="FOLDER")
     p.add_argument("--write-known", metavar="FOLDER")
     a = p.parse_args()
     if a.check or a.write_known:
         engine = E.Engine(a.engine, a.model, a.dtype, a.threads)
         return check(engine, a.check) if a.check else write_known(engine, a.write_known)
+    if a.expect:
+        return expect(a.engine, a.model, a.expect, a.clips_max)
     if a.reference:
         return against_reference(a.engine, a.model, a.clips, a.reference, a.out)
     if not a.report:

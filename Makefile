@@ -120,7 +120,7 @@ $(BUILD)/tests/$(1)/%: tests/$(1)/%.c $(call obj_of,$(1))
 endef
 $(foreach m,$(MODULES),$(eval $(call test_rule,$(m))))
 # A service by script, in place of the engine's.
-$(BUILD)/tests/api/test_fields $(BUILD)/tests/api/test_replies $(BUILD)/tests/api/test_live: tests/api/fake_service.c tests/api/schema.c
+$(BUILD)/tests/api/test_fields $(BUILD)/tests/api/test_replies $(BUILD)/tests/api/test_live $(BUILD)/tests/api/test_groups: tests/api/fake_service.c tests/api/schema.c
 
 $(BUILD)/tests/golden: tests/golden.c $(call obj_of,engine)
 $(BUILD)/tests/vectors: tests/vectors.c $(call obj_of,prune) $(BUILD)/model/safetensors.o $(BUILD)/model/prompt.o

@@ -130,7 +130,8 @@ static status take_model(struct api *a, const struct api_options *o, struct err 
 
 status api_create(const struct api_options *o, struct api **out, struct err *e)
 {
-    static const struct api_calls own = { service_submit, service_cancel, service_count, service_engine };
+    static const struct api_calls own = { service_submit, service_cancel, service_count, service_engine, service_read,
+                                          service_drain };
     struct api *a;
     TRY(mem_alloc(&a, 1, sizeof *a, e));
     a->o = *o;
@@ -158,6 +159,9 @@ void api_destroy(struct api **pa)
 }
 
 struct service *api_service(const struct api *a) { return a->service; }
+void api_read(const struct api *a, struct service_gauges *out) { a->calls->read(a->service, out); }
+void api_drain(struct api *a) { a->calls->drain(a->service); }
+struct groups *api_groups(const struct api *a) { return a->o.groups; }
 const char *api_model_name(const struct api *a) { return a->name[0]; }
 const char *api_fingerprint(const struct api *a) { return a->fingerprint; }
 
@@ -243,6 +247,8 @@ status api_job_new(struct api *a, const struct api_caller *c, bool is_chat, stru
     j->o.auto_audio = true;
     j->priority = c->batch ? INT32_MAX : 0;
     j->arrived_s = c->arrived_s;
+    j->batch = c->batch;
+    snprintf(j->request_id, sizeof j->request_id, "%.64s", c->request_id ? c->request_id : "");
     snprintf(j->owner.key, sizeof j->owner.key, "%s", c->key ? c->key : "");
     pthread_mutex_init(&j->lock, NULL);
     atomic_init(&j->ref, 1);

@@ -18,6 +18,7 @@
 #include "engine/service.h"
 
 struct api;
+struct groups;
 
 /* The functions of engine/service.h that the api calls; tests put their own in their place. */
 struct api_calls {
@@ -26,6 +27,8 @@ struct api_calls {
     status (*count)(struct service *s, struct service_request *rq, struct token_list *tokens, uint32_t n_kind[4],
                     struct err *e);
     const struct engine *(*engine)(const struct service *s);
+    void (*read)(struct service *s, struct service_gauges *out);
+    void (*drain)(struct service *s);
 };
 
 /* service_request.owner of all that is submitted for a client begins with this, so that a loader's resolve() knows whose
@@ -44,6 +47,7 @@ struct api_options {
     bool strict_openai;            /* no extension keys in replies */
     bool priorities;               /* the field `priority` is honoured */
     double queue_timeout_s, deadline_s;
+    struct groups *groups;         /* api/groups.h: who runs a job; NULL: this process alone. Borrowed */
     void (*log)(void *self, const char *line);     /* unknown fields; may be NULL */
     void *log_self;
 };
@@ -51,6 +55,9 @@ struct api_options {
 status api_create(const struct api_options *o, struct api **out, struct err *e);
 void api_destroy(struct api **a);
 struct service *api_service(const struct api *a);
+void api_read(const struct api *a, struct service_gauges *out);
+void api_drain(struct api *a);
+struct groups *api_groups(const struct api *a);                /* NULL: none */
 const char *api_model_name(const struct api *a);               /* the first served name */
 const char *api_fingerprint(const struct api *a);              /* "od-<build>-<weights>-<policy>" */
 /* Is it a served name (or "" or NULL)? E_ARG, tag model_not_found, param model. */
@@ -69,7 +76,7 @@ struct api_caller {
 
 struct api_job;
 /* body: n bytes of JSON from a stranger. *out is owned: api_job_free, or given to api_job_start.
- * E_ARG with tag and param. */
+ * E_ARG with tag and param. With groups the body is borrowed until api_job_start or api_job_free. */
 status api_chat_parse(struct api *a, const char *body, size_t n, const struct api_caller *c, struct api_job **out,
                       struct err *e);
 status api_completion_parse(struct api *a, const char *body, size_t n, const struct api_caller *c, struct api_job **out,

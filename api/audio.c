@@ -19,6 +19,7 @@
 
 #include "api/audio_inside.h"
 #include "api/fields.h"
+#include "api/groups.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/version.h"
@@ -129,6 +130,7 @@ static status resolve(struct api_audio_job *j, struct err *e)
 {
     const struct service_loader *l = &j->audio->loader;
     if (j->source.fd >= 0) return OK;
+    if (j->fetch) return j->fetch(j->fetch_self, j->cancel, &j->source, e);
     struct chat_part part = { .kind = PART_AUDIO, .url = j->p.url };
     snprintf(part.path, sizeof part.path, "%s", strncmp(j->p.url, "file-id:", 8) == 0 ? "file_id" : "file_url");
     if (l->resolve == NULL) {
@@ -292,10 +294,15 @@ static void cancel(struct api_audio *a, uint64_t id)
 
 void api_audio_cancel(struct api_audio *a, uint64_t id)
 {
-    if (id != 0) cancel(a, id);
+    if (id & GROUPS_REMOTE) groups_cancel(api_groups(a->o.api), id);
+    else if (id != 0) cancel(a, id);
 }
 
-void api_audio_cancel_all(struct api_audio *a) { cancel(a, 0); }
+void api_audio_cancel_all(struct api_audio *a)
+{
+    if (api_groups(a->o.api)) groups_cancel_audio(api_groups(a->o.api));
+    cancel(a, 0);
+}
 
 /* ---- life --------------------------------------------------------------------------------------------------- */
 
@@ -418,8 +425,10 @@ static struct api_audio_job *job_new(struct api_audio *a, const struct api_calle
 /* The fields of `root`, beside the file that is there already or not. */
 static status read_job(struct api_audio_job *j, const struct doc_at *root, bool translate, struct err *e)
 {
+    if (api_groups(j->audio->o.api) && (j->fields = json_dumps(root->v, JSON_COMPACT | JSON_REAL_PRECISION(17))) == NULL)
+        return err_set(e, E_NOMEM, "out of memory");
     TRY(audio_fields_read(j->audio->o.api, root, translate, j->batch, &j->p, e));
-    const bool file = j->source.fd >= 0;
+    const bool file = j->source.fd >= 0 || j->fetch;
     if (file && j->p.url) {
         err_set(e, E_ARG, "file: was sent, and file_id or file_url as well: give one of them");
         return err_tag(e, "invalid_value", "file");
@@ -450,6 +459,23 @@ status api_audio_parse_form(struct api_audio *a, bool translate, const struct ap
     return st;
 }
 
+status audio_parse_moved(struct api_audio *a, bool translate, const char *fields, size_t n,
+                         status (*fetch)(void *, const atomic_bool *, struct media_source *, struct err *), void *fetch_self,
+                         const struct api_caller *c, struct api_audio_job **out, struct err *e)
+{
+    struct doc d;
+    struct doc_at root;
+    TRY(api_body_open(fields, n, &d, &root, e));
+    struct api_audio_job *j = job_new(a, c);
+    j->fetch = fetch;
+    j->fetch_self = fetch_self;
+    const status st = read_job(j, &root, translate, e);
+    doc_close(&d);
+    if (st != OK) api_audio_job_free(&j);
+    else *out = j;
+    return st;
+}
+
 status api_audio_parse_json(struct api_audio *a, bool translate, const char *body, size_t n, const struct api_caller *c,
                             struct api_audio_job **out, struct err *e)
 {
@@ -468,6 +494,8 @@ void api_audio_job_free(struct api_audio_job **pj)
 {
     struct api_audio_job *j = *pj;
     if (j == NULL) return;
+    if (j->counted) groups_left(api_groups(j->audio->o.api));
+    free(j->fields);
     media_source_close(&j->source);
     audio_params_free(&j->p);
     api_text_free(&j->sent);
@@ -480,11 +508,27 @@ bool api_audio_job_streams(const struct api_audio_job *j) { return j->p.stream; 
 
 /* ---- starting ----------------------------------------------------------------------------------------------- */
 
+/* Where groups are: does another leader run it? *j is moved from then; else it counts as one of group 0's. */
+static status start_elsewhere(struct api_audio_job **pj, const struct api_audio_sink *sink, uint64_t *id, bool *taken,
+                              struct err *e)
+{
+    struct groups *g = api_groups((*pj)->audio->o.api);
+    *taken = false;
+    if (g == NULL) return OK;
+    TRY(groups_start_audio(g, *pj, sink, taken, id, e));
+    if (*taken) api_audio_job_free(pj);
+    else (*pj)->counted = true;
+    return OK;
+}
+
 status api_audio_start(struct api_audio_job **pj, const struct api_audio_sink *sink, uint64_t *id, struct err *e)
 {
     struct api_audio_job *j = *pj;
     struct api_audio *a = j->audio;
     status st = OK;
+    bool taken;
+    TRY(start_elsewhere(pj, sink, id, &taken, e));
+    if (taken) return OK;
     pthread_mutex_lock(&a->lock);
     if (a->n_waiting >= a->o.max_waiting) {
         err_set(e, E_BUSY, "%u transcriptions wait already, the most that may: try again later", a->n_waiting);
@@ -503,13 +547,64 @@ status api_audio_start(struct api_audio_job **pj, const struct api_audio_sink *s
     return st;
 }
 
-struct outcome { struct api_audio_reply reply; struct err error; };
+struct outcome {
+    struct api_audio_reply reply;
+    struct err error;
+    pthread_mutex_t lock;
+    pthread_cond_t over;
+    bool done;
+};
 
 static void on_done(void *self, struct api_audio_reply *reply, const struct err *error)
 {
     struct outcome *o = self;
+    pthread_mutex_lock(&o->lock);
     if (reply) o->reply = *reply;
     if (error) o->error = *error;
+    o->done = true;
+    pthread_cond_signal(&o->over);
+    pthread_mutex_unlock(&o->lock);
+}
+
+/* Looks at *stop every 50 ms. */
+static void wait_elsewhere(struct api_audio *a, struct outcome *o, uint64_t id, const atomic_bool *stop)
+{
+    bool told = false;
+    pthread_mutex_lock(&o->lock);
+    while (!o->done) {
+        struct timespec t;
+        clock_gettime(CLOCK_REALTIME, &t);
+        t.tv_nsec += 50000000;
+        if (t.tv_nsec >= 1000000000) {
+            t.tv_sec++;
+            t.tv_nsec -= 1000000000;
+        }
+        pthread_cond_timedwait(&o->over, &o->lock, &t);
+        if (o->done || told || stop == NULL || !atomic_load(stop)) continue;
+        told = true;
+        pthread_mutex_unlock(&o->lock);
+        api_audio_cancel(a, id);
+        pthread_mutex_lock(&o->lock);
+    }
+    pthread_mutex_unlock(&o->lock);
+}
+
+/* Here or elsewhere. */
+static void run_waiting(struct api_audio_job **pj, struct outcome *o, const atomic_bool *stop)
+{
+    const struct api_audio_sink sink = { .self = o, .done = on_done };
+    struct api_audio *a = (*pj)->audio;
+    uint64_t id = 0;
+    bool taken;
+    if (start_elsewhere(pj, &sink, &id, &taken, &o->error) != OK) return;
+    if (taken) {
+        wait_elsewhere(a, o, id, stop);
+        return;
+    }
+    struct api_audio_job *j = *pj;
+    if (stop) j->cancel = stop;
+    j->sink = sink;
+    run(j);
 }
 
 void api_audio_run(struct api_audio *a, const char *endpoint, const char *body, size_t n, const struct api_caller *c,
@@ -517,18 +612,18 @@ void api_audio_run(struct api_audio *a, const char *endpoint, const char *body, 
 {
     const bool translate = strcmp(endpoint, "/v1/audio/translations") == 0;
     struct api_audio_job *j = NULL;
-    struct outcome o = { .error = { 0 } };
+    struct outcome o = { .lock = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER };
     struct api_caller who = *c;
     who.batch = true;
     if (!translate && strcmp(endpoint, "/v1/audio/transcriptions") != 0) {
         err_set(&o.error, E_ARG, "there is no endpoint %.100s for sound", endpoint);
         err_tag(&o.error, "unknown_endpoint", NULL);
     } else if (api_audio_parse_json(a, translate, body, n, &who, &j, &o.error) == OK) {
-        if (stop) j->cancel = stop;
-        j->sink = (struct api_audio_sink){ .self = &o, .done = on_done };
-        run(j);
+        run_waiting(&j, &o, stop);
     }
     api_audio_job_free(&j);
+    pthread_cond_destroy(&o.over);
+    pthread_mutex_destroy(&o.lock);
     *status_code = o.error.code == OK ? 200 : api_error_of(&o.error).status;
     if (o.error.code != OK) *reply = api_error_json(&o.error);
     else if (o.reply.json) *reply = json_incref(o.reply.json);

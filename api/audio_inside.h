@@ -40,6 +40,11 @@ struct api_audio_job {
     struct media_source source;    /* fd -1: to be resolved from p.url */
     char request_id[72];
     bool batch;
+    char *fields;                  /* owned: JSON of all fields, where another group's leader may want it; else NULL */
+    bool counted;                  /* groups_left is due when it is over */
+    /* Where the file is with rank 0: brings it, into this leader's spool. NULL: there is none */
+    status (*fetch)(void *self, const atomic_bool *stop, struct media_source *out, struct err *e);
+    void *fetch_self;
     struct transcribe_options o;
     /* While it runs. */
     struct api_audio_sink sink;
@@ -62,8 +67,13 @@ void audio_params_free(struct audio_params *p);
 
 /* audio.c */
 struct api *api_audio_api(const struct api_audio *a);
+/* A job that came from rank 0: n bytes of its fields; fetch as above or NULL. */
+status audio_parse_moved(struct api_audio *a, bool translate, const char *fields, size_t n,
+                         status (*fetch)(void *, const atomic_bool *, struct media_source *, struct err *), void *fetch_self,
+                         const struct api_caller *c, struct api_audio_job **out, struct err *e);
 
 /* audio_reply.c */
+const char *audio_content_type(enum audio_format f);     /* of formats that are text; else NULL */
 status audio_reply(const struct api_audio_job *j, const struct transcript *t, struct api_audio_reply *out, struct err *e);
 /* The events for the segments that are new since the last call; the last one. */
 void audio_send_segments(struct api_audio_job *j, const struct transcript *t, size_t from);

@@ -97,12 +97,17 @@ static json_t *verbose(const struct api_audio_job *j, const struct transcript *t
                      segments, "usage", duration_usage(t));
 }
 
+const char *audio_content_type(enum audio_format f)
+{
+    return f == AUDIO_TEXT  ? "text/plain; charset=utf-8"
+           : f == AUDIO_SRT ? "application/x-subrip; charset=utf-8"
+           : f == AUDIO_VTT ? "text/vtt; charset=utf-8"
+                            : NULL;
+}
+
 static status written(const struct api_audio_job *j, const struct transcript *t, const char *text,
                       struct api_audio_reply *out, struct err *e)
 {
-    static const char *const types[] = { [AUDIO_TEXT] = "text/plain; charset=utf-8",
-                                         [AUDIO_SRT] = "application/x-subrip; charset=utf-8",
-                                         [AUDIO_VTT] = "text/vtt; charset=utf-8" };
     const enum subtitle_format format = j->p.format == AUDIO_VTT ? SUB_VTT : SUB_SRT;
     const struct subtitle_style style = { .limits = j->o.limits };
     FILE *f = open_memstream(&out->bytes, &out->n);
@@ -114,7 +119,7 @@ static status written(const struct api_audio_job *j, const struct transcript *t,
         for (size_t i = 0; i < t->list.n; i++) subtitles_write_one(f, format, &style, &t->list, i);
         subtitles_write_tail(f, format, &style, &t->list);
     }
-    out->content_type = types[j->p.format];
+    out->content_type = audio_content_type(j->p.format);
     if (fclose(f) == 0) return OK;
     free(out->bytes);
     out->bytes = NULL;

@@ -137,6 +137,8 @@ status api_completion_parse(struct api *a, const char *body, size_t n, const str
     struct api_job *j;
     TRY(api_body_open(body, n, &d, &root, e));
     TRY(api_job_new(a, c, false, &j));
+    j->body = body;
+    j->n_body = n;
     const status st = read_all(j, &root, e);
     doc_close(&d);
     if (st != OK) api_job_free(&j);

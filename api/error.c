@@ -49,6 +49,7 @@ static const struct { const char *code; int status; const char *type; int retry_
     { "too_many_connections", 503, SERVER, 1, false },
     { "not_ready", 503, SERVER, 5, false },
     { "engine_dead", 503, SERVER, 30, false },
+    { "group_lost", 503, SERVER, 1, false },
     { "draining", 503, SERVER, 5, false },
     { "spool_full", 503, SERVER, 10, false },
     { "queue_timeout", 503, SERVER, 5, false },
@@ -87,6 +88,13 @@ struct api_error api_error_of(const struct err *e)
         if (strcmp(table[i].code, tag) == 0)
             return (struct api_error){ table[i].status, table[i].type, code_of(tag), table[i].retry_after, table[i].no_retry };
     return (struct api_error){ 500, SERVER, "engine_error", 0, false };
+}
+
+const char *api_error_tag(const char *tag)
+{
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+        if (strcmp(table[i].code, tag) == 0) return table[i].code;
+    return "engine_error";
 }
 
 /* What was cut to fit may end in half a character: such bytes become question marks. */

@@ -92,6 +92,11 @@ struct api_job {
     uint32_t top_logprobs;
     int priority;
     double arrived_s;
+    bool batch;
+    char request_id[72];
+    const char *body;              /* borrowed: what another group's leader would parse */
+    size_t n_body;
+    bool counted;                  /* groups_left is due when it is over */
 
     /* What o points at. */
     char *stop[API_STOPS_MAX];

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/groups.h"
 #include "api/inside.h"
 #include "base/mem.h"
 
@@ -120,6 +121,7 @@ static void forget(struct api_job *j)
             break;
         }
     pthread_mutex_unlock(&a->lock);
+    if (j->counted) groups_left(a->o.groups);
 }
 
 /* All groups are over: nobody else touches the job. */
@@ -240,6 +242,15 @@ status api_job_start(struct api_job **pj, const struct api_sink *sink, uint64_t 
     struct api_job *j = *pj;
     struct api *a = j->api;
     struct err why;
+    if (a->o.groups) {
+        bool taken;
+        TRY(groups_start(a->o.groups, j, sink, &taken, id, e));
+        if (taken) {
+            api_job_free(pj);
+            return OK;
+        }
+        j->counted = true;
+    }
     j->sink = *sink;
     j->n_pending = j->n_groups;
     pthread_mutex_lock(&a->lock);
@@ -265,6 +276,10 @@ status api_job_start(struct api_job **pj, const struct api_sink *sink, uint64_t 
 void api_job_cancel(struct api *a, uint64_t number)
 {
     struct api_job *j;
+    if (number & GROUPS_REMOTE) {
+        if (a->o.groups) groups_cancel(a->o.groups, number);
+        return;
+    }
     pthread_mutex_lock(&a->lock);
     for (j = a->live; j && j->number != number;) j = j->next;
     if (j) {
@@ -280,6 +295,11 @@ void api_job_cancel(struct api *a, uint64_t number)
 /* Its first group's: the others are behind it. */
 void api_job_phase(struct api *a, uint64_t number, char out[12])
 {
+    if (number & GROUPS_REMOTE) {
+        out[0] = 0;
+        if (a->o.groups) groups_phase(a->o.groups, number, out);
+        return;
+    }
     struct service_view *view = mem_must(API_VIEWS, sizeof *view);
     uint64_t id = 0;
     pthread_mutex_lock(&a->lock);

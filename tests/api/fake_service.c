@@ -27,6 +27,7 @@ struct service {
     struct fake_request request[N_REQUESTS];
     uint32_t n_running;
     struct fake_seen seen;
+    struct service_gauges gauges;
 };
 
 /* A film of two chunks: audio 10 11, video 12 13 | audio 14, video 15; what is alive shrinks by a token a layer. */
@@ -181,7 +182,28 @@ static status count(struct service *s, struct service_request *rq, struct token_
 
 static const struct engine *engine(const struct service *s) { return s->en; }
 
-const struct api_calls fake_calls = { submit, cancel, count, engine };
+static void read_gauges(struct service *s, struct service_gauges *out)
+{
+    pthread_mutex_lock(&s->lock);
+    *out = s->gauges;
+    pthread_mutex_unlock(&s->lock);
+}
+
+void fake_gauges(struct service *s, const struct service_gauges *g)
+{
+    pthread_mutex_lock(&s->lock);
+    s->gauges = *g;
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void drain(struct service *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->seen.n_drained++;
+    pthread_mutex_unlock(&s->lock);
+}
+
+const struct api_calls fake_calls = { submit, cancel, count, engine, read_gauges, drain };
 
 struct service *fake_open(const struct engine *en, const struct fake_script *script)
 {

@@ -32,7 +32,9 @@ struct service *fake_open(const struct engine *en, const struct fake_script *scr
 void fake_close(struct service **s);
 extern const struct api_calls fake_calls;
 
-struct fake_seen { uint32_t n_submitted, n_cancelled, n_owners_freed; };
+struct fake_seen { uint32_t n_submitted, n_cancelled, n_owners_freed, n_drained; };
+/* What service_read says from now on: pages, waiting; zeros at first. */
+void fake_gauges(struct service *s, const struct service_gauges *g);
 struct fake_seen fake_seen(struct service *s);
 
 /* The bundled model, opened once for the program. */

@@ -191,7 +191,7 @@ def _():
         R.Store(dir, WHO).add([("x", "q0", {"text": "yes", "kept": 1}), ("x", "q1", {"error": "no"})])
         with open(dir + "/answers.jsonl", "a") as f:
             f.write('{"cell": "x", "q": "q2", "te')
-        again = R.Store(dir, {**WHO, "commit": "b"})
+        again = R.Store(dir, {**WHO, "commit": "b"})       # another commit, the same sources
         assert again.has("x", "q0") and not again.has("x", "q1") and not again.has("x", "q2")
         again.add([("x", "q2", {"text": "two", "kept": 1})])
         third = R.Store(dir, WHO)
@@ -207,6 +207,19 @@ def _():
     for have, at in (("blue star", 0), ("red cross", 1), ("red", 1), ("red star and", 2), ("red st", 1)):
         got = R.first_difference(want, have)
         assert got["at"] == at and got["margin"] == want["top2"][at][0] - want["top2"][at][1], (have, got)
+
+
+@case("known figures: better and a little worse hold, worse by more than the margin does not, nor what is missing")
+def _():
+    known = {"margin": {"accuracy": 0.04, "wer": 0.02}, "measured": {c: {"screen": 0.9, "cross": 0.8, "speech": 1.0, "wer": 0.05}
+                                                                     for c in ("none 100 %", "omnidrop 30 %")}}
+    now = json.loads(json.dumps(known["measured"]))
+    now["none 100 %"].update(screen=0.87, cross=0.95, wer=0.06)
+    assert [h for h, _ in R.judge(known, now)] == [True] * 8
+    now["none 100 %"].update(screen=0.85, wer=0.08)
+    now["omnidrop 30 %"].update(speech=0.9)
+    assert [h for h, _ in R.judge(known, now)] == [False, True, True, False, True, True, False, True]
+    assert [h for h, _ in R.judge(known, {"none 100 %": known["measured"]["none 100 %"]})] == [True] * 4 + [False] * 4
 
 
 @case("chunks: whole clips, every question once")

@@ -7,20 +7,14 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/inside.h"
+#include "scheduler/work.h"
 
-#define TOWER_ROWS 4096            /* patches handed to the vision tower at once */
-
-/* Host work in FLOPs, roughly: what the cost model learns its seconds from. */
-static double vision_work(const struct engine *en, uint32_t rows)
+/* Sizes of the towers, by which their work is counted. */
+static struct work_shape towers(const struct engine *en)
 {
     const struct vision_config *v = &en->config.vision;
-    return (double)rows * v->depth * (8.0 * v->hidden * v->hidden + 6.0 * v->hidden * v->ff);
-}
-
-static double audio_work(const struct engine *en, uint32_t frames)
-{
     const struct audio_config *a = &en->config.audio;
-    return frames / 2.0 * a->layers * (8.0 * a->d_model * a->d_model + 4.0 * a->d_model * a->ff);
+    return (struct work_shape){ .vision = { v->depth, v->hidden, v->ff }, .audio = { a->layers, a->d_model, a->ff } };
 }
 
 /* Grid steps from r->enc_step on of one picture or film. out, saliency: rows of the whole part. */
@@ -28,7 +22,8 @@ static status some_vision(struct engine *en, struct eng_request *r, struct req_p
                           double max_work, double *work, struct err *e)
 {
     const uint32_t d = decoder_shape(en->dec)->d, rows = p->media.h * p->media.w;
-    const uint32_t at_once = TOWER_ROWS / rows ? TOWER_ROWS / rows : 1;
+    const uint32_t at_once = work_grids_at_once(rows);
+    const struct work_shape shape = towers(en);
     const float *patches = p->entry ? p->entry->features.patches : p->patches;
     const size_t width = request_patch_width(en);
     float *stream = NULL;
@@ -44,7 +39,7 @@ static status some_vision(struct engine *en, struct eng_request *r, struct req_p
             st = vision_tower_run(en->vision, from, n, p->media.h, p->media.w, out + (size_t)t * (rows / 4) * d,
                                   saliency ? saliency + (size_t)t * (rows / 4) : NULL, e);
         r->enc_step += n;
-        *work += vision_work(en, n * rows);
+        *work += work_patches(&shape, (uint64_t)n * rows);
     } while (st == OK && r->enc_step < p->media.t && *work < max_work);
     free(stream);
     return st;
@@ -55,12 +50,13 @@ static status some_sound(struct engine *en, struct eng_request *r, struct req_pa
 {
     const uint32_t frames = p->entry ? p->entry->features.n_frames : p->n_frames, span = audio_tower_span(en->audio);
     const float *mel = p->entry ? p->entry->features.mel : p->mel;
+    const struct work_shape shape = towers(en);
     do {
         const uint32_t f0 = r->enc_step, n = frames - f0 < span ? frames - f0 : span;
         if (en->interrupted) return err_set(e, E_CANCELLED, "interrupted");
         TRY(audio_tower_part(en->audio, mel, frames, f0, n, out, saliency, e));
         r->enc_step += n;
-        *work += audio_work(en, n);
+        *work += work_frames(&shape, n);
     } while (r->enc_step < frames && *work < max_work);
     return OK;
 }

@@ -17,9 +17,9 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/inside.h"
+#include "scheduler/work.h"
 
 #define ROWS_KEPT 16384            /* buffers of longer groups are not kept */
-#define ROWS_MIN 96                /* of a range: 8 tiles of 12 */
 
 /* Hidden states of the first rows of some prompt, entering the first layer that drops. */
 struct hidden { float *x; uint32_t refs; };
@@ -162,14 +162,7 @@ static void apply_keep(struct member *m)
 /* From layer `from` on no more than n_av media tokens live: what was promised for more goes back now. */
 static void tighten(struct engine *en, struct eng_request *r, uint32_t from, uint32_t n_av)
 {
-    const uint32_t rows = n_av + r->n_text;
-    uint32_t pages = 0;
-    for (uint32_t l = from; l < n_layers(en); l++) {
-        if (r->bound[l] <= rows) continue;
-        pages += kv_pages_of(en->pool, r->bound[l] + r->n_new_max) - kv_pages_of(en->pool, rows + r->n_new_max);
-        r->bound[l] = rows;
-    }
-    if (pages) sched_forfeit(en->sched, &r->sched, pages, true);
+    sched_tighten(en->sched, &r->sched, r->bound, from, n_av + r->n_text);
 }
 
 /* Prompt indices of the rows alive: text and media that are left. Returns how many. */
@@ -595,28 +588,26 @@ static status enter(struct engine *en, struct march *g, struct err *e)
 
 /* ---- row ranges ------------------------------------------------------------------------------------------- */
 
-/* FLOPs of one row of one layer: K and V; all the rest; and of one row and one key. */
-struct row_cost { double kv, mix, key; };
-
-static struct row_cost cost_of(const struct engine *en)
+static struct work_row cost_of(const struct engine *en)
 {
     const struct decoder_shape *s = decoder_shape(en->dec);
-    const double d = s->d, q = (double)s->H * s->D, g = (double)s->G * s->D;
-    return (struct row_cost){ .kv = 4 * d * g, .mix = 4 * d * q + 6 * d * s->ff, .key = 4 * q };
+    return work_row(&(struct work_shape){ .L = s->L, .H = s->H, .G = s->G, .D = s->D, .d = s->d, .ff = s->ff, .V = s->V });
 }
 
 double march_row_work(const struct engine *en, uint32_t n)
 {
-    const struct row_cost c = cost_of(en);
+    const struct work_row c = cost_of(en);
     return n * (c.kv + c.mix);
 }
+
+static uint32_t sees(const void *visible, uint32_t i) { return ((const uint32_t *)visible)[i]; }
 
 /* The next range of rows of `start` (seq_start or out_start) at the cursor: those of members that left are stepped over;
  * as many as max_work allows. *work gets its cost. Returns its end; == cursor: there is none. */
 static uint32_t next_range(const struct engine *en, struct march *g, const uint32_t *start, bool kv, bool mix,
                            double max_work, double *work)
 {
-    const struct row_cost c = cost_of(en);
+    const struct work_row c = cost_of(en);
     uint32_t s = 0;
     while (s < g->n && (start[s + 1] <= g->cursor || g->m[s].r == NULL)) {
         if (start[s + 1] > g->cursor) g->cursor = start[s + 1];
@@ -625,17 +616,9 @@ static uint32_t next_range(const struct engine *en, struct march *g, const uint3
     if (s == g->n) return g->cursor;
     uint32_t end = g->cursor;
     double sum = 0;
-    for (; s < g->n && g->m[s].r; s++)
-        while (end < start[s + 1] && (sum < max_work || end - g->cursor < ROWS_MIN)) {
-            const uint32_t n = start[s + 1] - end < ROWS_MIN ? start[s + 1] - end : ROWS_MIN;
-            const double keys = mix ? g->visible[end] : 0;
-            sum += n * ((kv ? c.kv : 0) + (mix ? c.mix + keys * c.key : 0));
-            end += n;
-            if (sum >= max_work && end - g->cursor >= ROWS_MIN) {
-                *work += sum;
-                return end;
-            }
-        }
+    for (; s < g->n && g->m[s].r && (sum < max_work || end - g->cursor < WORK_ROWS_MIN); s++)
+        end = work_take((kv ? c.kv : 0) + (mix ? c.mix : 0), c.key, mix ? sees : NULL, g->visible, end, start[s + 1],
+                        end - g->cursor, max_work, &sum);
     *work += sum;
     return end;
 }
@@ -719,7 +702,8 @@ static status score_member(struct engine *en, struct march *g, uint32_t s, doubl
     for (uint32_t i = 0; i < n; i++)
         if (is_av(m, g->index[r0 + i])) g->score[k++] = g->score[i];
     assert(k == m->n_av);
-    *work += (double)n_q * n * cost_of(en).key / 2;
+    const struct work_row c = cost_of(en);
+    *work += work_scores(&c, n_q, n);
     return OK;
 }
 
@@ -952,7 +936,7 @@ status march_some(struct engine *en, uint32_t group, double max_work, double *wo
     } while (st == OK && g->stage != AT_END && *work < max_work && !deserted(g));
     *done = g->stage == AT_END || deserted(g);
     if (st == OK && *done && !deserted(g)) st = end_march(en, g, fail, self, e);
-    const struct row_cost c = cost_of(en);
+    const struct work_row c = cost_of(en);
     if (!*done) *left = (double)(n_layers(en) - g->l) * g->n_rows * (c.kv + c.mix);
     if (st != OK || *done) end_group(en, g);
     return st;

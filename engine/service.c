@@ -23,7 +23,6 @@
 #define GIB ((uint64_t)1 << 30)
 #define IDLE_S 0.05                /* how often deadlines are looked at while nothing runs      */
 #define LOOK_S 0.02                /* how often the figures that others read are written        */
-#define STEP_S 0.05                /* longest step, as the cost model foresees it: cancels wait for no longer */
 #define PROGRESS_S 0.25            /* between two PROGRESS events of a request                  */
 
 enum phase { UNPREPARED, PREPARING, PREPARED, WAITING, RUNNING, ENDED };
@@ -514,10 +513,12 @@ static status open_caches(struct service *s, struct err *e)
 
 static status start(struct service *s, struct err *e)
 {
-    const struct loop_options lo = { .max_running = or(s->o.max_running, 32), .max_waiting = UINT32_MAX,
-                                     .group_rows = or(s->o.group_rows, 8192), .overtake_max = or(s->o.overtake_max, 16),
-                                     .itl_target_s = s->o.itl_target_s > 0 ? s->o.itl_target_s : 0.05, .step_s = STEP_S,
-                                     .quantum_rows = s->o.quantum_rows, .preempt = true,
+    const struct sched_options d = sched_defaults();
+    const struct loop_options lo = { .max_running = or(s->o.max_running, d.max_running), .max_waiting = d.max_waiting,
+                                     .group_rows = or(s->o.group_rows, d.group_rows),
+                                     .overtake_max = or(s->o.overtake_max, d.overtake_max),
+                                     .itl_target_s = s->o.itl_target_s > 0 ? s->o.itl_target_s : d.itl_target_s,
+                                     .step_s = d.step_s, .quantum_rows = s->o.quantum_rows, .preempt = d.preempt,
                                      .on_step = on_step, .self = s };
     TRY(open_caches(s, e));
     TRY(loop_create(s->en, &lo, &s->loop, e));

@@ -97,6 +97,12 @@ static void move(struct sched *s, struct sched_request *r, enum sched_state to)
 
 /* ---- life ------------------------------------------------------------------------------------------------- */
 
+struct sched_options sched_defaults(void)
+{
+    return (struct sched_options){ .max_running = 32, .max_waiting = UINT32_MAX, .group_rows = 8192, .overtake_max = 16,
+                                   .itl_target_s = 0.05, .step_s = 0.05, .preempt = true };  /* cancels wait for no longer than a step */
+}
+
 status sched_create(const struct sched_options *o, struct kv_pool *pool, struct sched **out, struct err *e)
 {
     struct sched *s;
@@ -164,6 +170,17 @@ void sched_forfeit(struct sched *s, struct sched_request *r, uint32_t n_pages, b
 {
     kv_forfeit(s->pool, &r->reservation, n_pages);
     if (pruned) s->counts.pages_pruned += n_pages;
+}
+
+void sched_tighten(struct sched *s, struct sched_request *r, uint32_t *bound, uint32_t from, uint32_t rows)
+{
+    uint32_t pages = 0;
+    for (uint32_t l = from; l < s->o.n_layers; l++) {
+        if (bound[l] <= rows) continue;
+        pages += kv_pages_of(s->pool, bound[l] + r->n_new) - kv_pages_of(s->pool, rows + r->n_new);
+        bound[l] = rows;
+    }
+    if (pages) sched_forfeit(s, r, pages, true);
 }
 
 void sched_pruned(struct sched *s, uint32_t n_pages) { s->counts.pages_pruned += n_pages; }

@@ -67,6 +67,9 @@ struct sched_options {
     void (*drop)(void *self, struct sched_request *r);     /* preempted: release its pages, forget its rows   */
 };
 
+/* What a server runs with where nobody says otherwise: n_layers, max_waiting and the driver's functions are the caller's. */
+struct sched_options sched_defaults(void);
+
 /* The pool is borrowed. */
 status sched_create(const struct sched_options *o, struct kv_pool *pool, struct sched **out, struct err *e);
 void sched_destroy(struct sched **s);      /* every request must be over */
@@ -104,6 +107,10 @@ void sched_decoded(struct sched *s, double now, double took);
 
 /* Pages promised to r that a layer did not need; pruned: because tokens were dropped. */
 void sched_forfeit(struct sched *s, struct sched_request *r, uint32_t n_pages, bool pruned);
+
+/* From layer `from` on r stores no more than `rows` rows of its prompt: bound ([n_layers], r's own) is lowered, and what was
+ * promised for more goes back as pruned. */
+void sched_tighten(struct sched *s, struct sched_request *r, uint32_t *bound, uint32_t from, uint32_t rows);
 
 /* Pages that r held and gave back because their tokens were dropped (trim); for the count alone. */
 void sched_pruned(struct sched *s, uint32_t n_pages);

@@ -135,7 +135,7 @@ deps:
 	@tools/install-deps.sh
 
 demo: deps
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory all $(BUILD)/tests/cli/json_get
 	@tools/demo.sh $(BUILD)/omnidrop
 
 test: deps

@@ -113,6 +113,7 @@ static status take_model(struct api *a, const struct api_options *o, struct err 
     a->tok = engine_tokenizer(en);
     a->vocab = c->text.vocab;
     a->n_layers = c->text.layers;
+    a->defaults = engine_defaults(en);
     a->max_model_len = info->max_model_len;
     a->seconds_per_chunk = c->seconds_per_chunk;
     a->media_id[0] = c->ids.audio;

@@ -33,7 +33,6 @@
 struct api_audio {
     struct api_audio_options o;
     struct service_loader loader;
-    struct transcribe_profile profile;
     char *cache_dir;
     pthread_t *thread;
     uint32_t n_started;
@@ -342,8 +341,7 @@ status api_audio_create(const struct api_audio_options *o, struct api_audio **ou
     a->waiting_tail = &a->waiting;
     pthread_mutex_init(&a->lock, NULL);
     pthread_cond_init(&a->work, NULL);
-    status st = transcribe_profile_load(engine_info(service_engine(api_service(o->api)))->model_dir, &a->profile, e);
-    if (st == OK) st = make_cache_dir(a, e);
+    status st = make_cache_dir(a, e);
     if (st == OK) st = start_threads(a, e);
     if (st == OK) *out = a;
     else api_audio_destroy(&a);
@@ -380,23 +378,23 @@ void api_audio_read(struct api_audio *a, struct api_audio_counts *out)
 /* Who asks, and how the model wants to be asked: docs/http-api.md 5. */
 static status settle(struct api_audio_job *j, struct err *e)
 {
-    const struct transcribe_profile *own = &j->audio->profile;
+    const struct model_defaults *defaults = j->audio->o.api->defaults;
+    const struct transcribe_defaults *own = &defaults->transcribe;
     const struct audio_params *p = &j->p;
     struct transcribe_options *o = &j->o;
-    const double window = p->window_s > 0 ? p->window_s : own->window_s > 0 ? own->window_s : WINDOWS_WINDOW_S;
-    const double overlap = p->overlap_s >= 0 ? p->overlap_s : own->overlap_s >= 0 ? own->overlap_s : WINDOWS_OVERLAP_S;
-    if (p->overlap_s > window / 2) {
-        err_set(e, E_ARG, "omnidrop.overlap_s: %g s are more than half a window of %g s", p->overlap_s, window);
+    struct windows_options windows = { 0 };
+    model_defaults_windows(defaults, p->window_s, p->overlap_s, &windows);
+    if (windows.overlap_s > windows.window_s / 2) {
+        err_set(e, E_ARG, "omnidrop.overlap_s: %g s are more than half a window of %g s", p->overlap_s, windows.window_s);
         return err_tag(e, "invalid_value", "omnidrop.overlap_s");
     }
     *o = (struct transcribe_options){
-        .start_s = p->start_s, .windows = { .window_s = window, .overlap_s = fmin(overlap, window / 4) },
+        .start_s = p->start_s, .windows = windows,
         .jobs = j->audio->o.windows_at_once, .translate = p->translate, .language = p->language, .languages = p->languages,
         .n_languages = p->n_languages, .context = p->context, .condition_on_previous = p->condition_on_previous,
         .temperature = p->temperature, .top_p = (float)p->top_p, .seed = (uint64_t)p->seed, .policy = &p->omnidrop.policy,
         .limits = { .max_segment_s = p->max_segment_s, .max_chars = SEGMENT_CHARS }, .priority = j->batch ? INT32_MAX : 0,
         .keep_tokens = p->logprobs, .fail_on_gap = !p->mark, .journal_may_fail = true };
-    if (p->overlap_s >= 0) o->windows.overlap_s = p->overlap_s;
     memcpy(o->salt, j->owner.key, sizeof o->salt);
     if (own->instruction[0]) {
         /* Its own language into English is what it writes anyway. */
@@ -406,7 +404,7 @@ static status settle(struct api_audio_job *j, struct err *e)
         }
         o->instruction = own->instruction;
     }
-    if (own->language[0]) o->language = own->language;
+    if (own->language[0] && o->language == NULL) o->language = own->language;
     return OK;
 }
 

@@ -371,29 +371,14 @@ static status set_param(struct policy_params *p, const struct doc_at *at, struct
     return st == OK ? OK : err_tag(e, "invalid_value", doc_path(at, path, sizeof path));
 }
 
-/* What the server was started with holds where the request names no other policy, and no key that excludes it. */
-static status take_defaults(const struct api *a, const struct doc_at *o, const char *name, struct policy_params *p,
-                            struct err *e)
-{
-    const struct policy_params *own = &a->policy;
-    TRY(prune_params_init(p, name, a->n_layers, e));
-    if (strcmp(prune_params_name(own), name) != 0) return OK;
-    for (uint32_t i = 0; i < own->policy->n_param; i++) {
-        const char *key = own->policy->param[i].name;
-        if (!own->given[i]) continue;
-        if (strcmp(key, "retention") == 0 && doc_has(o, "p_final")) continue;
-        if (strcmp(key, "p_final") == 0 && doc_has(o, "retention")) continue;
-        TRY(prune_params_set(p, key, own->value[i], e));
-    }
-    return OK;
-}
-
+/* The request's own keys, then what the server was started with, then what the model says; each holds where those before it
+ * give nothing, and no key that excludes it. */
 static status read_policy(const struct api *a, const struct doc_at *o, struct policy_params *p, struct err *e)
 {
     struct doc_at at;
     const char *name = prune_params_name(&a->policy);
     TRY(doc_opt_string(o, "policy", &name, e));
-    if (take_defaults(a, o, name, p, e) != OK) {
+    if (prune_params_init(p, name, a->n_layers, e) != OK) {
         char path[128];
         at = member(o, "policy");
         return err_tag(e, "invalid_value", doc_path(&at, path, sizeof path));
@@ -409,6 +394,8 @@ static status read_policy(const struct api *a, const struct doc_at *o, struct po
         if (!known) return doc_err_as(&at, "invalid_value", e, "is an unknown key");
         if (!json_is_null(v)) TRY(set_param(p, &at, e));
     }
+    prune_params_under(p, &a->policy);
+    model_defaults_policy(a->defaults, p);
     return prune_params_finish(p, e) == OK ? OK : err_tag(e, "invalid_value", o->key);
 }
 

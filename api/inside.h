@@ -32,6 +32,7 @@ struct api {
     double seconds_per_chunk;
     struct sample_params sample;   /* defaults of the model */
     struct policy_params policy;   /* default policy */
+    const struct model_defaults *defaults; /* of the model, under it */
     int64_t created;
     char weights[9];               /* digest of the weights, its first digits */
     char fingerprint[96];

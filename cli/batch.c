@@ -180,7 +180,8 @@ static status open_engine(struct task *t, struct err *e)
     TRY(cli_uint(c, "max-concurrency", 1, 1024, &at_once, e));
     TRY(cli_uint(c, "default-max-tokens", 0, 1u << 24, &default_max, e));
     TRY(cli_engine(c, at_once, &t->en, e));
-    TRY(cli_policy(c, "none", engine_config(t->en)->text.layers, &t->policy, e));
+    TRY(cli_policy(c, "none", engine_config(t->en)->text.layers, engine_defaults(t->en), &t->policy, e));
+    cli_say_capacity(c, t->en, &t->policy, t->n_at_once, "--max-concurrency");
     TRY(open_loader(c, &t->loader, e));
     t->telling = t->loader;
     t->telling.self = &t->loader;

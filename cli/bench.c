@@ -270,7 +270,7 @@ static status repeat_all(struct bench *b, struct run *run, size_t n, struct err 
 
 static status policy_run(const struct bench *b, struct run *r, struct err *e)
 {
-    TRY(cli_policy(b->cli, "none", engine_config(b->en)->text.layers, &r->policy, e));
+    TRY(cli_policy(b->cli, "none", engine_config(b->en)->text.layers, engine_defaults(b->en), &r->policy, e));
     snprintf(r->label, sizeof r->label, "%s", prune_params_name(&r->policy));
     return OK;
 }
@@ -278,7 +278,7 @@ static status policy_run(const struct bench *b, struct run *r, struct err *e)
 /* Value `text` of the sweep's key, on top of the policy options. */
 static status sweep_run(const struct bench *b, const char *key, const char *text, struct run *r, struct err *e)
 {
-    TRY(cli_policy_with(b->cli, "omnidrop", engine_config(b->en)->text.layers, key, text, &r->policy, e));
+    TRY(cli_policy_with(b->cli, "omnidrop", engine_config(b->en)->text.layers, engine_defaults(b->en), key, text, &r->policy, e));
     snprintf(r->label, sizeof r->label, "%s %s=%s", prune_params_name(&r->policy), key, text);
     return OK;
 }

@@ -209,7 +209,7 @@ static status session_open(struct session *s, struct err *e)
     s->json = cli_flag(c, "json");
     s->pruning = cli_flag(c, "return-pruning");
     TRY(cli_engine(c, 1, &s->en, e));
-    TRY(cli_policy(c, "none", engine_config(s->en)->text.layers, &s->policy, e));
+    TRY(cli_policy(c, "none", engine_config(s->en)->text.layers, engine_defaults(s->en), &s->policy, e));
     s->o.policy = &s->policy;
     return OK;
 }

@@ -12,6 +12,7 @@
 #include <jansson.h>
 #include <utf8proc.h>
 
+#include "base/ini.h"
 #include "base/mem.h"
 #include "engine/engine.h"
 #include "engine/version.h"
@@ -220,70 +221,33 @@ static status from_environment(struct cli *c, struct err *e)
     return OK;
 }
 
-static char *trimmed(char *s)
-{
-    while (isspace((unsigned char)*s)) s++;
-    char *end = s + strlen(s);
-    while (end > s && isspace((unsigned char)end[-1])) *--end = 0;
-    return s;
-}
-
-/* A value in double quotes, in place: \n, \" and \\ inside. False: no end, or something behind it. */
-static bool unquote(char *s)
-{
-    char *out = s;
-    for (const char *p = s + 1; *p; p++) {
-        if (*p == '"') {
-            *out = 0;
-            return p[1] == 0;
-        }
-        const bool escaped = *p == '\\';
-        if (escaped && *++p == 0) return false;
-        *out++ = escaped && *p == 'n' ? '\n' : *p;
-    }
-    return false;
-}
-
 /* INI: [common] and [COMMAND]; other sections are other commands'. */
+static status read_config(struct cli *c, struct ini *in, struct err *e)
+{
+    for (;;) {
+        bool more;
+        TRY(ini_next(in, &more, e));
+        if (!more) return OK;
+        const bool ours = in->section[0] == 0 || strcmp(in->section, "common") == 0 ||
+                          strcmp(in->section, c->command->name) == 0;
+        if (in->key == NULL || !ours) continue;
+        struct value *v = find(c, in->key, strlen(in->key));
+        if (v == NULL) {
+            err_set(e, E_ARG, "omnidrop %s has no option \"%s\"", c->command->name, in->key);
+            return ini_err(in, e);
+        }
+        if (v->by < BY_ENV) TRY(set_value(c, v, keep_text(c, mem_must_strdup(in->value)), BY_FILE, e));
+    }
+}
+
 static status from_file(struct cli *c, const char *path, struct err *e)
 {
-    FILE *f = fopen(path, "re");
-    if (f == NULL) return err_set(e, E_ARG, "--config %s: %s", path, strerror(errno));
-    char *line = NULL;
-    size_t cap = 0;
-    bool ours = true;
-    status st = OK;
-    for (int n = 1; st == OK && getline(&line, &cap, f) >= 0; n++) {
-        char *s = trimmed(line);
-        if (*s == 0 || *s == '#' || *s == ';') continue;
-        if (*s == '[') {
-            char *end = strchr(s, ']');
-            if (end == NULL) st = err_set(e, E_ARG, "%s:%d: a section without ]", path, n);
-            else *end = 0;
-            ours = strcmp(s + 1, "common") == 0 || strcmp(s + 1, c->command->name) == 0;
-            continue;
-        }
-        char *eq = strchr(s, '=');
-        if (eq == NULL) {
-            st = err_set(e, E_ARG, "%s:%d: \"%s\": expected key = value", path, n, s);
-            continue;
-        }
-        if (!ours) continue;
-        *eq = 0;
-        const char *key = trimmed(s);
-        struct value *v = find(c, key, strlen(key));
-        if (v == NULL) {
-            st = err_set(e, E_ARG, "%s:%d: omnidrop %s has no option \"%s\"", path, n, c->command->name, key);
-            continue;
-        }
-        if (v->by >= BY_ENV) continue;
-        char *text = trimmed(eq + 1);
-        if (text[0] == '"' && !unquote(text)) st = err_set(e, E_ARG, "%s:%d: %s: a quote without its end", path, n, key);
-        if (st == OK) st = set_value(c, v, keep_text(c, mem_must_strdup(text)), BY_FILE, e);
-    }
-    if (st == OK && ferror(f)) st = err_set(e, E_ARG, "--config %s: %s", path, strerror(errno));
-    free(line);
-    fclose(f);
+    struct ini in;
+    struct err why;
+    status st = ini_open(path, E_ARG, &in, &why);
+    if (st != OK) err_set(e, E_ARG, "--config %s", why.text);
+    else st = read_config(c, &in, e);
+    ini_close(&in);
     return st;
 }
 
@@ -514,13 +478,14 @@ status cli_seconds(const struct cli *c, const char *name, double *out, struct er
                    origin(c, must(c, name), from, sizeof from), text);
 }
 
-status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, struct policy_params *out, struct err *e)
+status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, const struct model_defaults *model,
+                  struct policy_params *out, struct err *e)
 {
-    return cli_policy_with(c, fallback, n_layers, "", NULL, out, e);
+    return cli_policy_with(c, fallback, n_layers, model, "", NULL, out, e);
 }
 
-status cli_policy_with(const struct cli *c, const char *fallback, uint32_t n_layers, const char *over, const char *value,
-                       struct policy_params *out, struct err *e)
+status cli_policy_with(const struct cli *c, const char *fallback, uint32_t n_layers, const struct model_defaults *model,
+                       const char *over, const char *value, struct policy_params *out, struct err *e)
 {
     const char *name = cli_text(c, "policy");
     for (const struct cli_option *o = cli_policy_options; name == NULL && o->name; o++)
@@ -546,6 +511,7 @@ status cli_policy_with(const struct cli *c, const char *fallback, uint32_t n_lay
     if (value != NULL) TRY(prune_params_set_text(out, over, value, e));
     if (cli_given(c, "seed") && prune_has(out, "seed") && !prune_is_set(out, "seed"))
         TRY(prune_params_set_text(out, "seed", cli_text(c, "seed"), e));
+    model_defaults_policy(model, out);
     return prune_params_finish(out, e);
 }
 

@@ -1,7 +1,7 @@
 /* cli/cli.h - the command line: options, where their values come from, and how a command ends.
- * Order of truth: flag > environment OMNIDROP_<FLAG> > --config FILE > default. Long options take '-' or '_' alike,
- * "--opt=value" or "--opt value"; a flag also takes "--no-flag". stdout carries results only; everything else goes to
- * stderr. */
+ * Order of truth: flag > environment OMNIDROP_<FLAG> > --config FILE > omnidrop.ini of the model > default.
+ * Long options take '-' or '_' alike, "--opt=value" or "--opt value"; a flag also takes "--no-flag". stdout carries
+ * results only; everything else goes to stderr. */
 #ifndef CLI_CLI_H
 #define CLI_CLI_H
 
@@ -71,12 +71,14 @@ const char *cli_word(const struct cli *c, size_t i);
 /* "90", "90.5s", "1500ms", "01:30", "1:02:03.250" -> seconds. False where it is none of these. */
 bool cli_time(const char *text, double *out);
 
-/* Policy from the policy options and --seed, for a decoder of n_layers. Without --policy: omnidrop where any of its
- * options is given, else `fallback`. */
-status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, struct policy_params *out, struct err *e);
+/* Policy from the policy options and --seed, then the model's defaults (NULL: none), for a decoder of n_layers. Without
+ * --policy: omnidrop where any of its options is given, else `fallback`. */
+struct model_defaults;
+status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, const struct model_defaults *model,
+                  struct policy_params *out, struct err *e);
 /* The same with key = value on top, in place of what was given for it. */
-status cli_policy_with(const struct cli *c, const char *fallback, uint32_t n_layers, const char *key, const char *value,
-                       struct policy_params *out, struct err *e);
+status cli_policy_with(const struct cli *c, const char *fallback, uint32_t n_layers, const struct model_defaults *model,
+                       const char *key, const char *value, struct policy_params *out, struct err *e);
 
 /* ---- stderr ----------------------------------------------------------------------------------------------- */
 
@@ -103,5 +105,10 @@ int cli_main_batch(int argc, char **argv);
  * stderr which model and device it took. */
 struct engine;
 status cli_engine(const struct cli *c, uint64_t contexts, struct engine **out, struct err *e);
+
+/* One line on stderr: how many films of a stated length the page pool holds at once under policy p, and how many without it;
+ * where p is `none`, what omnidrop would give. at_once: how many requests run at most, by the option `limit`. */
+void cli_say_capacity(const struct cli *c, const struct engine *en, const struct policy_params *p, uint32_t at_once,
+                      const char *limit);
 
 #endif

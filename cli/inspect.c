@@ -58,6 +58,45 @@ static status model_folder(const struct cli *c, char *dir, size_t cap, const cha
 
 /* ---- model ------------------------------------------------------------------------------------------------ */
 
+/* What omnidrop.ini in the model's folder says; the caller owns the reference. */
+static json_t *defaults_json(const struct model_defaults *d)
+{
+    const struct transcribe_defaults *t = &d->transcribe;
+    json_t *transcribe = json_object(), *policies = json_object();
+    if (t->instruction[0]) json_object_set_new(transcribe, "instruction", cli_json_string(t->instruction));
+    if (t->language[0]) json_object_set_new(transcribe, "language", json_string(t->language));
+    if (t->window_s > 0) json_object_set_new(transcribe, "window", json_real(t->window_s));
+    if (t->overlap_s >= 0) json_object_set_new(transcribe, "overlap", json_real(t->overlap_s));
+    for (uint32_t i = 0; i < d->n_policies; i++) {
+        const struct policy_params *p = &d->policy[i];
+        json_t *all = prune_params_to_json(p), *own = json_object();
+        for (uint32_t k = 0; k < p->policy->n_param; k++)
+            if (p->given[k]) json_object_set(own, p->policy->param[k].name, json_object_get(all, p->policy->param[k].name));
+        json_decref(all);
+        json_object_set_new(policies, prune_params_name(p), own);
+    }
+    return json_pack("{s:o, s:o}", "transcribe", transcribe, "policy", policies);
+}
+
+static void defaults_print(const struct model_defaults *d)
+{
+    json_t *all = defaults_json(d), *section, *v;
+    const char *name, *key;
+    json_object_foreach(json_object_get(all, "transcribe"), key, v)
+    {
+        char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_REAL_PRECISION(15));
+        printf(MODEL_DEFAULTS_FILE " [transcribe] %s = %s\n", key, text);
+        free(text);
+    }
+    json_object_foreach(json_object_get(all, "policy"), name, section) json_object_foreach(section, key, v)
+    {
+        char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_REAL_PRECISION(15));
+        printf(MODEL_DEFAULTS_FILE " [policy] %s.%s = %s\n", name, key, text);
+        free(text);
+    }
+    json_decref(all);
+}
+
 static status inspect_model(const struct cli *c, struct err *e)
 {
     static const char *const dtype[] = { "F32", "BF16", "F16" };
@@ -67,11 +106,17 @@ static status inspect_model(const struct cli *c, struct err *e)
     if (cli_n_words(c) > 1) dir = cli_word(c, 1);
     else TRY(model_folder(c, bundled, sizeof bundled, &dir, e));
     TRY(checkpoint_open(dir, &ck, e));
+    struct model_defaults own;
+    const status st = model_defaults_load(dir, ck.config.text.layers, &own, e);
+    if (st != OK) {
+        checkpoint_close(&ck);
+        return st;
+    }
     const struct model_config *m = &ck.config;
     const uint64_t kv = 2ull * m->text.kv_heads * m->text.head_dim * (ck.dtype == DT_F32 ? 4 : 2);
     if (cli_flag(c, "json")) {
         print_json(json_pack("{s:o, s:I, s:I, s:s, s:b, s:i, s:{s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i}, s:{s:i,s:i,s:i,s:i}, "
-                             "s:{s:i,s:i,s:i,s:i}, s:I}",
+                             "s:{s:i,s:i,s:i,s:i}, s:I, s:o}",
                              "dir", cli_json_string(dir), "parameters", (json_int_t)ck.n_params, "bytes", (json_int_t)ck.bytes, "dtype",
                              dtype[ck.dtype], "tied", ck.tied, "tensors", (int)ck.n_tensors, "text", "layers",
                              (int)m->text.layers, "hidden", (int)m->text.hidden, "heads", (int)m->text.heads, "kv_heads",
@@ -80,7 +125,7 @@ static status inspect_model(const struct cli *c, struct err *e)
                              (int)m->audio.layers, "d_model", (int)m->audio.d_model, "heads", (int)m->audio.heads, "ff",
                              (int)m->audio.ff, "vision", "depth", (int)m->vision.depth, "hidden", (int)m->vision.hidden,
                              "heads", (int)m->vision.heads, "ff", (int)m->vision.ff, "kv_bytes_per_token_layer",
-                             (json_int_t)kv));
+                             (json_int_t)kv, "defaults", defaults_json(&own)));
     } else {
         printf("%s: Qwen2.5-Omni thinker, %.1f M parameters, %.1f MB (%s%s), %u tensors%s\n", dir,
                (double)ck.n_params / 1e6, (double)ck.bytes / 1e6, dtype[ck.dtype], ck.mixed ? ", mixed" : "", ck.n_tensors,
@@ -94,7 +139,9 @@ static status inspect_model(const struct cli *c, struct err *e)
                m->vision.heads, m->vision.ff, m->vision.window_size);
         printf("KV       %llu bytes a token and layer, %llu a token\n", (unsigned long long)kv,
                (unsigned long long)kv * m->text.layers);
+        defaults_print(&own);
     }
+    model_defaults_free(&own);
     checkpoint_close(&ck);
     return OK;
 }
@@ -118,11 +165,15 @@ static status read_sound(void *self, float *buf, size_t cap, size_t *n, struct e
 /* The model's own window and overlap hold where nobody gives others. */
 static status window_options(const struct cli *c, const char *dir, struct windows_options *o, struct err *e)
 {
-    struct transcribe_profile own;
-    TRY(transcribe_profile_load(dir, &own, e));
-    *o = (struct windows_options){ .window_s = own.window_s > 0 ? own.window_s : WINDOWS_WINDOW_S };
-    TRY(cli_number(c, "window", 2, 120, &o->window_s, e));
-    o->overlap_s = fmin(own.overlap_s >= 0 ? own.overlap_s : WINDOWS_OVERLAP_S, o->window_s / 4);
+    struct model_config m;
+    struct model_defaults own;
+    double window_s = 0;
+    TRY(model_config_load(dir, &m, e));
+    TRY(cli_number(c, "window", 2, 120, &window_s, e));
+    TRY(model_defaults_load(dir, m.text.layers, &own, e));
+    *o = (struct windows_options){ 0 };
+    model_defaults_windows(&own, window_s, -1, o);
+    model_defaults_free(&own);
     return cli_number(c, "overlap", 0, o->window_s / 2, &o->overlap_s, e);
 }
 
@@ -391,7 +442,7 @@ static status inspect_policies(const struct cli *c)
     return OK;
 }
 
-struct schedule_input { uint64_t layers, audio, steps, step_tokens, text, page_tokens; };
+struct schedule_input { uint64_t layers, audio, steps, step_tokens, text, page_tokens; struct model_defaults defaults; };
 
 static status schedule_input(const struct cli *c, struct schedule_input *s, struct err *e)
 {
@@ -403,6 +454,7 @@ static status schedule_input(const struct cli *c, struct schedule_input *s, stru
         TRY(model_folder(c, bundled, sizeof bundled, &dir, e));
         TRY(model_config_load(dir, &m, e));
         s->layers = m.text.layers;
+        TRY(model_defaults_load(dir, m.text.layers, &s->defaults, e));
     }
     TRY(cli_uint(c, "audio-tokens", 0, 1u << 24, &s->audio, e));
     TRY(cli_uint(c, "video-steps", 0, 1u << 20, &s->steps, e));
@@ -418,12 +470,14 @@ static status schedule_input(const struct cli *c, struct schedule_input *s, stru
 
 static status inspect_schedule(const struct cli *c, struct err *e)
 {
-    struct schedule_input in = { 0 };
+    struct schedule_input in = { .defaults = model_defaults_none() };
     struct policy_params p;
     struct policy_plan plan;
-    TRY(schedule_input(c, &in, e));
+    status st = schedule_input(c, &in, e);
     const uint32_t L = (uint32_t)in.layers;
-    TRY(cli_policy(c, "omnidrop", L, &p, e));
+    if (st == OK) st = cli_policy(c, "omnidrop", L, &in.defaults, &p, e);
+    model_defaults_free(&in.defaults);
+    if (st != OK) return st;
     const struct prune_item item = { .kind = in.steps ? TOKEN_VIDEO : TOKEN_AUDIO, .n_audio = (uint32_t)in.audio,
                                      .steps = (uint32_t)in.steps, .step_tokens = in.steps ? (uint32_t)in.step_tokens : 0 };
     const struct prune_shape shape = { .n_layers = L, .n_items = 1, .item = &item };

@@ -361,54 +361,13 @@ static status app_options_of(struct serve *s, struct err *e)
 
 /* ---- what is said when all is ready ------------------------------------------------------------------------ */
 
-#define CLIP_S 60
-#define CLIP_AUDIO_TOKENS 25       /* a second */
-#define CLIP_VIDEO_TOKENS 144
-#define CLIP_TEXT 64               /* of the question, and as many of the answer */
-
-/* Pages of a one-minute clip and its answer under a policy, after prefill. 0: the policy has no plan for it. */
-static uint64_t clip_pages(const struct policy_params *p, uint32_t n_layers, uint32_t page_tokens)
-{
-    const struct prune_item item = { .kind = TOKEN_VIDEO, .n_audio = CLIP_S * CLIP_AUDIO_TOKENS, .steps = CLIP_S,
-                                     .step_tokens = CLIP_VIDEO_TOKENS };
-    const struct prune_shape shape = { .n_layers = n_layers, .n_items = 1, .item = &item };
-    struct policy_plan plan;
-    struct err e;
-    uint64_t n = 0;
-    if (prune_plan_shape(p, &shape, &plan, &e) != OK) return 0;
-    for (uint32_t l = 0; l < n_layers; l++) n += (plan.alive[l] + 2 * CLIP_TEXT + page_tokens - 1) / page_tokens;
-    prune_plan_free(&plan);
-    return n;
-}
-
-/* What pruning gives, or would give: requests at once in the same pages. */
-static void pruning_text(const struct serve *s, char *out, size_t cap)
-{
-    const struct engine_info *i = engine_info(s->engine);
-    const uint32_t n_layers = engine_config(s->engine)->text.layers;
-    const struct policy_params none = prune_params_none();
-    const bool off = strcmp(prune_params_name(&s->policy), "none") == 0;
-    struct policy_params p = s->policy;
-    struct err e;
-    if (off && (prune_params_init(&p, "omnidrop", n_layers, &e) != OK || prune_params_set(&p, "retention", 0.3, &e) != OK ||
-                prune_params_finish(&p, &e) != OK)) {
-        out[0] = 0;
-        return;
-    }
-    const uint64_t whole = clip_pages(&none, n_layers, i->page_tokens), pruned = clip_pages(&p, n_layers, i->page_tokens);
-    const double gain = pruned ? (double)whole / (double)pruned : 1;
-    if (off) snprintf(out, cap, "policy none (--policy omnidrop --retention 0.3 would hold %.1fx the one-minute films)", gain);
-    else snprintf(out, cap, "policy %s (%.1fx the one-minute films of policy none)", prune_params_name(&s->policy), gain);
-}
-
 static void say_ready(const struct serve *s)
 {
     const struct engine_info *i = engine_info(s->engine);
-    char pruning[256];
-    pruning_text(s, pruning, sizeof pruning);
-    cli_log(s->cli, CLI_NOTE, "ready on %s: %s%s, %s, %s, %u pages of %u tokens (%.0f MB); %.2f s after the start",
+    cli_say_capacity(s->cli, s->engine, &s->policy, s->service_options.max_running, "--max-num-seqs");
+    cli_log(s->cli, CLI_NOTE, "ready on %s: %s%s, %s, policy %s, %u pages of %u tokens (%.0f MB); %.2f s after the start",
             http_server_address(s->server), api_model_name(s->api), i->bundled ? " (bundled; -m DIR serves another)" : "",
-            i->device, pruning, i->n_pages, i->page_tokens, (double)i->n_pages * (double)i->page_bytes / 1e6,
+            i->device, prune_params_name(&s->policy), i->n_pages, i->page_tokens, (double)i->n_pages * (double)i->page_bytes / 1e6,
             clock_s() - s->started_s);
 }
 
@@ -498,7 +457,7 @@ static status load(struct serve *s, struct err *e)
     TRY(cli_uint(s->cli, "max-num-seqs", 1, 4096, &at_once, e));
     TRY(cli_engine(s->cli, at_once, &s->engine, e));
     TRY(extract_check(&s->loader.limits, e));          /* where decoders cannot be confined nothing is decoded */
-    TRY(cli_policy(s->cli, "none", engine_config(s->engine)->text.layers, &s->policy, e));
+    TRY(cli_policy(s->cli, "none", engine_config(s->engine)->text.layers, engine_defaults(s->engine), &s->policy, e));
     s->service_options.observe = metrics_observe;
     s->service_options.observe_step = metrics_observe_step;
     s->service_options.observe_self = app_metrics(s->app);

@@ -129,7 +129,7 @@ struct task {
     int stdout_errno;              /* why standard output takes no more */
     enum progress_mode progress_mode;
     struct progress progress;
-    char instruction[1024], context[8192];
+    char context[8192];
     struct job *job;
     size_t n_jobs, cap_jobs;
 };
@@ -358,32 +358,23 @@ static status read_options(struct task *t, struct err *e)
 static status ask_model(struct task *t, struct err *e)
 {
     const struct cli *c = t->cli;
-    struct transcribe_profile p;
     TRY(cli_engine(c, 1, &t->en, e));
     const struct service_options so = { .max_running = t->o.jobs, .no_media_cache = true, .no_prefix_cache = true };
     TRY(service_open(t->en, &so, &t->service, e));
-    TRY(cli_policy(c, "none", engine_config(t->en)->text.layers, &t->policy, e));
+    TRY(cli_policy(c, "none", engine_config(t->en)->text.layers, engine_defaults(t->en), &t->policy, e));
     t->o.policy = &t->policy;
-    TRY(transcribe_profile_load(engine_info(t->en)->model_dir, &p, e));
-    if (!cli_given(c, "window")) t->o.windows.window_s = p.window_s > 0 ? p.window_s : WINDOWS_WINDOW_S;
-    if (!cli_given(c, "overlap")) {
-        const double own = p.overlap_s >= 0 ? p.overlap_s : WINDOWS_OVERLAP_S, most = t->o.windows.window_s / 4;
-        t->o.windows.overlap_s = own < most ? own : most;
-    }
+    const struct transcribe_defaults *own = &engine_defaults(t->en)->transcribe;
+    model_defaults_windows(engine_defaults(t->en), t->o.windows.window_s, cli_given(c, "overlap") ? t->o.windows.overlap_s : -1,
+                           &t->o.windows);
     if (cli_text(c, "instruction")) {
         t->o.instruction = cli_text(c, "instruction");
-    } else if (p.instruction[0]) {
+    } else if (own->instruction[0]) {
         if (t->o.translate)
             return err_set(e, E_ARG, "the model %s knows no words for --task translate; --instruction sets them",
                            engine_info(t->en)->model_name);
-        snprintf(t->instruction, sizeof t->instruction, "%s", p.instruction);
-        t->o.instruction = t->instruction;
+        t->o.instruction = own->instruction;
     }
-    if (p.language[0]) {
-        if (t->o.language && strcmp(t->o.language, p.language) != 0)
-            cli_log(c, CLI_NOTE, "the model %s hears %s only", engine_info(t->en)->model_name, p.language);
-        t->o.language = language_name(p.language);
-    }
+    if (own->language[0] && !cli_given(c, "language")) t->o.language = own->language;
     return OK;
 }
 

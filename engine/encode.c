@@ -33,8 +33,10 @@ static status some_vision(struct engine *en, struct eng_request *r, struct req_p
         const uint32_t t = r->enc_step, n = p->media.t - t < at_once ? p->media.t - t : at_once;
         const float *from = patches ? patches + (size_t)t * rows * width : stream;
         if (en->interrupted) st = err_set(e, E_CANCELLED, "interrupted");
+        const double begin = clock_s();
         for (uint32_t i = 0; stream && i < n && st == OK; i++)
             st = media_video_next(p->video, stream + (size_t)i * rows * width, e);
+        if (stream) r->media_s += clock_s() - begin;
         if (st == OK)
             st = vision_tower_run(en->vision, from, n, p->media.h, p->media.w, out + (size_t)t * (rows / 4) * d,
                                   saliency ? saliency + (size_t)t * (rows / 4) : NULL, e);
@@ -156,7 +158,7 @@ static status upload_given(struct engine *en, struct eng_request *r, struct err 
 
 status encode_some(struct engine *en, struct eng_request *r, double max_work, double *work, bool *done, struct err *e)
 {
-    const double begin = clock_s();
+    const double begin = clock_s(), media_s = r->media_s;
     *work = 0;
     *done = false;
     if (r->audio_embeds == NULL) TRY(start(en, r, e));
@@ -169,7 +171,7 @@ status encode_some(struct engine *en, struct eng_request *r, double max_work, do
         r->enc_step = 0;
         r->enc_sound = false;
     }
-    r->tower_s += clock_s() - begin;
+    r->tower_s += clock_s() - begin - (r->media_s - media_s);
     if (r->enc_part < r->n_parts) return OK;
     request_free_media(en, r);
     r->encoded = *done = true;

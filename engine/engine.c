@@ -115,6 +115,7 @@ static status open_model(struct engine *en, const struct engine_options *o, stru
 {
     TRY(pick_dtype(o->dtype, ck, &en->info.compute, e));
     en->config = ck->config;
+    TRY(model_defaults_load(en->info.model_dir, en->config.text.layers, &en->defaults, e));
     struct decoder_shape shape = decoder_shape_of(&en->config);
     shape.tied = ck->tied;
     struct decoder_checkpoint source = { .ck = ck };
@@ -165,6 +166,7 @@ static status open_start(struct engine *en, const struct engine_options *o, stru
     struct engine_info *info = &en->info;
     en->textbook_order = o->textbook_order;
     en->film_at_once = FILM_AT_ONCE;
+    en->defaults = model_defaults_none();
     info->bundled = o->model_dir == NULL;
     if (o->model_dir) snprintf(info->model_dir, sizeof info->model_dir, "%s", o->model_dir);
     else TRY(engine_bundled_model(info->model_dir, sizeof info->model_dir, e));
@@ -246,6 +248,7 @@ void engine_close(struct engine **pen)
         en->ops->close(&en->st);
     }
     tokenizer_free(&en->tok);
+    model_defaults_free(&en->defaults);
     free(en->allowed);
     free(en);
     *pen = NULL;
@@ -254,5 +257,24 @@ void engine_close(struct engine **pen)
 const struct engine_info *engine_info(const struct engine *en) { return &en->info; }
 const struct model_config *engine_config(const struct engine *en) { return &en->config; }
 const struct tokenizer *engine_tokenizer(const struct engine *en) { return en->tok; }
+const struct model_defaults *engine_defaults(const struct engine *en) { return &en->defaults; }
 uint32_t engine_pages_free(const struct engine *en) { return kv_n_free(en->pool) - kv_n_reserved(en->pool); }
 void engine_interrupt(struct engine *en) { en->interrupted = 1; }
+
+status engine_pages_of(const struct engine *en, const struct policy_params *p, const struct prune_shape *s, uint32_t n_text,
+                       uint32_t n_new, uint64_t *out, struct err *e)
+{
+    const uint32_t L = s->n_layers;
+    struct policy_plan plan;
+    uint32_t *bound;
+    TRY(prune_plan_shape(p, s, &plan, e));
+    const status st = mem_alloc(&bound, L, sizeof *bound, e);
+    if (st == OK) {
+        for (uint32_t l = 0; l < L; l++) bound[l] = plan.alive[l] + n_text;
+        const struct sched_request r = { .n_choices = 1, .n_new = n_new, .bound = bound, .n_rows = bound[0] };
+        *out = sched_demand(en->pool, L, &r);
+        free(bound);
+    }
+    prune_plan_free(&plan);
+    return st;
+}

@@ -12,6 +12,7 @@
 #ifndef ENGINE_ENGINE_H
 #define ENGINE_ENGINE_H
 
+#include "engine/defaults.h"
 #include "engine/sample.h"
 #include "media/features.h"
 #include "model/chat.h"
@@ -56,7 +57,13 @@ struct engine_info {
 const struct engine_info *engine_info(const struct engine *en);
 const struct model_config *engine_config(const struct engine *en);
 const struct tokenizer *engine_tokenizer(const struct engine *en);
+const struct model_defaults *engine_defaults(const struct engine *en);     /* of omnidrop.ini in the model's folder */
 uint32_t engine_pages_free(const struct engine *en);
+
+/* Pages that admission reserves for a request with the media of s, n_text tokens of text and an answer of at most n_new,
+ * under policy p; the pool holds engine_info()->n_pages / *out of them at once. E_ARG: the policy has no plan for it. */
+status engine_pages_of(const struct engine *en, const struct policy_params *p, const struct prune_shape *s, uint32_t n_text,
+                       uint32_t n_new, uint64_t *out, struct err *e);
 
 /* The bundled model's folder: beside the program (build/omnidrop -> models/), under its prefix, or in the cwd.
  * E_MODEL: none of these. */
@@ -169,7 +176,7 @@ struct eng_result {
     const uint32_t *const *survivors;   /* [L + 1] prompt indices of AV tokens, ascending; n = sum of alive[l][1..3] */
     uint32_t n_av[4];              /* before step 0, by kind */
     double mean_retention;         /* (1/L) sum n_l / n_orig */
-    double media_s, tower_s, prefill_s, decode_s;
+    double media_s, tower_s, prefill_s, decode_s;      /* media_s: opened, decoded, made features and a prompt */
     double select_s;               /* of prefill_s: importance scores and selections of this request */
 };
 const struct eng_result *eng_request_result(const struct eng_request *r);

@@ -31,6 +31,7 @@ struct engine {
     struct stream *st;
     const struct ops *ops;
     struct model_config config;
+    struct model_defaults defaults;
     struct tokenizer *tok;
     struct decoder *dec;
     struct audio_tower *audio;

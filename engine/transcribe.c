@@ -5,9 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "base/json.h"
 #include "base/mem.h"
 #include "engine/languages.h"
 #include "engine/transcribe_inside.h"
@@ -20,43 +18,6 @@
                                       invent words on silence */
 
 /* ---- how to ask ------------------------------------------------------------------------------------------- */
-
-static status read_profile(const struct doc_at *t, struct transcribe_profile *out, struct err *e)
-{
-    static const char *const known[] = { "instruction", "language", "window_s", "overlap_s", NULL };
-    const char *instruction = "", *language = "";
-    TRY(doc_only(t, known, e));
-    TRY(doc_opt_string(t, "instruction", &instruction, e));
-    TRY(doc_opt_string(t, "language", &language, e));
-    TRY(doc_opt_double(t, "window_s", 1, 600, &out->window_s, e));
-    TRY(doc_opt_double(t, "overlap_s", 0, 60, &out->overlap_s, e));
-    if (strlen(instruction) >= sizeof out->instruction)
-        return doc_err(t, e, "instruction: longer than %zu bytes", sizeof out->instruction - 1);
-    const char *name = *language ? language_name(language) : "";
-    if (name == NULL) return doc_err(t, e, "language: \"%s\" is no ISO 639 code or English name", language);
-    snprintf(out->instruction, sizeof out->instruction, "%s", instruction);
-    snprintf(out->language, sizeof out->language, "%s", name);
-    return OK;
-}
-
-status transcribe_profile_load(const char *model_dir, struct transcribe_profile *out, struct err *e)
-{
-    char path[1200];
-    struct doc d;
-    struct doc_at root, t;
-    *out = (struct transcribe_profile){ .overlap_s = -1 };
-    snprintf(path, sizeof path, "%s/omnidrop.json", model_dir);
-    if (access(path, F_OK) != 0) return OK;
-    TRY(doc_load(path, &doc_config_limits, &d, e));
-    doc_root(&d, &root);
-    status st = OK;
-    if (doc_has(&root, "transcribe")) {
-        st = doc_object(&root, "transcribe", &t, e);
-        if (st == OK) st = read_profile(&t, out, e);
-    }
-    doc_close(&d);
-    return st;
-}
 
 static void capital(char *s)
 {

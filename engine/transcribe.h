@@ -1,6 +1,5 @@
 /* engine/transcribe.h - a sound of any length to timed text: docs/http-api.md 5.
  *
- *   transcribe_profile_load     how this checkpoint wants to be asked
  *   transcribe_run              windows -> requests of the service -> guards, retries -> seams -> segments
  *
  * Each window is a request of its own, up to `jobs` at once, beside all else that the service runs; their text comes out
@@ -21,18 +20,6 @@
 #include "engine/windows.h"
 
 #define TRANSCRIBE_VERSION "2"     /* of instructions, window plan and guards: part of the journal's key */
-
-/* What the file omnidrop.json in a checkpoint's folder may say under "transcribe"; for models that were trained on
- * wordings or lengths of their own. Absent: nothing set. */
-struct transcribe_profile {
-    char instruction[512];         /* ""; the only wording that the model knows            */
-    char language[32];             /* ""; the only language that it hears                  */
-    double window_s;               /* 0                                                    */
-    double overlap_s;              /* -1                                                   */
-};
-
-/* E_MODEL: the file is there and wrong. */
-status transcribe_profile_load(const char *model_dir, struct transcribe_profile *out, struct err *e);
 
 /* The instruction for a task and a language (English name; NULL: not known), docs/http-api.md 5.4. */
 void transcribe_instruction(char *out, size_t cap, bool translate, const char *language);

@@ -142,6 +142,9 @@ status prune_params_set(struct policy_params *p, const char *key, double value, 
 status prune_params_set_text(struct policy_params *p, const char *key, const char *text, struct err *e);
 /* {"name" or "policy": ..., key: value, ...}; ends with prune_params_finish. */
 status prune_params_json(struct policy_params *p, const json_t *object, uint32_t n_layers, struct err *e);
+/* What `under` gives and p does not, where both are of one policy: the defaults below p. A retention or p_final that excludes
+ * what p gives stays out. Before prune_params_finish. */
+void prune_params_under(struct policy_params *p, const struct policy_params *under);
 /* Checks across parameters; call once after the last set. */
 status prune_params_finish(struct policy_params *p, struct err *e);
 /* The resolved set as an object; the caller owns the reference. Left out: what nobody set and what the plan works out. */

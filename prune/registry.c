@@ -164,6 +164,18 @@ status prune_params_json(struct policy_params *p, const json_t *object, uint32_t
     return prune_params_finish(p, e);
 }
 
+void prune_params_under(struct policy_params *p, const struct policy_params *under)
+{
+    if (under->policy != p->policy) return;
+    const int pair[2] = { find_param(p->policy, "retention"), find_param(p->policy, "p_final") };
+    for (int i = 0; i < (int)p->policy->n_param; i++) {
+        const int other = i == pair[0] ? pair[1] : i == pair[1] ? pair[0] : -1;
+        if (!under->given[i] || p->given[i] || (other >= 0 && p->given[other])) continue;
+        p->value[i] = under->value[i];
+        p->given[i] = true;
+    }
+}
+
 status prune_params_finish(struct policy_params *p, struct err *e)
 {
     return p->policy->check ? p->policy->check(p, e) : OK;

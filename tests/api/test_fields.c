@@ -437,13 +437,18 @@ static void the_extension_object(void **state)
     assert_string_equal(prune_params_name(&j->omnidrop.policy), "omnidrop");
     assert_true(prune_get(&j->omnidrop.policy, "query") == QUERY_LAST && prune_is_set(&j->omnidrop.policy, "tds"));
     assert_true(fabs(prune_get(&j->omnidrop.policy, "retention") - 0.3) < 1e-9);
-    assert_true(!prune_is_set(&j->omnidrop.policy, "t_mid") && prune_get(&j->omnidrop.policy, "step0") < 0.5);
+    struct policy_params model;    /* t_mid is nobody's: the model's, else the policy's own */
+    struct err e;
+    assert_int_equal(prune_params_init(&model, "omnidrop", engine_config(fake_engine())->text.layers, &e), OK);
+    model_defaults_policy(engine_defaults(fake_engine()), &model);
+    assert_true(prune_get(&j->omnidrop.policy, "t_mid") == prune_get(&model, "t_mid"));
+    assert_true(prune_get(&j->omnidrop.policy, "step0") < 0.5);
     assert_true(j->omnidrop.return_pruning && j->omnidrop.tokens);
     api_job_free(&j);
     api_destroy(&a);
 }
 
-/* Request before server flag before model profile; what excludes a key of the request goes with it. */
+/* Request before server flag before the model's defaults; what excludes a key of the request goes with it. */
 static void policies_resolve_in_order(void **state)
 {
     (void)state;
@@ -471,6 +476,35 @@ static void policies_resolve_in_order(void **state)
     assert_string_equal(prune_params_name(&j->omnidrop.policy), "none");
     api_job_free(&j);
     assert_non_null(strstr(api_fingerprint(a), "-omnidrop"));
+    struct policy_params own[2];
+    const struct model_defaults model = { .policy = own, .n_policies = 2 };
+    assert_int_equal(prune_params_init(&own[0], "omnidrop", 2, &e), OK);
+    assert_int_equal(prune_params_set(&own[0], "beta", 3, &e), OK);
+    assert_int_equal(prune_params_set(&own[0], "t_mid", 0.2, &e), OK);
+    assert_int_equal(prune_params_set(&own[0], "p_final", 0.7, &e), OK);
+    assert_int_equal(prune_params_init(&own[1], "random", 2, &e), OK);
+    assert_int_equal(prune_params_set(&own[1], "retention", 0.6, &e), OK);
+    a->defaults = &model;
+    static const struct { const char *body; double beta, t_mid, retention, p_final; } resolved[] = {
+        { CHAT(",\"omnidrop\":{\"return_pruning\":true}"), 7, 0.2, 0.3, NAN },       /* the server's retention */
+        { CHAT(",\"omnidrop\":{\"beta\":9,\"t_mid\":0.5}"), 9, 0.5, 0.3, NAN },
+        { CHAT(",\"omnidrop\":{\"retention\":0.4}"), 7, 0.2, 0.4, NAN },
+        { CHAT(",\"omnidrop\":{\"p_final\":0.6}"), 7, 0.2, NAN, 0.6 },
+    };
+    for (size_t i = 0; i < sizeof resolved / sizeof *resolved; i++) {
+        j = takes(a, true, resolved[i].body);
+        const struct policy_params *got = &j->omnidrop.policy;
+        assert_true(prune_get(got, "beta") == resolved[i].beta && prune_get(got, "t_mid") == resolved[i].t_mid);
+        assert_true(isnan(resolved[i].retention) ? !prune_is_set(got, "retention") : prune_get(got, "retention") == resolved[i].retention);
+        assert_true(isnan(resolved[i].p_final) ? !prune_is_set(got, "p_final") : prune_get(got, "p_final") == resolved[i].p_final);
+        api_job_free(&j);
+    }
+    j = takes(a, true, CHAT(",\"omnidrop\":{\"policy\":\"random\"}"));
+    assert_true(prune_get(&j->omnidrop.policy, "retention") == 0.6);
+    api_job_free(&j);
+    j = takes(a, true, CHAT(",\"omnidrop\":{\"policy\":\"step0\"}"));
+    assert_true(!prune_is_set(&j->omnidrop.policy, "audio"));
+    api_job_free(&j);
     api_destroy(&a);
 }
 

@@ -9,6 +9,8 @@ at() { local f=$1; shift; "$json" "$@" <"$f" | tr '\n' ' '; }
 
 # --- model
 inspect model --json >"$dir/m"
+is "its defaults, as text" "$(inspect model | grep -c '^omnidrop.ini ')" "$(grep -c '^[a-z].*=' models/omni-tiny/omnidrop.ini)"
+is "its defaults, as JSON" "$(inspect model --json | "$json" defaults.policy.omnidrop.t_mid)" "$(sed -nE 's/^omnidrop.t_mid = //p' models/omni-tiny/omnidrop.ini)"
 is "the bundled model" "$(at "$dir/m" text.layers text.heads text.kv_heads dtype)" "12 6 2 BF16 "
 inspect model --json $random >"$dir/m"
 is "another, as a word" "$(at "$dir/m" dir text dtype)" \

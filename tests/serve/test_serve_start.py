@@ -1,4 +1,5 @@
 """How the server starts, says what it is, and ends: docs/http-api.md 3.6 and 4."""
+import base64
 import glob
 import json
 import os
@@ -10,9 +11,93 @@ import tempfile
 import threading
 import time
 
-from omni_server import PATIENCE, SANITIZED, TALKER, Server, check, events, finish, run
+from lib import form
+from omni_server import DEMO, PATIENCE, SANITIZED, TALKER, Server, check, events, finish, run
 
 LONG = {"messages": [{"role": "user", "content": "talk"}], "max_tokens": 400, "stream": True, "ignore_eos": True}
+
+
+CAPACITY = re.compile(r"policy (\S+): of films of (\d+) s with sound \((\d+) \+ (\d+) tokens, (\d+) of text, (\d+) of answer\) the "
+                      r"pages hold (\d+) at once[;,] (?:without pruning|(.*) would hold) (\d+) \((\d+\.\d)x\)")
+
+
+def own_model(directory, defaults):
+    """A folder with the bundled model's files and another omnidrop.ini."""
+    for name in os.listdir("models/omni-tiny"):
+        if name != "omnidrop.ini":
+            os.symlink(os.path.abspath("models/omni-tiny/" + name), os.path.join(directory, name))
+    with open(os.path.join(directory, "omnidrop.ini"), "w") as f:
+        f.write(defaults)
+
+
+def inspected(*args):
+    """Pages of a plan by `inspect schedule`, which counts them by itself."""
+    code, out, err = run("inspect", "schedule", "--json", *args)
+    return json.loads(out)
+
+
+def test_capacity():
+    """The line is held against a count of its own, from the tokens that it names and the plan that inspect shows."""
+    def counted(s, *policy):
+        line = CAPACITY.search(s.stderr())
+        audio, video, text, answer = (int(line.group(i)) for i in range(3, 7))
+        steps = int(line.group(2))
+        pages = int(re.search(r"(\d+) pages of \d+ tokens", s.stderr()).group(1))
+        plan = inspected("--audio-tokens", str(audio), "--video-steps", str(steps), "--step-tokens", str(video // steps),
+                         "--text-tokens", str(text + answer), *policy)
+        return int(line.group(7)), int(line.group(9)), pages // plan["pages"], pages // plan["pages_unpruned"]
+    for mb, max_len in ((8, 4096), (64, 4096), (16, 1024)):
+        with Server("--kv-bytes", str(mb << 20), "--max-model-len", str(max_len)) as s:
+            off, on, pruned, whole = counted(s, "--policy", "omnidrop", "--retention", "0.3")
+            check("%d MB, context %d: %d and %d films" % (mb, max_len, off, on), (off, on) == (whole, pruned) and on > off, s.stderr())
+    with Server("--kv-bytes", str(64 << 20), "--policy", "omnidrop", "--p-final", "0.6", "--max-num-seqs", "2") as s:
+        on, off, pruned, whole = counted(s, "--policy", "omnidrop", "--p-final", "0.6")
+        check("with a policy: %d films, %d without" % (on, off), (on, off) == (pruned, whole) and on > off, s.stderr())
+        check("what --max-num-seqs allows is said where it is less", "--max-num-seqs 2 runs no more than that" in s.stderr(), s.stderr())
+    with Server("--policy", "omnidrop", "--retention", "0.95") as s:
+        check("a policy that such a film cannot reach is told", re.search("would be refused.*cannot be reached", s.stderr()), s.stderr())
+
+
+def test_defaults_of_the_model():
+    sound = {"type": "input_audio", "input_audio": {
+        "data": base64.b64encode(open(DEMO + "/speech000.wav", "rb").read()).decode(), "format": "wav"}}
+
+    def resolved(s, **omnidrop):
+        status, body = s.chat([sound, {"type": "text", "text": "What is said?"}], omnidrop={"return_pruning": True, **omnidrop})
+        return body["omnidrop"]["resolved"] if status == 200 else body
+
+    def windows(s, *fields):
+        kind, body = form([("file", "a.wav", open(DEMO + "/speech000.wav", "rb").read()), ("response_format", "verbose_json"), *fields])
+        status, _, text = s.request("POST", "/v1/audio/transcriptions", body, {"Content-Type": kind})
+        return [(w["start"], w["end"]) for w in json.loads(text)["segments"]] if status == 200 else text
+
+    with tempfile.TemporaryDirectory() as d:
+        own_model(d, "[transcribe]\ninstruction = What is said?\nwindow = 3\noverlap = 0.5\n"
+                     "[policy]\nomnidrop.t_mid = 0.25\nomnidrop.p_final = 0.4\nrandom.retention = 0.45\n")
+        with Server("-m", d, "--beta", "7") as s:
+            got = resolved(s, policy="omnidrop")
+            check("a policy has the model's values, and the flag's", (got.get("t_mid"), got.get("p_final"), got.get("beta")) == (0.25, 0.4, 7), got)
+            got = resolved(s, policy="omnidrop", t_mid=0.6, p_final=0.5)
+            check("the request comes before the model", (got.get("t_mid"), got.get("p_final")) == (0.6, 0.5), got)
+            got = resolved(s, retention=0.5)
+            check("its retention takes the place of the model's p_final", got.get("retention") == 0.5 and got.get("t_mid") == 0.25
+                  and got.get("p_final") != 0.4, got)
+            got = resolved(s, policy="random")
+            check("another policy has its own", got.get("retention") == 0.45, got)
+            got = windows(s)
+            check("windows are the model's", len(got) >= 2 and all(b - a <= 3.01 for a, b in got), got)
+            got = windows(s, ("omnidrop[window_s]", "30"))
+            check("the request's come before", len(got) == 1, got)
+        with Server("-m", d, "--policy", "omnidrop", "--t-mid", "0.3", env={"OMNIDROP_P_FINAL": "0.35"}) as s:
+            got = resolved(s)
+            check("flag and environment come before the model", (got.get("t_mid"), got.get("p_final")) == (0.3, 0.35), got)
+        code, out, err = run("serve", "--port", "0", "-m", d, "--p-init", "0.9")
+        check("defaults that a flag makes impossible are refused", code == 2 and "p_init 0.9 is above p_final 0.4" in err, (code, err))
+        with open(d + "/omnidrop.ini", "w") as f:
+            f.write("[policy]\nomnidrop.t_mid = 3\n")
+        code, out, err = run("serve", "--port", "0", "-m", d)
+        check("a wrong file ends the start, with file, line and range", code == 4 and "omnidrop.ini:2: t_mid is 3: give a number from 0 to 1"
+              in err, (code, err))
 
 
 def test_bare_start():
@@ -21,9 +106,11 @@ def test_bare_start():
         check("the bundled model is served within a second of the start", took < (20 if SANITIZED else 1), s.stderr())
         line = [l for l in s.lines if "ready on" in l][0]
         for what, pattern in [("address", r"http://127\.0\.0\.1:\d+"), ("model", "omni-tiny"), ("default", "bundled"),
-                              ("device", r"\d+ threads"), ("policy", "policy none"), ("pages", r"\d+ pages of \d+ tokens"),
-                              ("what pruning would give", r"omnidrop.*retention.*\d\.\dx")]:
+                              ("device", r"\d+ threads"), ("policy", "policy none"), ("pages", r"\d+ pages of \d+ tokens")]:
             check("the line that says ready names the " + what, re.search(pattern, line), line)
+        given = [l for l in s.lines if CAPACITY.search(l)]
+        check("one line says what pruning would give", len(given) == 1 and "--policy omnidrop --retention 0.3 would hold" in given[0],
+              s.stderr())
         check("/health", s.json("GET", "/health") == (200, {"status": "ok"}))
         check("/ready", s.request("GET", "/ready")[0] == 200)
         status, version = s.json("GET", "/version")
@@ -259,7 +346,7 @@ def test_notify():
 
 
 if __name__ == "__main__":
-    for test in (test_bare_start, test_listening, test_loading, test_drain, test_hang_up, test_log, test_options, test_notify):
+    for test in (test_bare_start, test_capacity, test_defaults_of_the_model, test_listening, test_loading, test_drain, test_hang_up, test_log, test_options, test_notify):
         try:
             test()
         except Exception as e:

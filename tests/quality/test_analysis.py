@@ -196,7 +196,8 @@ def _():
         again.add([("x", "q2", {"text": "two", "kept": 1})])
         third = R.Store(dir, WHO)
         assert third.answers["x"]["q2"]["text"] == "two" and third.has("x", "q0")
-        assert R.Store(dir, {**WHO, "engine": "2"}, same_engine=True).has("x", "q0")
+        kept = R.Store(dir, {**WHO, "engine": "2"}, same_engine=True)
+        assert kept.has("x", "q0") and kept.older == "a" and third.older is None
         assert not R.Store(dir, {**WHO, "model": "n"}).has("x", "q0")
         assert len(os.listdir(dir)) == 2
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # tools/quality/quality.sh PROGRAM COMMAND: what `make quality` and its like do. docs/quality.md.
 #   study [N]     clips with N questions of each group (300), every policy at every budget; docs/measurements/quality-DATE.md,
-#                 for another N than 300 the table goes beside its clips into build/quality-N
+#                 for another N than 300 the table goes beside its clips into build/quality-N; $QUALITY_FLAGS go to run.py
 #   refresh       after a new model: the committed figures of tests/quality and the demo's answers ($PYTHON: with torch)
 #   reference     200 clips of the study through transformers ($PYTHON), then the engine beside them
 # Makes build/venv-quality from PyPI and installs espeak-ng and ffmpeg from the distribution, where they are missing.
@@ -56,7 +56,8 @@ study)
     clips
     set -- --engine "$program" --clips "$folder/clips" --out "$folder"
     [ "$n" = 300 ] || set -- "$@" --report "$folder/quality"
-    build/venv-quality/bin/python tools/quality/run.py "$@"
+    # shellcheck disable=SC2086
+    build/venv-quality/bin/python tools/quality/run.py "$@" ${QUALITY_FLAGS:-}
     ;;
 refresh)
     torch quality-refresh

@@ -146,6 +146,8 @@ def document(who, f, cells, missed, messages, speed, image):
         out += study_table
     out += ["## By kind of question at 30 %, % right", ""] + by_kind(f, cells, 0.3)
     out += ["## The settings", ""] + rows_of(["setting", "policy", "parameters"], [[c.name, c.policy, f"`{json.dumps(c.options)}`"] for c in cells])
+    if f.store.older:
+        out += [f"Answers that stood already, of the engine at commit {f.store.older}, were kept (`--same-engine`).", ""]
     notes = [f"{label}, {percent(t)}: {why}" for label, t, why in missed] + messages
     notes += [f"{c.name}: not whole: {(f.store.errors(c) or ['questions without an answer'])[0]}" for c in cells if not f.whole(c)]
     if notes:
@@ -173,14 +175,22 @@ def plot(f, cells, path):
         for c in cells:
             if c.target is None and f.whole(c):
                 axis.plot([100 * f.kept(c, figure)], [100 * A.ratio(f.sums(c, figure))], "k.", ms=5)
-                axis.annotate(c.label, (100 * f.kept(c, figure), 100 * A.ratio(f.sums(c, figure))), fontsize=6, xytext=(3, 3), textcoords="offset points")
+                axis.annotate(c.label, (100 * f.kept(c, figure), 100 * A.ratio(f.sums(c, figure))), fontsize=6, xytext=(3, -3), textcoords="offset points",
+                              rotation=-40, va="top")
         if none and f.whole(none):
             axis.axhline(100 * A.ratio(f.sums(none, figure)), color="0.5", ls=":", lw=1)
         axis.set_xlabel("kept, mean over the layers, %")
         axis.set_title(title)
         axis.grid(alpha=0.3)
-    axes[2].set_yscale("symlog", linthresh=10)
-    axes[0].legend(fontsize=7)
+        axis.set_xlim(0, 105)
+        if figure != "wer":
+            axis.set_ylim(0, 102)
+    ticks = [1, 2, 5, 10, 20, 50, 100]
+    axes[2].set_yscale("log")
+    axes[2].set_yticks(ticks, [str(x) for x in ticks])
+    axes[2].minorticks_off()
+    axes[2].set_ylim(bottom=min(1, axes[2].get_ylim()[0]))
+    axes[0].legend(fontsize=7, loc="lower right")
     fig.tight_layout()
     fig.savefig(path, metadata={"Date": None})
     plt.close(fig)

@@ -31,7 +31,7 @@ class Store:
 
     def __init__(self, folder, who, same_engine=False):
         os.makedirs(folder, exist_ok=True)
-        self.path, self.answers = os.path.join(folder, "answers.jsonl"), {}
+        self.path, self.answers, self.older = os.path.join(folder, "answers.jsonl"), {}, None   # older: the commit of other sources
         if os.path.exists(self.path):
             self._read(who, same_engine)
         if not os.path.exists(self.path):
@@ -48,6 +48,8 @@ class Store:
             os.rename(self.path, aside)
             print(f"another {' and '.join(differ)} than before: all is asked anew; the old answers are in {aside}", flush=True)
             return
+        if had["engine"] != who["engine"]:
+            self.older = had["commit"]
         for line in lines[1:]:
             try:
                 row = json.loads(line)

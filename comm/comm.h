@@ -11,14 +11,23 @@
  * the program (omnidrop-mpi.so, omnidrop-nccl.so), opened when they are needed, so that one process on one machine needs
  * neither. MPI starts processes, exchanges ids and carries messages for all of them.
  *
- * Sums are taken in rank order, element by element in f32: every rank gets the same bits, run after run. Pruning needs
- * that (docs/architecture.md, Ranks).
+ * Sums of host memory are taken in rank order, element by element in f32: every rank gets the same bits, run after run.
+ * Pruning needs that (docs/architecture.md, Ranks). NCCL gives every rank the same bits too, in an order of its own.
  *
  * Nothing hangs. A call returns E_DEVICE, with a text that names call, rank, host and how long it waited, when a member
  * of its group is dead or when options.timeout_s has passed. Death is seen by a watcher of its own (one thread, a TCP
  * connection between each rank and rank 0, a beat every second): a killed process at once, a stopped or cut-off one after
- * silence_s. A rank that loses rank 0 knows so too. After a death only the groups that the dead rank was in are unusable;
- * the others go on. MPI is not finalized then: comm_exit leaves without waiting for anyone.
+ * silence_s. After a death only the groups that the dead rank was in are unusable; the others go on. Rank 0 counts as a
+ * member of every group: who has lost it hears of no other death, so all its calls fail. A rank that has left (comm_close,
+ * comm_exit) is as good as dead to who waits for it. MPI is not finalized then: comm_exit leaves without waiting.
+ *
+ * What a launcher makes of a death is its own matter. mpirun of Open MPI 4.1 kills the whole job when one process dies by a
+ * signal or ends non-zero (never because one is stopped), which is right for one group. For groups to outlive each other it
+ * must be given `--enable-recovery` (or `--continuous`); mpirun then ends with status 0 whatever became of the ranks, and
+ * when a whole *host* is lost it ends the job all the same. srun: `--kill-on-bad-exit=0 --no-kill`.
+ *
+ * Environment: OMNIDROP_LIB, the folder of the shared objects, first of all; OMNIDROP_COMM=wire, no shared memory for
+ * tensors (to compare, and where /dev/shm is too small: it is left out by itself when it cannot be had).
  * Source: docs/architecture.md (Collectives, Ranks, Failure rules). */
 #ifndef COMM_COMM_H
 #define COMM_COMM_H
@@ -73,9 +82,10 @@ void comm_versions(const struct comm *c, char *text, size_t cap);
 /* Is rank r (of c) gone? why: one line, "rank 3 (pid 71 on host b): no sign of life for 6.0 s". May be called from any
  * thread at any time. */
 bool comm_dead(const struct comm *c, uint32_t r, struct err *why);
-/* Any of them? *r is the first. */
+/* Any of them (rank 0 of the world, if it is no member, is not looked at)? *r is the first. */
 bool comm_any_dead(const struct comm *c, uint32_t *r, struct err *why);
-/* Told once for each death, from the watcher's thread; set once, on the world. */
+/* Told once for each death (not of those who left), from the watcher's thread, or from this call for those that were; set
+ * once, on the world. */
 void comm_on_death(struct comm *world, void (*told)(void *self, uint32_t rank, const struct err *why), void *self);
 
 /* ---- collectives ------------------------------------------------------------------------------------------- */
@@ -93,21 +103,31 @@ status comm_barrier(struct comm *c, struct err *e);
 /* Tensors from one to another; matched in order. */
 status comm_send(struct comm *c, struct stream *st, uint32_t to, const void *x, size_t bytes, struct err *e);
 status comm_recv(struct comm *c, struct stream *st, uint32_t from, void *x, size_t bytes, struct err *e);
+/* From now on the tensors of this device's stream go through NCCL, without the host; native: its cudaStream_t. Collective
+ * over c. E_MODEL, on every rank alike: a rank has no omnidrop-nccl.so, or two of them share a device; c stays as it was,
+ * which is host-staged. The stream's work behind a death ends with an error of the device, it does not hang. */
+status comm_attach(struct comm *c, struct stream *st, void *native, int device, struct err *e);
 /* True: collectives on device memory may be captured into a graph. */
 bool comm_captures(const struct comm *c);
 
 /* ---- messages ---------------------------------------------------------------------------------------------- */
 
-/* Host bytes of any length to one rank, by tag (0..1023); returns when they are copied or sent. Any thread. */
+/* Host bytes of any length to one rank, by tag (0..1023); returns when they are copied or sent. Any thread. What is longer
+ * than 4000 bytes may wait until the other rank calls comm_take: any thread of it, for any tag. Messages of one thread to
+ * one rank arrive in order. */
+#define COMM_TAGS 1024
 status comm_post(struct comm *c, uint32_t to, uint32_t tag, const void *bytes, size_t n, struct err *e);
-/* The same to every other rank of the group, by rank 0: a step plan. */
+/* The same to every other rank of the group, by rank 0: a step plan. The living get it even when another is dead. */
 status comm_post_all(struct comm *c, uint32_t tag, const void *bytes, size_t n, struct err *e);
 struct comm_message { uint32_t from, tag; uint8_t *bytes; size_t n; };     /* bytes owned by who takes it: free */
 /* The next message to this rank: from one rank (or COMM_ANY), of one tag (or COMM_ANY). Waits wait_s at most (INFINITY:
- * until one comes or the sender is dead); *got false: none came. An idle wait costs no processor time to speak of, and
- * the first message after one is seen within a millisecond. */
+ * until one comes or a member is dead); *got false: none came. What came before a death is still given out. An idle wait
+ * costs no processor time to speak of, and the first message after one is seen within a millisecond. */
 #define COMM_ANY UINT32_MAX
 status comm_take(struct comm *c, uint32_t from, uint32_t tag, double wait_s, struct comm_message *out, bool *got,
                  struct err *e);
+/* This rank knows of the deaths so far: messages with the living of c go on (comm_take from COMM_ANY waits again,
+ * comm_post_all leaves the dead out). The next death is an error again; tensors of c stay refused. */
+void comm_go_on(struct comm *c);
 
 #endif

@@ -7,6 +7,7 @@ PACKAGES="gcc make pkg-config libc6-dev
 libavformat-dev libavcodec-dev libswscale-dev libswresample-dev libavutil-dev ffmpeg
 libjansson-dev libpcre2-dev libutf8proc-dev zlib1g-dev libjemalloc-dev libcmocka-dev
 libevent-dev libssl-dev libhttp-parser-dev libcurl4-openssl-dev libseccomp-dev
+libopenmpi-dev openmpi-bin
 python3 python3-venv"
 
 if ! command -v apt-get >/dev/null 2>&1 || ! command -v dpkg-query >/dev/null 2>&1; then

@@ -7,10 +7,10 @@ files() { git ls-files -- "$@"; }
 
 # Each folder may include itself and these.
 declare -A may=(
-    [base]="" [kernels]="base" [kvcache]="base" [media]="base" [prune]="base kernels model/prompt.h"
-    [model]="base kernels" [scheduler]="base kvcache prune model/prompt.h"
-    [engine]="base kernels kvcache media prune model scheduler" [api]="base kernels media prune model engine"
-    [http]="base media prune model engine api" [cli]="base kernels media prune model engine api http"
+    [base]="" [comm]="base kernels/ops.h" [kernels]="base" [kvcache]="base" [media]="base" [prune]="base kernels model/prompt.h"
+    [model]="base comm kernels" [scheduler]="base kvcache prune model/prompt.h"
+    [engine]="base comm kernels kvcache media prune model scheduler" [api]="base comm kernels media prune model engine"
+    [http]="base media prune model engine api" [cli]="base comm kernels media prune model engine api http"
 )
 bad=""
 for m in "${!may[@]}"; do

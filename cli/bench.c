@@ -40,7 +40,8 @@ static const struct cli_option bench_options[] = {
 static const struct cli_option *const bench_groups[] = { bench_options, cli_policy_options, cli_common_options, NULL };
 static const struct cli_command bench_command = {
     .name = "bench", .summary = "How long prefill and decode take, with and without pruning.",
-    .usage = "omnidrop bench latency [-m DIR] [--input-len N | --video FILE] [--sweep retention=0.5,0.3] [options]",
+    .usage = "omnidrop bench latency [-m DIR] [--input-len N | --video FILE] [--sweep retention=0.5,0.3] [options]\n"
+             "       omnidrop bench profile | plan   (--help of their own)",
     .groups = bench_groups,
     .examples = "omnidrop bench latency --input-len 512 --output-len 64 --num-iters 10\n"
                 "omnidrop bench latency --video talk.mp4 --sweep retention=0.4,0.3,0.2 --result-file r.json" };
@@ -408,8 +409,10 @@ static status write_json(const char *path, const json_t *o, struct err *e)
 static status check_words(const struct cli *c, struct err *e)
 {
     if (cli_n_words(c) == 1 && strcmp(cli_word(c, 0), "latency") == 0) return OK;
-    if (cli_n_words(c) == 0) return err_set(e, E_ARG, "bench what? Say: omnidrop bench latency");
-    return err_set(e, E_ARG, "bench %s: this build measures \"latency\"", cli_word(c, cli_n_words(c) > 1));
+    if (cli_n_words(c) == 0)
+        return err_set(e, E_ARG, "bench what? Say: omnidrop bench latency, omnidrop bench profile or omnidrop bench plan");
+    return err_set(e, E_ARG, "bench %s: this build measures \"latency\" and \"profile\", and computes \"plan\"",
+                   cli_word(c, cli_n_words(c) > 1));
 }
 
 /* The question with its media, or nothing where the prompt is random text. */
@@ -488,6 +491,8 @@ static status run_command(struct bench *b, struct err *e)
 
 int cli_main_bench(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "plan") == 0) return cli_main_bench_plan(argc - 1, argv + 1);
+    if (argc > 1 && strcmp(argv[1], "profile") == 0) return cli_main_bench_profile(argc - 1, argv + 1);
     struct cli *c = NULL;
     struct err e = { 0 };
     bool done;

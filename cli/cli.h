@@ -99,6 +99,8 @@ int cli_main_transcribe(int argc, char **argv);
 int cli_main_inspect(int argc, char **argv);
 int cli_main_serve(int argc, char **argv);
 int cli_main_bench(int argc, char **argv);
+int cli_main_bench_plan(int argc, char **argv);
+int cli_main_bench_profile(int argc, char **argv);
 int cli_main_batch(int argc, char **argv);
 
 /* The engine that the common options describe, its pool for so many full contexts where no bytes are given; says on

@@ -36,7 +36,7 @@ struct sim_device {
     double select_s, select_row_s;         /* of a selection; of each row it chooses from, where rate `score` is not all */
     double entry_row_s;                    /* of each media row where tokens drop before the decoder */
     double tower_s;                        /* fixed: of one batch of a tower */
-    double reduce_s, reduce_bytes;         /* all-reduce over tp ranks: fixed; bytes of a vector a second. tp 1: none */
+    double reduce_s, reduce_bytes;         /* all-reduce over tp ranks: fixed; bytes a second that a rank sends. tp 1: none */
     uint32_t host_cores;                   /* of one rank that decode media */
     double shared_cores, device_threads;   /* > 0: device and media decoding share so many cores, of which the device uses
                                               so many threads */

@@ -29,10 +29,12 @@ static double product(const struct sim_options *o, double rows, double weights)
     return t > read ? t : read;
 }
 
+/* A ring: each rank sends and receives 2 (tp - 1) / tp of the rows. */
 static double reduce(const struct sim_options *o, double rows, double times)
 {
     if (o->tp < 2) return 0;
-    return times * (o->device.reduce_s + over(rows * o->model.work.d * o->model.value_bytes, o->device.reduce_bytes));
+    const double bytes = rows * o->model.work.d * o->model.value_bytes * 2 * (o->tp - 1) / o->tp;
+    return times * (o->device.reduce_s + over(bytes, o->device.reduce_bytes));
 }
 
 /* KV heads of a rank: at least one, held twice where there are more ranks than heads. */

@@ -95,45 +95,83 @@ static status split(const char *text, size_t n, bool chars, struct words *out, s
 
 struct pair { uint32_t l, r; };
 
-/* Best local alignment (Smith and Waterman: equal 2, different -1, gap -1) of a[n] and b[m], n, m <= WORDS_MAX.
- * Equal pairs in order; of alignments equally good the one that ends last in a and first in b. */
-static uint32_t align(const struct word *a, uint32_t n, const struct word *b, uint32_t m, struct pair *pair)
+/* What a position of the alignment is worth. The left side's last word and the right side's first may have been broken by
+ * the window's edge: they may differ at little cost. A word more or less than the voiced time expects costs FAR. */
+enum { EQUAL = 8, OTHER = -4, GAP = -4, BROKEN = -1, FAR = -3 };
+
+static int away(double words, double expected) { return (int)lround(FAR * fabs(words - expected)); }
+
+struct overlap {
+    struct pair pair[WORDS_MAX];   /* equal words, in order                                             */
+    uint32_t n_pairs, counted;     /* counted: they, and the words that differ though no edge broke them */
+    uint32_t from, to;             /* it begins at a[from] and ends before b[to]                        */
+    int score;
+};
+
+/* The overlap: an end of a[n] beside a beginning of b[m], n, m <= WORDS_MAX, that agree best (a global alignment of the two
+ * whose lengths are free but for what `expect` says of them). */
+static void align(const struct word *a, uint32_t n, const struct word *b, uint32_t m, const double expect[2],
+                  struct overlap *o)
 {
-    static const int EQUAL = 2, OTHER = -1, GAP = -1;
-    int score[WORDS_MAX + 1][WORDS_MAX + 1] = { { 0 } };
-    int best = 0;
-    uint32_t bi = 0, bj = 0;
-    for (uint32_t i = 1; i <= n; i++)
+    int at[WORDS_MAX + 1][WORDS_MAX + 1];
+    for (uint32_t i = 0; i <= n; i++) {
+        at[i][0] = away(n - i, expect[0]);
         for (uint32_t j = 1; j <= m; j++) {
-            int s = score[i - 1][j - 1] + (a[i - 1].key == b[j - 1].key ? EQUAL : OTHER);
-            if (score[i - 1][j] + GAP > s) s = score[i - 1][j] + GAP;
-            if (score[i][j - 1] + GAP > s) s = score[i][j - 1] + GAP;
-            score[i][j] = s > 0 ? s : 0;
-            if (s > best || (s == best && best > 0 && i > bi)) {
-                best = s;
-                bi = i;
-                bj = j;
-            }
+            const int gap_b = j == 1 ? BROKEN : GAP, gap_a = i == n ? BROKEN : GAP;
+            at[i][j] = at[i][j - 1] + gap_b;
+            if (i == 0) continue;
+            const int other = i == n || j == 1 ? BROKEN : OTHER;
+            const int both = at[i - 1][j - 1] + (a[i - 1].key == b[j - 1].key ? EQUAL : other);
+            if (at[i - 1][j] + gap_a > at[i][j]) at[i][j] = at[i - 1][j] + gap_a;
+            if (both > at[i][j]) at[i][j] = both;
         }
-    uint32_t k = 0;
-    for (uint32_t i = bi, j = bj; i > 0 && j > 0 && score[i][j] > 0;) {
-        const bool equal = a[i - 1].key == b[j - 1].key;
-        if (score[i][j] == score[i - 1][j - 1] + (equal ? EQUAL : OTHER)) {
-            if (equal) pair[k++] = (struct pair){ i - 1, j - 1 };
+    }
+    uint32_t i = n, j = 0, k = 0;
+    for (uint32_t c = 1; c <= m; c++)
+        if (at[n][c] + away(c, expect[1]) > at[n][j] + away(j, expect[1])) j = c;
+    *o = (struct overlap){ .to = j, .score = at[n][j] + away(j, expect[1]) };
+    while (j > 0) {
+        const bool equal = i > 0 && a[i - 1].key == b[j - 1].key;
+        const int other = i == n || j == 1 ? BROKEN : OTHER, gap_a = i == n ? BROKEN : GAP;
+        if (i > 0 && at[i][j] == at[i - 1][j - 1] + (equal ? EQUAL : other)) {
+            if (equal) o->pair[k++] = (struct pair){ i - 1, j - 1 };
+            o->counted += equal || other != BROKEN;
             i--;
             j--;
-        } else if (score[i][j] == score[i - 1][j] + GAP) {
+        } else if (i > 0 && at[i][j] == at[i - 1][j] + gap_a) {
+            o->counted += gap_a != BROKEN;
             i--;
         } else {
+            o->counted += j != 1;
             j--;
         }
     }
-    for (uint32_t i = 0; i < k / 2; i++) {
-        const struct pair t = pair[i];
-        pair[i] = pair[k - 1 - i];
-        pair[k - 1 - i] = t;
+    o->from = i;
+    o->n_pairs = k;
+    for (uint32_t p = 0; p < k / 2; p++) {
+        const struct pair t = o->pair[p];
+        o->pair[p] = o->pair[k - 1 - p];
+        o->pair[k - 1 - p] = t;
     }
-    return k;
+}
+
+/* Words that stay of a and that go of b: the place before or behind a pair that is nearest to the cut, counting words of the
+ * overlap as its time. Before and behind are the same text, but the times of the segments hang on the place. */
+static struct pair at_cut(const struct overlap *o, uint32_t n, const struct stitch_side *left, const struct stitch_side *right)
+{
+    const double l_share = left->overlap > 0 ? (left->middle - (1 - left->overlap)) / left->overlap : 0;
+    const double r_share = right->overlap > 0 ? right->middle / right->overlap : 0;
+    const double l_cut = o->from + l_share * (n - o->from), r_cut = r_share * o->to;
+    struct pair best = { 0, 0 };
+    double nearest = INFINITY;
+    for (uint32_t i = 0; i < 2 * o->n_pairs; i++) {
+        const struct pair p = { o->pair[i / 2].l + i % 2, o->pair[i / 2].r + i % 2 };
+        const double d = fabs(p.l - l_cut) + fabs(p.r - r_cut);
+        if (d > nearest + 1e-9) continue;          /* of equals the later */
+        nearest = d;
+        best = p;
+    }
+    return best;
 }
 
 /* Words that the overlap may hold, at most: twice what its share of the voiced time says, and three. */
@@ -147,20 +185,20 @@ static uint32_t reach(const struct words *w, double share)
 static void cut(const struct stitch_side *left, const struct stitch_side *right, const struct words *l,
                 const struct words *r, struct stitch_cut *out)
 {
-    struct pair pair[WORDS_MAX];
+    struct overlap o;
     const uint32_t n = reach(l, left->overlap), m = reach(r, right->overlap);
     const uint32_t l0 = (uint32_t)l->n - n;
-    const uint32_t k = align(l->w + l0, n, r->w, m, pair);
-    const double expect = fmax(1, fmin(round(left->overlap * (double)l->n), round(right->overlap * (double)r->n)));
-    if (k >= 3 || (k >= 1 && k >= 0.6 * expect)) {
-        const struct pair middle = pair[(k + 1) / 2 - 1];
-        *out = (struct stitch_cut){ SEAM_MATCHED, l->w[l0 + middle.l].end, 0, k };
-        out->right_from = middle.r + 1 < r->n ? r->w[middle.r + 1].begin : right->n;
+    const double expect[2] = { left->overlap * (double)l->n, right->overlap * (double)r->n };
+    align(l->w + l0, n, r->w, m, expect, &o);
+    if (o.n_pairs >= 3 || (o.n_pairs >= 1 && o.n_pairs >= 0.6 * o.counted && o.score > 0)) {
+        const struct pair p = at_cut(&o, n, left, right);
+        *out = (struct stitch_cut){ SEAM_MATCHED, l0 + p.l > 0 ? l->w[l0 + p.l - 1].end : 0,
+                                    p.r < r->n ? r->w[p.r].begin : right->n, o.n_pairs };
         return;
     }
     const size_t keep = (size_t)lround(left->middle * (double)l->n), drop = (size_t)lround(right->middle * (double)r->n);
     *out = (struct stitch_cut){ SEAM_UNMATCHED, keep >= l->n ? left->n : keep == 0 ? 0 : l->w[keep - 1].end,
-                                drop == 0 ? 0 : drop >= r->n ? right->n : r->w[drop].begin, k };
+                                drop == 0 ? 0 : drop >= r->n ? right->n : r->w[drop].begin, o.n_pairs };
 }
 
 status stitch_hard(const struct stitch_side *left, const struct stitch_side *right, struct stitch_cut *out,

@@ -26,9 +26,10 @@ struct stitch_cut {
     uint32_t n_matched;            /* words (characters) of the alignment                         */
 };
 
-/* The cut at a hard seam. Compares the last and first words that the overlap can hold, at most 40; accepts the best
- * local alignment with >= 3 equal words or >= 60 % of the words expected in the overlap. Otherwise both are cut at
- * the word nearest the middle of the overlap. E_NOMEM. */
+/* The cut at a hard seam. Looks for the end of the left text and the beginning of the right one, at most 40 words of each,
+ * that agree best and are about as long as their share of the voiced time says; the two words that the windows' edges may
+ * have broken need not agree. Accepts >= 3 equal words, or >= 60 % of the words compared. Then both are cut at the word of
+ * the alignment that is nearest to the cut in time; else each at the word nearest to it by its share. E_NOMEM. */
 status stitch_hard(const struct stitch_side *left, const struct stitch_side *right, struct stitch_cut *out,
                    struct err *e);
 

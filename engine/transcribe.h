@@ -19,7 +19,7 @@
 #include "engine/subtitles.h"
 #include "engine/windows.h"
 
-#define TRANSCRIBE_VERSION "2"     /* of instructions, window plan and guards: part of the journal's key */
+#define TRANSCRIBE_VERSION "3"     /* of instructions, window plan and guards: part of the journal's key */
 
 /* The instruction for a task and a language (English name; NULL: not known), docs/http-api.md 5.4. */
 void transcribe_instruction(char *out, size_t cap, bool translate, const char *language);

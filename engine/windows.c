@@ -19,6 +19,8 @@
 #define ABOVE_FLOOR 6.0f
 #define VOICED_MIN 8               /* frames: 150 ms                                        */
 #define QUIET 5                    /* frames of the quietest 100 ms                         */
+#define ALIKE 3.0f                 /* dB: a difference of levels that noise alone makes     */
+#define EDGE 3                     /* frames of the gap between words where an overlap ends */
 
 struct windows {
     struct windows_options o;
@@ -28,7 +30,7 @@ struct windows {
     float *buf;                    /* samples [base, base + n)                              */
     size_t n, cap;
     uint64_t base, n_read;
-    uint64_t from;                 /* where the next window's span begins                   */
+    uint64_t from, begin;          /* where the next window's span begins, and its sound    */
     bool clean_from, ended;
     uint32_t index;
     float floor_db;
@@ -141,16 +143,16 @@ static status detect(struct windows *w, const float *x, size_t n, uint32_t *n_fr
     return OK;
 }
 
-/* Mean level of the 100 ms around the boundary before frame c. */
-static float around(const float *level, size_t c)
+/* Mean level of n frames (odd) around the boundary before frame c; what noise alone makes of silence is all the same. */
+static float around(const struct windows *w, size_t c, size_t n)
 {
     float sum = 0;
-    for (size_t i = c - QUIET / 2; i <= c + QUIET / 2; i++) sum += level[i];
-    return sum / QUIET;
+    for (size_t i = c - n / 2; i <= c + n / 2; i++) sum += w->level[i];
+    return fmaxf(sum / (float)n, fmaxf(SILENCE_DB, w->floor_db + ALIKE));
 }
 
 /* The best cut inside pauses, of the boundaries before frames lo..hi on the grid (first: absolute number of frame 0).
- * Quietest first, but everything under -60 dBFS is equally quiet; then the longest pause; then its middle. */
+ * Quietest first, but all silence is equally quiet; then the longest pause; then its middle. */
 static bool cut_in_pause(const struct windows *w, uint32_t n, uint64_t first, uint32_t lo, uint32_t hi, uint32_t *cut)
 {
     bool found = false;
@@ -161,7 +163,7 @@ static bool cut_in_pause(const struct windows *w, uint32_t n, uint64_t first, ui
         if (b - a < WINDOWS_PAUSE) continue;
         for (uint32_t c = a + QUIET / 2; c + QUIET / 2 < b; c++) {
             if (c < lo || c > hi || (first + c) % (GRID / WINDOWS_FRAME) != 0) continue;
-            const float q = fmaxf(around(w->level, c), SILENCE_DB);
+            const float q = around(w, c, QUIET);
             const float d = fabsf((float)c - 0.5f * (float)(a + b));
             const bool better = !found || q < quiet || (q == quiet && (b - a > length || (b - a == length && d < distance)));
             if (!better) continue;
@@ -175,20 +177,37 @@ static bool cut_in_pause(const struct windows *w, uint32_t n, uint64_t first, ui
     return found;
 }
 
-/* No pause: the quietest 100 ms of lo..hi; the latest of equals. */
+/* No pause: the quietest 100 ms of lo..hi, the latest of equals. Between words said fast that is a gap. */
 static uint32_t cut_hard(const struct windows *w, uint64_t first, uint32_t lo, uint32_t hi)
 {
     uint32_t cut = hi;
     float quiet = INFINITY;
     for (uint32_t c = lo; c <= hi; c++) {
         if ((first + c) % (GRID / WINDOWS_FRAME) != 0 || c < QUIET / 2) continue;
-        const float q = around(w->level, c);
+        const float q = around(w, c, QUIET);
         if (q <= quiet) {
             quiet = q;
             cut = c;
         }
     }
     return cut;
+}
+
+/* Where an overlap ends, from frame `cut` on by -1 or 1: the quietest place between a fifth of `half` and all of it, the
+ * farthest of those alike; what is heard of a word that the edge breaks would be a guess. n: frames there are. */
+static uint32_t edge(const struct windows *w, uint32_t n, uint32_t cut, uint32_t half, int way)
+{
+    uint32_t best = 0;
+    float quiet = INFINITY;
+    for (int pass = 0; pass < 2; pass++)           /* how quiet is it, and where */
+        for (uint32_t d = half / 5; d <= half; d++) {
+            const int64_t c = (int64_t)cut + way * (int64_t)d;
+            if (c < EDGE / 2 || c + EDGE / 2 >= n) break;
+            const float q = around(w, (size_t)c, EDGE);
+            if (pass == 0) quiet = fminf(quiet, q);
+            else if (q <= quiet + ALIKE) best = d;
+        }
+    return (uint32_t)((int64_t)cut + way * (int64_t)best);
 }
 
 /* Copy [begin, end) out of the buffer. */
@@ -214,8 +233,7 @@ static status hand_out(struct windows *w, struct window *out, struct err *e)
 status windows_next(struct windows *w, struct window *out, struct err *e)
 {
     *out = (struct window){ .index = w->index, .from = w->from, .clean_from = w->clean_from };
-    const uint64_t before = w->clean_from || w->from < w->half ? 0 : w->half;
-    out->begin = w->from - before;
+    out->begin = w->begin;
     TRY(fill(w, out->begin, w->from + w->window + (w->half > GRID ? w->half : GRID), e));
     const uint64_t have = w->base + w->n;
     if (have <= w->from) return OK;
@@ -233,8 +251,12 @@ status windows_next(struct windows *w, struct window *out, struct err *e)
         uint32_t last = hi + QUIET / 2 < n ? hi : n - 1 - QUIET / 2;
         out->clean_to = cut_in_pause(w, n, first, lo, last, &cut);
         if (!out->clean_to) cut = cut_hard(w, first, lo, last);
-        out->to = w->base + (uint64_t)cut * WINDOWS_FRAME;
-        out->end = out->clean_to ? out->to : out->to + w->half < have ? out->to + w->half : have;
+        out->to = out->end = w->begin = w->base + (uint64_t)cut * WINDOWS_FRAME;
+        if (!out->clean_to && w->half > 0) {
+            const uint32_t half = (uint32_t)(w->half / WINDOWS_FRAME);
+            out->end = w->base + (uint64_t)edge(w, n, cut, half, 1) * WINDOWS_FRAME;
+            w->begin = w->base + (uint64_t)edge(w, n, cut, half, -1) * WINDOWS_FRAME;
+        }
     }
     TRY(hand_out(w, out, e));
     w->from = out->to;

@@ -3,13 +3,14 @@
  *   windows_create(reader) -> windows_next ... until n_samples == 0 -> windows_destroy
  *
  *      |---- window 0 ----|--- window 1 ---.     a clean cut lies in a pause of 200 ms or more: no overlap
- *                                   .---- window 2 ----|   a hard cut: both sides hear overlap_s around it
+ *                                   .---- window 2 ----|   a hard cut: both sides hear up to overlap_s around it
  *
  * The plan depends on the samples and the options alone: the same sound gives the same windows, whatever the
  * reader's pieces. Memory: one window, its overlap and the window handed out.
  * Invariants
  *   I1  spans [from, to) tile the sound: the first begins at 0, each next one where the last ended
- *   I2  [begin, end) holds [from, to) and differs from it at hard cuts only, by half the overlap
+ *   I2  [begin, end) holds [from, to) and differs from it at hard cuts only, by at most half the overlap: it ends at the
+ *       quietest place there, if it can between two words, as a model guesses what a broken word was
  *   I3  from and to lie on the grid, but for the end of the sound
  *   I4  to - from <= window_s */
 #ifndef ENGINE_WINDOWS_H
@@ -28,7 +29,7 @@
 
 struct windows_options {
     double window_s;               /* longest span, 1..600                                              */
-    double overlap_s;              /* heard by both sides of a hard cut, 0..window_s / 2                */
+    double overlap_s;              /* heard by both sides of a hard cut at most, 0..window_s / 2        */
     bool keep_silence;             /* windows without voice are not marked silent                       */
 };
 

@@ -44,6 +44,50 @@ static void equal_overlaps_join(void **state)
     assert_string_equal(out, "red blue green");
 }
 
+/* As heard at real seams: the word that an edge broke is another one, or none; one word agrees. */
+static void broken_words_at_the_edges_do_not_hide_the_overlap(void **state)
+{
+    (void)state;
+    char out[512];
+    assert_int_equal(join("one two three zero nine down seven cat", 0.75, 0.25, "and cat sleep run behind six ten", 0.125, 0.25, out),
+                     SEAM_MATCHED);
+    assert_string_equal(out, "one two three zero nine down seven cat sleep run behind six ten");
+    assert_int_equal(join("nine jump open four house three", 0.9, 0.35, "house green stop one right stop", 0.2, 0.3, out),
+                     SEAM_MATCHED);
+    assert_string_equal(out, "nine jump open four house green stop one right stop");
+}
+
+/* A word that is said again and again: how often is known from the time that both heard. */
+static void repeated_words_are_counted_by_time(void **state)
+{
+    (void)state;
+    char out[512];
+    assert_int_equal(join("six dog cat up red yellow red two blue horse", 0.93, 0.12,
+                          "horse horse horse under six ten up cat dog run", 0.07, 0.12, out), SEAM_MATCHED);
+    assert_string_equal(out, "six dog cat up red yellow red two blue horse horse horse under six ten up cat dog run");
+    assert_int_equal(join("six dog cat blue horse horse horse", 0.75, 0.44, "horse horse horse horse under six up cat", 0.2, 0.39,
+                          out), SEAM_MATCHED);
+    assert_string_equal(out, "six dog cat blue horse horse horse horse under six up cat");
+}
+
+/* Before or behind a word that both heard is the same text; the place nearer to the cut gives the segments their times. */
+static void the_place_nearest_to_the_cut(void **state)
+{
+    (void)state;
+    static const char l[] = "red blue cat two", r[] = "nine two dog fish";
+    struct stitch_cut cut;
+    struct err e;
+    const struct stitch_side left = { l, strlen(l), 0.75, 0.5 }, right = { r, strlen(r), 0.25, 0.5 };
+    assert_int_equal(stitch_hard(&left, &right, &cut, &e), OK);
+    assert_int_equal(cut.seam, SEAM_MATCHED);
+    assert_int_equal(cut.left_keep, strlen("red blue cat"));
+    assert_int_equal(cut.right_from, strlen("nine "));
+    const struct stitch_side late = { l, strlen(l), 1, 0.5 }, from = { r, strlen(r), 0.5, 0.5 };
+    assert_int_equal(stitch_hard(&late, &from, &cut, &e), OK);
+    assert_int_equal(cut.left_keep, strlen(l));
+    assert_int_equal(cut.right_from, strlen("nine two "));
+}
+
 static void scripts_without_spaces_go_by_characters(void **state)
 {
     (void)state;
@@ -109,6 +153,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(equal_overlaps_join),
+        cmocka_unit_test(broken_words_at_the_edges_do_not_hide_the_overlap),
+        cmocka_unit_test(repeated_words_are_counted_by_time),
+        cmocka_unit_test(the_place_nearest_to_the_cut),
         cmocka_unit_test(scripts_without_spaces_go_by_characters),
         cmocka_unit_test(disagreeing_overlaps_are_cut_by_time),
         cmocka_unit_test(a_far_repeat_is_no_overlap),

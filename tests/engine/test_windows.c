@@ -157,6 +157,58 @@ static void cuts_in_the_pause(void **state)
     free(s.x);
 }
 
+/* Noise makes one of two pauses a little quieter; the longer one is the better cut. */
+static void the_longer_of_two_noisy_pauses(void **state)
+{
+    (void)state;
+    struct sound s = { 0 };
+    static struct plan p;
+    rng_state = 10;
+    add_noise(&s, 26, 0.3);
+    add_noise(&s, 0.9, 0.0040);
+    add_noise(&s, 1, 0.3);
+    add_noise(&s, 0.24, 0.0036);
+    add_noise(&s, 20, 0.3);
+    const struct windows_options o = { .window_s = 30, .overlap_s = 2 };
+    make_plan(&s, &o, 0, &p);
+    assert_true(p.w[0].clean_to);
+    assert_in_range(p.w[0].to, (uint64_t)(26.4 * RATE), (uint64_t)(26.5 * RATE));      /* its middle */
+    plan_free(&p);
+    free(s.x);
+}
+
+/* Words 80 to 140 ms apart: both edges of every overlap lie in a gap, so that no side hears a broken word. */
+static void overlaps_end_between_words(void **state)
+{
+    (void)state;
+    struct sound s = { 0 };
+    static struct plan p;
+    rng_state = 11;
+    while (s.n < 120 * RATE) {
+        add_noise(&s, 0.25 + 0.25 * rnd(), 0.1 + 0.3 * rnd());
+        add_noise(&s, 0.08 + 0.06 * rnd(), 0.001);
+    }
+    const struct windows_options o = { .window_s = 8, .overlap_s = 2 };
+    make_plan(&s, &o, 0, &p);
+    check_plan(&s, &o, &p);
+    size_t n = 0;
+    for (size_t i = 0; i < p.n; i++) {
+        const uint64_t at[] = { p.w[i].begin, p.w[i].end };
+        assert_true(i + 1 == p.n || !p.w[i].clean_to);
+        for (int k = 0; k < 2; k++) {
+            if (at[k] == 0 || at[k] == s.n) continue;
+            const uint64_t far = k ? p.w[i].end - p.w[i].to : p.w[i].from - p.w[i].begin;
+            assert_in_range(far, RATE / 5, RATE);
+            for (uint64_t x = at[k] - 160; x < at[k] + 160; x++)
+                if (fabsf(s.x[x]) > 0.001f) fail_msg("window %zu is heard %s inside a word", i, k ? "until" : "from");
+            n++;
+        }
+    }
+    assert_true(n > 20);
+    plan_free(&p);
+    free(s.x);
+}
+
 static void silence_is_marked_and_voice_is_not(void **state)
 {
     (void)state;
@@ -259,6 +311,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_sounds_keep_the_invariants),
         cmocka_unit_test(cuts_in_the_pause),
+        cmocka_unit_test(the_longer_of_two_noisy_pauses),
+        cmocka_unit_test(overlaps_end_between_words),
         cmocka_unit_test(silence_is_marked_and_voice_is_not),
         cmocka_unit_test(loud_steady_sound_is_not_silence),
         cmocka_unit_test(what_is_no_number_becomes_silence),

@@ -229,7 +229,7 @@ def judge(result, planned, truth):
     near = [("hard", distance(j, hard)) if distance(j, hard) <= distance(j, clean) else ("clean", distance(j, clean))
             for j in range(len(ref))]
     place = [kind if d <= NEAR else "away" for kind, d in near]
-    errors, counts = dict.fromkeys(("all", "seams", "clean", "hard", "away"), 0), dict.fromkeys(("all", "seams", "clean", "hard", "away"), 0)
+    errors, counts = (dict.fromkeys(("all", "seams", "clean", "hard", "away"), 0) for _ in range(2))
     kinds = {"substituted": 0, "deleted": 0, "inserted": 0}
     wrong = []
 
@@ -317,7 +317,8 @@ def faults(journal, result, planned, truth):
         out["lost_of_one"] += len(one)
         out["twice"] += len(twice)
         if both or one or twice:
-            out["list"].append({"cut": l["end"], "hear": [r["hear_start"], l["hear_end"]], "seam": result["omnidrop"]["windows"][k + 1].get("seam"),
+            seam = result["omnidrop"]["windows"][k + 1].get("seam")
+            out["list"].append({"cut": l["end"], "hear": [r["hear_start"], l["hear_end"]], "seam": seam,
                                 "both": [ref[j] for j in both], "one": [ref[j] for j in one], "twice": twice,
                                 "left": raw[k][-5:], "right": raw[k + 1][:5],
                                 "truth": [(ref[j], round(words[j][1] / RATE, 2), round(words[j][2] / RATE, 2)) for j in zone]})
@@ -365,19 +366,21 @@ def markdown(rows, sweep, model, argv):
            "means stands at the head of that file. WER with errors and words.\n",
            "## Words\n",
            table(["file", "window, overlap", "cuts clean, hard", "WER", "within 1 s of a cut", "of a clean one", "of a hard one", "away"],
-                 [[f"{r['file']}, {r['seconds']:.0f} s", f"{r['window']:g}, {r['overlap']:g} s", f"{r['cuts']['clean']}, {r['cuts']['hard']}"] +
+                 [[f"{r['file']}, {r['seconds']:.0f} s", f"{r['window']:g}, {r['overlap']:g} s",
+                   f"{r['cuts']['clean']}, {r['cuts']['hard']}"] +
                   [percent(r["wer"][k]) for k in ("all", "seams", "clean", "hard", "away")] for r in rows]),
            "## Segment times, speed, memory, kill and resume\n",
            "Seconds, median and 95th percentile, of starts and ends together: to the word; to the pause beside it.\n",
-           table(["file", "bounds", "to the word", "to the pause", "exact: pause", "snapped: pause", "interpolated: pause", "RTF", "peak MB", "SIGKILL"],
-                 [[r["file"], str(r["times"]["all"]["word"]["n"]), seconds_of(r["times"]["all"]["word"]), seconds_of(r["times"]["all"]["pause"])] +
+           table(["file", "bounds", "to the word", "to the pause", "exact: pause", "snapped: pause", "interpolated: pause", "RTF",
+                  "peak MB", "SIGKILL"],
+                 [[r["file"], str(r["times"]["all"]["word"]["n"])] + [seconds_of(r["times"]["all"][k]) for k in ("word", "pause")] +
                   [seconds_of(r["times"][k]["pause"]) if k in r["times"] else "-" for k in ("exact", "snapped", "interpolated")] +
                   [f"{r['rtf']:.4f}", f"{r['peak_mb']:.0f}",
                    "-" if "kill" not in r else f"after {r['kill'].get('after_windows')} of {r['n_windows']} windows: " +
                    ("the same bytes" if r["kill"]["same"] else "OTHER BYTES")] for r in rows])]
     if any("faults" in r for r in rows):
         out += ["## Stitching at hard cuts\n",
-                table(["file", "hard cuts", "matched", "unmatched", "lost though both heard it", "lost though one did", "said twice"],
+                table(["file", "hard cuts", "matched", "unmatched", "lost, both heard it", "lost, one did", "said twice"],
                       [[r["file"], str(r["cuts"]["hard"]), str(r["seams"]["matched"]), str(r["seams"]["unmatched"])] +
                        [str(r["faults"][k]) for k in ("lost_of_both", "lost_of_one", "twice")] for r in rows if "faults" in r])]
     if sweep:
@@ -415,7 +418,8 @@ def measure(a):
         for window, overlap in grid_of(a.sweep) if a.sweep else []:
             sweep.append(measure_one(a, a.file[0], window, overlap, False, tmp))
             r = sweep[-1]
-            print(f"window {r['window']:g} overlap {r['overlap']:g}: " + ", ".join(f"{k} {percent(v)}" for k, v in r["wer"].items()), flush=True)
+            print(f"window {r['window']:g} overlap {r['overlap']:g}: " + ", ".join(f"{k} {percent(v)}" for k, v in r["wer"].items()),
+                  flush=True)
     finally:
         shutil.rmtree(tmp)
     if a.json:

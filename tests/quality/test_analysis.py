@@ -12,6 +12,7 @@ import traceback
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tools/quality"))
 import analysis as A
 import cells as C
+import engine as E
 import run as R
 
 cases = []
@@ -182,7 +183,16 @@ def _():
 
 # ---- the store --------------------------------------------------------------------------------------------------------
 
-WHO = {"engine": "1", "commit": "a", "model": "m", "clips": "c", "dtype": "auto"}
+WHO = {"engine": "1", "commit": "a", "model": "m", "defaults": "", "clips": "c", "dtype": "auto"}
+
+
+@case("a model's own defaults count where no cell says otherwise")
+def _():
+    with tempfile.TemporaryDirectory() as dir:
+        assert E.model_defaults(dir) == ""
+        with open(dir + "/omnidrop.ini", "w") as f:
+            f.write("[transcribe]\nwindow = 6\n# a note\n[policy]\nomnidrop.t_mid = 0.35\nomnidrop.p_init = 0.1  # more\nomnidrop.beta=9\n[other]\nx = 1\n")
+        assert E.model_defaults(dir) == "omnidrop.beta=9 omnidrop.p_init=0.1", E.model_defaults(dir)
 
 
 @case("answers stay through a torn line, what failed is asked again, another model puts them aside")

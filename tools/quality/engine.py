@@ -42,7 +42,32 @@ def commit():
 
 
 def model_digest(folder):
-    return digest(os.path.join(folder, f) for f in os.listdir(folder) if f.endswith((".json", ".safetensors", ".txt")))
+    """Of weights, sizes, tokens and how media are read; not of its words about itself."""
+    return digest(os.path.join(folder, f) for f in os.listdir(folder) if f.endswith(".safetensors") or
+                  f in ("config.json", "tokenizer.json", "preprocessor_config.json", "video_preprocessor_config.json"))
+
+
+WRITTEN_OUT = ("t_mid", "retention", "step0", "tds", "query")  # what cells.py says itself
+
+
+def model_defaults(folder):
+    """The parameters of policies that the model's own omnidrop.ini sets and no cell does: they move answers."""
+    path, out, here = os.path.join(folder, "omnidrop.ini"), [], False
+    if not os.path.exists(path):
+        return ""
+    with open(path) as f:
+        for line in f:
+            line = line.split("#")[0].strip()
+            if line.startswith("["):
+                here = line == "[policy]"
+            elif here and line and line.split("=")[0].strip().split(".")[-1] not in WRITTEN_OUT:
+                out.append("".join(line.split()))
+    return " ".join(sorted(out))
+
+
+def environment():
+    """Without OMNIDROP_<FLAG>, which would come before the model's defaults."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("OMNIDROP")}
 
 
 class Questions:
@@ -96,7 +121,7 @@ class Engine:
         words = [x for k, v in options.items() for x in ("--policy-param", f"{k}={str(v).lower() if isinstance(v, bool) else v}")]
         for audio, steps in shapes:
             r = subprocess.run([self.program, "inspect", "schedule", "--json", "-m", self.model, "--policy", policy, *words, "--audio-tokens",
-                                str(audio), "--video-steps", str(steps), "--step-tokens", "12"], capture_output=True, text=True)
+                                str(audio), "--video-steps", str(steps), "--step-tokens", "12"], capture_output=True, text=True, env=environment())
             if r.returncode:
                 return r.stderr.strip().removeprefix("omnidrop: error: ")
             p_final = json.loads(r.stdout)["resolved"].get("p_final", 0)
@@ -117,7 +142,7 @@ class Engine:
             start = time.time()
             r = subprocess.run([self.program, "batch", "-q", "-m", self.model, "--dtype", self.dtype, "-t", str(self.threads), "--kv-bytes",
                                 str(KV_BYTES), "--max-concurrency", str(at_once), "-i", tmp + "/in.jsonl", "-o", tmp + "/out.jsonl",
-                                "--error-file", tmp + "/err.jsonl"], capture_output=True, text=True)
+                                "--error-file", tmp + "/err.jsonl"], capture_output=True, text=True, env=environment())
             took, out = time.time() - start, {}
             if r.returncode not in (0, 5):
                 raise RuntimeError(f"omnidrop batch ended with status {r.returncode}: {r.stderr.strip()[-2000:]}")

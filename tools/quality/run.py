@@ -131,7 +131,8 @@ def some(q, clips_max):
 
 
 def who_of(engine, questions):
-    return {"engine": E.sources(), "commit": E.commit(), "model": E.model_digest(engine.model), "clips": questions.digest(), "dtype": engine.dtype}
+    return {"engine": E.sources(), "commit": E.commit(), "model": E.model_digest(engine.model),
+            "defaults": E.model_defaults(engine.model), "clips": questions.digest(), "dtype": engine.dtype}
 
 
 # ---- the committed small set ------------------------------------------------------------------------------------

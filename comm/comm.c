@@ -63,9 +63,8 @@ status comm_check(struct comm *c, const char *call, double waited, bool messages
     if (broken & (messages ? BROKEN_MESSAGES : BROKEN_TENSORS))
         return err_set(e, c->broken_why.code, "%s: this group broke before: %.900s", call, c->broken_why.text);
     if (watch_count(c->w->watch) == 0) return OK;
-    for (uint32_t i = 0; i < c->size; i++)
-        if (!(messages && i != peer && c->accepted[i]) && watch_gone(c->w->watch, c->member[i], LEFT_GRACE_S, &why))
-            return gone_err(c, call, waited, &why, e);
+    const uint32_t first = watch_first(c->w->watch, c->member, messages ? c->accepted : NULL, peer, c->size, LEFT_GRACE_S);
+    if (first != UINT32_MAX && watch_gone(c->w->watch, first, LEFT_GRACE_S, &why)) return gone_err(c, call, waited, &why, e);
     if (c->w->rank != 0 && watch_gone(c->w->watch, 0, LEFT_GRACE_S, &why)) return gone_err(c, call, waited, &why, e);
     return OK;
 }
@@ -727,12 +726,11 @@ bool comm_dead(const struct comm *c, uint32_t r, struct err *why)
 
 bool comm_any_dead(const struct comm *c, uint32_t *r, struct err *why)
 {
-    for (uint32_t i = 0; watch_count(c->w->watch) != 0 && i < c->size; i++)
-        if (comm_dead(c, i, why)) {
-            *r = i;
-            return true;
-        }
-    return false;
+    if (watch_count(c->w->watch) == 0) return false;
+    const uint32_t first = watch_first(c->w->watch, c->member, NULL, 0, c->size, 0);
+    for (uint32_t i = 0; first != UINT32_MAX && i < c->size; i++)
+        if (c->member[i] == first) *r = i;
+    return first != UINT32_MAX && watch_gone(c->w->watch, first, 0, why);
 }
 
 void comm_on_death(struct comm *world, void (*told)(void *self, uint32_t rank, const struct err *why), void *self)

@@ -82,7 +82,8 @@ void comm_versions(const struct comm *c, char *text, size_t cap);
 /* Is rank r (of c) gone? why: one line, "rank 3 (pid 71 on host b): no sign of life for 6.0 s". May be called from any
  * thread at any time. */
 bool comm_dead(const struct comm *c, uint32_t r, struct err *why);
-/* Any of them (rank 0 of the world, if it is no member, is not looked at)? *r is the first. */
+/* Any of them (rank 0 of the world, if it is no member, is not looked at)? *r is the one that was gone first: others may have
+ * left because of it. */
 bool comm_any_dead(const struct comm *c, uint32_t *r, struct err *why);
 /* Told once for each death (not of those who left), from the watcher's thread, or from this call for those that were; set
  * once, on the world. */

@@ -220,6 +220,9 @@ void watch_told(struct watch *x, void (*told)(void *self, uint32_t rank, const s
 uint32_t watch_count(const struct watch *x);              /* of the gone, for a quick look */
 /* Is world rank r gone? Who left in good order counts after `grace` seconds, so that what it sent last may arrive. */
 bool watch_gone(const struct watch *x, uint32_t r, double grace, struct err *why);
+/* Of n world ranks the one that has been gone the longest: the others may have left because of it. UINT32_MAX: none. Those
+ * with skip[i] (NULL: none) do not count, but rank[keep] does. */
+uint32_t watch_first(const struct watch *x, const uint32_t *rank, const uint8_t *skip, uint32_t keep, uint32_t n, double grace);
 void comm_nccl_deaths(struct world *w, uint32_t rank);    /* comm.c, from the watcher */
 
 #endif

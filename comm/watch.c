@@ -76,6 +76,16 @@ bool watch_gone(const struct watch *x, uint32_t r, double grace, struct err *why
     return true;
 }
 
+uint32_t watch_first(const struct watch *x, const uint32_t *rank, const uint8_t *skip, uint32_t keep, uint32_t n, double grace)
+{
+    uint32_t first = UINT32_MAX;
+    for (uint32_t i = 0; i < n; i++)
+        if (!(skip != NULL && skip[i] && i != keep) && watch_gone(x, rank[i], grace, NULL) &&
+            (first == UINT32_MAX || x->gone_at[rank[i]] < x->gone_at[first]))
+            first = rank[i];
+    return first;
+}
+
 /* Once, by whoever comes first: the callback is told of deaths, not of those who left. */
 static void tell(struct watch *x, uint32_t r)
 {
@@ -211,8 +221,10 @@ static void *watch_main(void *arg)
         for (uint32_t i = first; i < x->n_lines; i++) {
             struct line *l = &x->line[i];
             if (l->fd < 0) continue;
-            if (stall > x->beat) l->heard += stall < now - l->heard ? stall : now - l->heard;
+            if (stall > x->silence / 2) l->heard += stall < now - l->heard ? stall : now - l->heard;
             if (now - l->heard <= x->silence) continue;
+            listen_to(x, i);           /* it may have come since the poll */
+            if (l->fd < 0 || now - l->heard <= x->silence) continue;
             char why[TEXT];
             snprintf(why, sizeof why, "no sign of life for %.1f s", now - l->heard);
             lost(x, i, why);

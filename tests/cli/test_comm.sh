@@ -1,0 +1,65 @@
+#!/bin/bash
+# Ranks on one host under mpirun (tests/comm/ranks.c): every call with 1 to 4 of them, through shared memory and through
+# MPI's messages; mixed builds; one that comes late; one that is killed, stopped or ends itself inside each call. Goal:
+# right bits everywhere, and never a call that hangs.
+set -u
+build=${OMNIDROP_BUILD:-build}
+ranks=$build/tests/comm/ranks
+if ! command -v mpirun >/dev/null || [[ ! -e $build/omnidrop-mpi.so ]]; then echo "ok - ranks # SKIP no MPI on this machine"; exit 0; fi
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 SEED=${SEED:-$RANDOM}
+# What a container lets pass, and no mpirun that takes the whole job down with one rank. MPI itself leaks (not ours to test).
+export OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
+export ASAN_OPTIONS=${ASAN_OPTIONS:-}:detect_leaks=0
+echo "# SEED=$SEED"
+
+# go NP LINES MPIRUN_OPTIONS.. -- MODE..: the program's lines; a 'not ok' where it hangs or does not say LINES times 'ok'.
+go() {
+    local np=$1 lines=$2 out status n; shift 2
+    local opt=()
+    while [[ $1 != -- ]]; do opt+=("$1"); shift; done
+    shift
+    out=$(timeout -k 5 "${LIMIT:-240}" mpirun "${opt[@]}" -np "$np" "$ranks" "$@" 2>&1); status=$?
+    grep -E '^(ok|not ok|#) ' <<<"$out"
+    n=$(grep -c '^ok ' <<<"$out")
+    if (( status != 0 || n != lines )) && ! grep -q '^not ok' <<<"$out"; then
+        echo "not ok - ranks $* with np $np: status $status, $n lines of $lines"
+        tail -n 15 <<<"$out" | sed 's/^/# /'
+    fi
+}
+
+for np in 1 2 3 4; do go $np 9 -- calls; done
+OMNIDROP_COMM=wire go 2 9 -- calls
+OMNIDROP_COMM=wire go 3 9 --mca btl tcp,self -- calls
+go 3 3 -- builds
+
+LIMIT=60
+go 3 4 --enable-recovery -- late
+for call in all_reduce all_reduce_short all_gather gather broadcast barrier split send post take; do
+    go 3 2 --enable-recovery -- death kill $call 2
+    go 3 2 --enable-recovery -- death stop $call 1
+done
+for call in all_reduce gather broadcast barrier; do
+    OMNIDROP_COMM=wire go 3 2 --enable-recovery -- death kill $call 1
+    OMNIDROP_COMM=wire go 3 2 --enable-recovery -- death stop $call 2
+done
+go 3 2 --enable-recovery --mca btl tcp,self -- death kill post 1
+# Rank 0 is whom all others hear of deaths from.
+go 3 2 --enable-recovery -- death kill all_reduce 0
+go 3 2 --enable-recovery -- death stop take 0
+go 4 3 --enable-recovery -- death exit all_gather 3
+go 4 6 --enable-recovery -- groups kill
+go 4 6 --continuous -- groups stop
+
+# Without --enable-recovery one that is killed takes the job along, and mpirun says so.
+start=$SECONDS
+timeout 30 mpirun -np 3 "$ranks" death kill barrier 2 >/dev/null 2>&1; status=$?
+if (( status != 0 && status != 124 && SECONDS - start < 15 )); then echo "ok - mpirun alone ends a job that lost a rank, status $status"
+else echo "not ok - mpirun alone: status $status after $((SECONDS - start)) s"; fi
+
+# No library, no ranks: a reason.
+out=$(OMNIDROP_LIB=/nowhere timeout 30 mpirun -np 2 "$ranks" calls 2>&1)
+if [[ $out == *"one of 2 ranks, but MPI cannot be loaded: omnidrop-mpi.so: not beside the program"* ]]; then echo "ok - a launcher without our MPI is refused"
+else echo "not ok - a launcher without our MPI: $out"; fi
+shopt -s nullglob
+left=(/dev/shm/omnidrop-*)
+if (( ${#left[@]} == 0 )); then echo "ok - nothing is left in /dev/shm"; else echo "not ok - left: ${left[*]}"; fi

@@ -70,7 +70,7 @@ RUN_BIN  := $(BUILD)/tests/golden $(BUILD)/tests/vectors $(BUILD)/tests/cli/json
 CUDA    ?= /usr/local/cuda
 MPI_CFLAGS = $(shell pkg-config --cflags ompi-c 2>/dev/null || pkg-config --cflags mpich 2>/dev/null || mpicc --showme:compile 2>/dev/null)
 MPI_LIBS   = $(shell pkg-config --libs ompi-c 2>/dev/null || pkg-config --libs mpich 2>/dev/null || mpicc --showme:link 2>/dev/null)
-HAVE_MPI   = $(shell echo '\#include <mpi.h>' | $(CC) -E $(MPI_CFLAGS) -x c - >/dev/null 2>&1 && echo yes)
+HAVE_MPI   = $(shell $(CC) -E $(MPI_CFLAGS) -include mpi.h -x c /dev/null >/dev/null 2>&1 && echo yes)
 PLUGINS    = $(if $(HAVE_MPI),$(BUILD)/omnidrop-mpi.so) $(if $(and $(wildcard $(CUDA)/include/nccl.h),$(wildcard $(CUDA)/include/cuda_runtime_api.h)),$(BUILD)/omnidrop-nccl.so)
 
 all: $(BUILD)/omnidrop plugins

@@ -416,8 +416,8 @@ static bool idle_once(void)
                 delay[k] = delay[k - 1];
                 delay[k - 1] = t;
             }
-        printf("# idle take: %.0f us at best, %.0f us median until a message is seen, %.2f %% of a processor while waiting\n", delay[0] * 1e6, delay[N / 2] * 1e6,
-               100 * cpu / waited);
+        printf("# idle take: %.0f us at best, %.0f us median until a message is seen, %.2f %% of a processor while waiting\n",
+               delay[0] * 1e6, delay[N / 2] * 1e6, 100 * cpu / waited);
         fflush(stdout);
         ok = delay[0] < 0.005 && cpu < 0.1 * waited;
     }
@@ -723,7 +723,11 @@ static int late(void)
 
 /* ---- bench ---------------------------------------------------------------------------------------------------- */
 
-static int by_value(const void *a, const void *b) { return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b); }
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
 
 /* The manner of the OSU micro-benchmarks: back to back in batches after a barrier, mean over the ranks; median of the
  * batches. MPI's own through its C symbols, which the plugin has brought in. */

@@ -248,7 +248,8 @@ static void test_order(void **state)
     const float *in[RANKS];
     for (uint32_t r = 0; r < RANKS; r++) {
         in[r] = v[r];
-        for (size_t i = 0; i < N; i++) v[r][i] = ldexpf((float)((i * 2654435761u + r * 40503u) % 65521) - 32000, (int)((i * 7 + r * 13) % 60) - 30);
+        for (size_t i = 0; i < N; i++)
+            v[r][i] = ldexpf((float)((i * 2654435761u + r * 40503u) % 65521) - 32000, (int)((i * 7 + r * 13) % 60) - 30);
     }
     for (uint32_t n_v = 1; n_v <= RANKS; n_v++)
         for (size_t n = 0; n <= N; n = n * 3 + 1) {

@@ -25,7 +25,7 @@ is "and compares with the first" "$(grep -c '^  against none: TTFT' "$dir/table"
 is "nothing half is left" "$(ls "$dir" | grep -c part)" 0
 
 refuses "what is to be measured" 2 'omnidrop bench latency' "$bin" bench -q
-refuses "another measurement" 2 'bench serve: this build measures "latency"' "$bin" bench -q serve
+refuses "another measurement" 2 'bench serve: this build measures "latency" and "profile"' "$bin" bench -q serve
 refuses "a file that is there" 2 'exists: -y replaces it' "${b[@]}" --result-file "$dir/r.json"
 refuses "a length beside media" 2 '--input-len is for prompts of random text' "${b[@]}" --audio $demo/phrase000.wav --input-len 9
 refuses "a sweep of nothing" 2 '--sweep retention: give an option' "${b[@]}" --sweep retention

@@ -10,7 +10,7 @@ declare -A may=(
     [base]="" [comm]="base kernels/ops.h" [kernels]="base" [kvcache]="base" [media]="base" [prune]="base kernels model/prompt.h"
     [model]="base comm kernels" [scheduler]="base kvcache prune model/prompt.h"
     [engine]="base comm kernels kvcache media prune model scheduler" [api]="base comm kernels media prune model engine"
-    [http]="base media prune model engine api" [cli]="base comm kernels media prune model engine api http"
+    [http]="base media prune model engine api" [cli]="base comm kernels media prune model scheduler engine api http"
 )
 bad=""
 for m in "${!may[@]}"; do

@@ -59,6 +59,7 @@ struct plan {
     struct plan_profile profile;
     struct sim_model model;
     char model_name[1024];
+    bool in_folder;                /* model_name is a checkpoint's folder */
     struct media_video_options video;      /* how the checkpoint wants films */
     uint32_t width, height;
     double mbit;
@@ -237,6 +238,7 @@ static status read_model(struct plan *p, struct err *e)
         p->model = plan_model_of(&c);
         p->video = engine_video_options(&c, 0, 0, 0);
         snprintf(p->model_name, sizeof p->model_name, "%s", name);
+        p->in_folder = true;
     }
     p->model.value_bytes = p->profile.value_bytes;
     p->model.kv_value_bytes = p->profile.kv_value_bytes;
@@ -297,7 +299,11 @@ static status read_policies(struct plan *p, struct err *e)
 {
     const uint32_t L = p->model.work.L;
     p->policy[0] = prune_params_none();
-    TRY(cli_policy(p->cli, "omnidrop", L, NULL, &p->policy[1], e));
+    struct model_defaults own = model_defaults_none();
+    if (p->in_folder) TRY(model_defaults_load(p->model_name, L, &own, e));
+    const status st = cli_policy(p->cli, "omnidrop", L, &own, &p->policy[1], e);
+    model_defaults_free(&own);
+    if (st != OK) return st;
     p->n_policies = strcmp(prune_params_name(&p->policy[1]), "none") == 0 ? 1 : 2;
     return OK;
 }

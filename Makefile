@@ -122,6 +122,12 @@ $(foreach m,$(MODULES),$(eval $(call test_rule,$(m))))
 # A service by script, in place of the engine's.
 $(BUILD)/tests/api/test_fields $(BUILD)/tests/api/test_replies $(BUILD)/tests/api/test_live $(BUILD)/tests/api/test_groups: tests/api/fake_service.c tests/api/schema.c
 
+# Ranks that are threads of the test, in place of comm/.
+RANK_TESTS := test_ranks test_ranks_engine test_ranks_service
+$(RANK_TESTS:%=$(BUILD)/tests/engine/%): $(BUILD)/tests/engine/%: tests/engine/%.c tests/engine/ranks.c tests/comm_threads.c $(filter-out $(BUILD)/comm/%,$(call obj_of,engine))
+	@echo "  TEST $@"; mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP $(LDFLAGS) -o $@ $(filter %.c %.o,$^) $(LIBS) -lcmocka
+
 $(BUILD)/tests/golden: tests/golden.c $(call obj_of,engine)
 $(BUILD)/tests/vectors: tests/vectors.c $(call obj_of,prune) $(BUILD)/model/safetensors.o $(BUILD)/model/prompt.o
 $(BUILD)/tests/cli/json_get: tests/cli/json_get.c

@@ -9,23 +9,21 @@
 #include "engine/inside.h"
 
 struct decode_buffers {
-    uint32_t cap;                  /* rows of the three below */
-    float *x, *cos, *sin;          /* device */
+    uint32_t cap;                  /* rows of the two below */
+    struct team_rows *x, *angles;
     struct eng_choice **choice;    /* [rows] */
-    uint32_t *seq_start, *kv_start, *angle, *visible;
-    struct kv_view *view;
+    uint32_t *row;                 /* [rows] */
+    struct kv_view *view;          /* [L][rows] */
     int32_t *id, *pos;
-    size_t choice_cap, seq_cap, kv_cap, angle_cap, visible_cap, view_cap, id_cap, pos_cap;
+    size_t choice_cap, row_cap, view_cap, id_cap, pos_cap;
     float *logits;                 /* host [min(rows, LOGIT_ROWS), V] */
     size_t logits_cap;
 };
 
 static void release_rows(struct engine *en, struct decode_buffers *b)
 {
-    en->ops->release(en->st, b->x);
-    en->ops->release(en->st, b->cos);
-    en->ops->release(en->st, b->sin);
-    b->x = b->cos = b->sin = NULL;
+    team_rows_close(en->team, &b->x);
+    team_rows_close(en->team, &b->angles);
     b->cap = 0;
 }
 
@@ -34,7 +32,7 @@ void decode_free(struct engine *en)
     struct decode_buffers *b = en->decode;
     if (b == NULL) return;
     release_rows(en, b);
-    void *host[] = { b->choice, b->seq_start, b->kv_start, b->angle, b->visible, b->view, b->id, b->pos, b->logits };
+    void *host[] = { b->choice, b->row, b->view, b->id, b->pos, b->logits };
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) free(host[i]);
     free(b);
     en->decode = NULL;
@@ -46,20 +44,16 @@ static status grow(struct engine *en, uint32_t rows, struct err *e)
     struct decode_buffers *b = en->decode;
     const struct decoder_shape *s = decoder_shape(en->dec);
     TRY(mem_grow(&b->choice, &b->choice_cap, rows, sizeof *b->choice, e));
-    TRY(mem_grow(&b->seq_start, &b->seq_cap, rows + 1, sizeof(uint32_t), e));
-    TRY(mem_grow(&b->kv_start, &b->kv_cap, rows, sizeof(uint32_t), e));
-    TRY(mem_grow(&b->angle, &b->angle_cap, rows, sizeof(uint32_t), e));
-    TRY(mem_grow(&b->visible, &b->visible_cap, rows, sizeof(uint32_t), e));
-    TRY(mem_grow(&b->view, &b->view_cap, rows, sizeof *b->view, e));
+    TRY(mem_grow(&b->row, &b->row_cap, rows, sizeof(uint32_t), e));
+    TRY(mem_grow(&b->view, &b->view_cap, (size_t)s->L * rows, sizeof *b->view, e));
     TRY(mem_grow(&b->id, &b->id_cap, rows, sizeof(int32_t), e));
     TRY(mem_grow(&b->pos, &b->pos_cap, rows, sizeof(int32_t), e));
     TRY(mem_grow(&b->logits, &b->logits_cap, (size_t)(rows < LOGIT_ROWS ? rows : LOGIT_ROWS) * s->V, sizeof(float), e));
     if (rows <= b->cap) return OK;
     release_rows(en, b);
     const uint32_t cap = rows + 15;
-    TRY(en->ops->alloc(en->st, (size_t)cap * s->d * sizeof(float), (void **)&b->x, e));
-    TRY(en->ops->alloc(en->st, (size_t)cap * (s->D / 2) * sizeof(float), (void **)&b->cos, e));
-    TRY(en->ops->alloc(en->st, (size_t)cap * (s->D / 2) * sizeof(float), (void **)&b->sin, e));
+    TRY(team_rows_open(en->team, cap, s->d, &b->x, e));
+    TRY(team_angles_open(en->team, cap, &b->angles, e));
     b->cap = cap;
     return OK;
 }
@@ -81,33 +75,41 @@ status fork_choices(struct engine *en, struct eng_request *r, struct err *e)
 {
     const uint32_t L = decoder_shape(en->dec)->L, per = en->info.page_tokens;
     const struct block_table *from = r->choice[0].table;
-    for (uint32_t i = 1; i < r->n_choices; i++) {
+    uint32_t *src, n;
+    TRY(mem_alloc(&src, 2 * (size_t)L, sizeof *src, e));
+    uint32_t *dst = src + L;
+    status st = OK;
+    for (uint32_t i = 1; i < r->n_choices && st == OK; i++) {
         struct eng_choice *c = &r->choice[i];
         if (!choice_open(c)) continue;
-        TRY(mem_alloc(&c->table, L, sizeof *c->table, e));
+        TRY_GOTO(st, mem_alloc(&c->table, L, sizeof *c->table, e), out);
+        n = 0;
         for (uint32_t l = 0; l < L; l++) {
             struct block_table *t = &c->table[l];
             const uint32_t full = from[l].n_rows / per, rest = from[l].n_rows % per;
-            TRY(block_table_init(t, en->pool, r->bound[l] + r->n_new_max, e));
+            TRY_GOTO(st, block_table_init(t, en->pool, r->bound[l] + r->n_new_max, e), out);
             block_table_share(t, en->pool, from[l].page, full);
             if (rest == 0) continue;
             block_table_append(t, en->pool, &r->sched.reservation, rest);
-            TRY(en->ops->page_copy(en->st, &(struct page_copy_args){ .shape = en->kv, .src = &from[l].page[full],
-                                                                     .dst = &t->page[full], .n = 1 }, e));
+            src[n] = from[l].page[full];
+            dst[n++] = t->page[full];
         }
+        if (n) st = team_page_copy(en->team, src, dst, n, e);
     }
-    if (!choice_open(&r->choice[0])) choice_drop_pages(en, &r->choice[0]);     /* it ended before a preemption */
-    return OK;
+out:
+    free(src);
+    if (st == OK && !choice_open(&r->choice[0])) choice_drop_pages(en, &r->choice[0]);  /* it ended before a preemption */
+    return st;
 }
 
-status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t n, const float *x, march_fail fail,
-                    void *self, struct err *e)
+status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t n, const struct team_rows *x,
+                    march_fail fail, void *self, struct err *e)
 {
     const struct decoder_shape *s = decoder_shape(en->dec);
     TRY(grow(en, n, e));
     for (uint32_t i0 = 0; i0 < n; i0 += LOGIT_ROWS) {
         const uint32_t k = n - i0 < LOGIT_ROWS ? n - i0 : LOGIT_ROWS;
-        TRY(decoder_logits(en->dec, x + (size_t)i0 * s->d, NULL, k, en->decode->logits, e));
+        TRY(team_logits(en->team, x, i0, NULL, k, en->decode->logits, e));
         for (uint32_t i = 0; i < k; i++) {
             struct eng_request *r = reqs[i0 + i];
             const float *logits = en->decode->logits + (size_t)i * s->V;
@@ -128,8 +130,8 @@ status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t
     return OK;
 }
 
-/* The rows of this step: the id that each choice has not fed yet. */
-static status fill(struct engine *en, uint32_t n, struct err *e)
+/* The rows of this step: the id that each choice has not fed yet, with a row more in every layer's pages. */
+static status feed(struct engine *en, uint32_t n, struct err *e)
 {
     struct decode_buffers *b = en->decode;
     for (uint32_t i = 0; i < n; i++) {
@@ -137,31 +139,15 @@ static status fill(struct engine *en, uint32_t n, struct err *e)
         b->id[i] = c->ids[c->n_played];
         b->pos[i] = c->r->prompt.next_pos + (int32_t)c->n_played;
         c->n_played++;
-        b->angle[i] = b->seq_start[i] = i;
     }
-    b->seq_start[n] = n;
-    const int32_t *const pos[3] = { b->pos, b->pos, b->pos };
-    TRY(decoder_angles(en->dec, pos, n, b->cos, b->sin, e));
-    return decoder_embed(en->dec, b->id, n, b->x, e);
-}
-
-static status layers(struct engine *en, uint32_t n, struct err *e)
-{
-    struct decode_buffers *b = en->decode;
-    for (uint32_t l = 0; l < decoder_shape(en->dec)->L; l++) {
+    for (uint32_t l = 0; l < decoder_shape(en->dec)->L; l++)
         for (uint32_t i = 0; i < n; i++) {
             struct eng_choice *c = b->choice[i];
             struct block_table *t = &c->table[l];
-            b->kv_start[i] = t->n_rows;
             block_table_append(t, en->pool, &c->r->sched.reservation, 1);
-            b->view[i] = (struct kv_view){ .page = t->page, .n_rows = t->n_rows };
-            b->visible[i] = t->n_rows;
+            b->view[(size_t)l * n + i] = (struct kv_view){ .page = t->page, .n_rows = t->n_rows };
         }
-        const struct decoder_batch batch = { .n_seqs = n, .seq_start = b->seq_start, .view = b->view, .angle = b->angle,
-                                             .cos = b->cos, .sin = b->sin, .kv = en->kv, .decode = true };
-        TRY(decoder_layer(en->dec, l, &batch, b->x, b->kv_start, b->visible, e));
-    }
-    return OK;
+    return team_step(en->team, b->id, b->pos, n, b->view, b->angles, b->x, e);
 }
 
 /* Logits and samples of the choices that fed their last id; those that feed old ones again need none. */
@@ -173,11 +159,11 @@ static status sample(struct engine *en, uint32_t n, march_fail fail, void *self,
     for (uint32_t i = 0; i < n; i++)
         if (b->choice[i]->n_played == b->choice[i]->n_ids) {
             b->choice[m] = b->choice[i];
-            b->angle[m++] = i;             /* its row of x */
+            b->row[m++] = i;
         }
     for (uint32_t i0 = 0; i0 < m; i0 += LOGIT_ROWS) {
         const uint32_t k = m - i0 < LOGIT_ROWS ? m - i0 : LOGIT_ROWS;
-        TRY(decoder_logits(en->dec, b->x, b->angle + i0, k, b->logits, e));
+        TRY(team_logits(en->team, b->x, 0, b->row + i0, k, b->logits, e));
         for (uint32_t i = 0; i < k; i++) TRY(take(en, b->choice[i0 + i], b->logits + (size_t)i * s->V, fail, self, e));
     }
     return OK;
@@ -195,8 +181,7 @@ status decode_step(struct engine *en, struct eng_request *const *reqs, uint32_t 
             if (choice_open(&reqs[i]->choice[j])) en->decode->choice[k++] = &reqs[i]->choice[j];
     assert(k == rows);
     *n_rows = rows;
-    TRY(fill(en, rows, e));
-    TRY(layers(en, rows, e));
+    TRY(feed(en, rows, e));
     /* Before the samples: a request that ends with this step counts it. */
     const double took = clock_s() - start;
     for (uint32_t i = 0; i < n; i++) reqs[i]->decode_s += took;

@@ -1,6 +1,7 @@
 /* engine/engine.c - opening a model on a device: see engine.h. */
 #include <libgen.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,7 @@
 #define EXACT_BYTES ((uint64_t)128 << 20)   /* bf16 models under this run in f32: dtype "auto" */
 #define BLOCK_ROWS 1032                     /* rows computed at once: 86 tiles of 12           */
 #define CONTEXT_DEFAULT 32768u
+#define TAG_OPEN 16                         /* the message that tells ranks what to open        */
 #define FILM_AT_ONCE ((uint64_t)256 << 20)
 
 status engine_bundled_model(char *dir, size_t cap, struct err *e)
@@ -62,34 +64,79 @@ static uint64_t ram_bytes(void)
     return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : (uint64_t)1 << 30;
 }
 
-/* The pool: as asked, else room for one whole context at every layer, at most half of the memory; for several contexts
- * as many as a quarter of the memory holds. */
-static status open_pool(struct engine *en, uint64_t kv_bytes, uint32_t contexts, struct err *e)
+/* Ranks on this machine: they share its memory and its CPUs. */
+static uint32_t n_local(const struct engine *en)
 {
-    const uint32_t L = decoder_shape(en->dec)->L, per = en->kv.page_tokens;
-    uint64_t pages = kv_bytes / en->kv.page_bytes;
-    if (kv_bytes == 0) {
-        const uint64_t one = (uint64_t)L * ((en->info.max_model_len + per - 1) / per + 1);
-        const uint64_t half = ram_bytes() / 2 / en->kv.page_bytes;
-        pages = one * (contexts ? contexts : 1) < half / 2 ? one * (contexts ? contexts : 1) : half / 2;
-        if (pages < one) pages = one < half ? one : half;
+    const uint32_t n = en->comm ? comm_peer(en->comm, comm_rank(en->comm))->n_local : 1;
+    return n ? n : 1;
+}
+
+/* Pages of this rank: as asked, else room for one whole context at every layer, at most half of the memory; for several
+ * contexts as many as a quarter of the memory holds. */
+static uint64_t pages_wanted(const struct engine *en, const struct engine_options *o)
+{
+    const struct kv_shape kv = decoder_kv_shape(en->dec);
+    const uint32_t L = decoder_shape(en->dec)->L, per = kv.page_tokens, contexts = o->kv_contexts ? o->kv_contexts : 1;
+    if (o->kv_bytes) return o->kv_bytes / kv.page_bytes;
+    const uint64_t one = (uint64_t)L * ((en->info.max_model_len + per - 1) / per + 1);
+    const uint64_t half = ram_bytes() / n_local(en) / 2 / kv.page_bytes;
+    const uint64_t pages = one * contexts < half / 2 ? one * contexts : half / 2;
+    if (pages < one) return one < half ? one : half;
+    return pages;
+}
+
+static uint64_t resident_bytes(void)
+{
+    unsigned long long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (f == NULL) return 0;
+    if (fscanf(f, "%*u %llu", &pages) != 1) pages = 0;
+    fclose(f);
+    return pages * (uint64_t)sysconf(_SC_PAGE_SIZE);
+}
+
+/* What every rank has; the pool is what the rank with the least room can hold. The same answer on all of them. */
+static status share_out(struct engine *en, const struct engine_options *o, struct err *e)
+{
+    const struct kv_shape kv = decoder_kv_shape(en->dec);
+    const uint32_t n = en->info.n_ranks, me = en->comm ? comm_rank(en->comm) : 0, L = decoder_shape(en->dec)->L;
+    struct engine_rank *own = &en->rank[me];
+    *own = (struct engine_rank){ .weight_bytes = en->info.weight_bytes, .page_bytes = kv.page_bytes,
+                                 .pages_fit = pages_wanted(en, o), .resident_bytes = resident_bytes() };
+    if (en->comm) {
+        size_t *bytes = mem_must(n, sizeof *bytes);
+        for (uint32_t r = 0; r < n; r++) bytes[r] = sizeof *own;
+        const status st = comm_all_gather(en->comm, NULL, own, en->rank, bytes, e);
+        free(bytes);
+        if (st != OK) return st;
     }
+    uint32_t least = 0;
+    for (uint32_t r = 1; r < n; r++)
+        if (en->rank[r].pages_fit < en->rank[least].pages_fit) least = r;
+    const uint64_t pages = en->rank[least].pages_fit;
+    char of[32] = "";
+    if (n > 1) snprintf(of, sizeof of, " of rank %u", least);
     if (pages < L)
-        return err_set(e, E_ARG, "the page pool of %llu bytes holds %llu pages of %zu bytes, fewer than the %u layers: "
-                                 "give more with --kv-bytes", (unsigned long long)kv_bytes, (unsigned long long)pages,
-                       en->kv.page_bytes, L);
-    if (pages > UINT32_MAX) pages = UINT32_MAX;
-    TRY(en->ops->alloc(en->st, pages * en->kv.page_bytes, &en->kv.base, e));
-    TRY(kv_pool_create((uint32_t)pages, per, &en->pool, e));
-    en->info.n_pages = (uint32_t)pages;
+        return err_set(e, E_ARG, "the page pool%s of %llu bytes holds %llu pages of %llu bytes, fewer than the %u layers: "
+                                 "give more with --kv-bytes", of, (unsigned long long)o->kv_bytes, (unsigned long long)pages,
+                       (unsigned long long)en->rank[least].page_bytes, L);
+    en->info.n_pages = pages < UINT32_MAX ? (uint32_t)pages : UINT32_MAX;
+    return OK;
+}
+
+static status open_pool(struct engine *en, struct err *e)
+{
+    TRY(team_pages(en->team, en->info.n_pages, &en->kv, e));
+    const uint32_t per = en->kv.page_tokens;
+    TRY(kv_pool_create(en->info.n_pages, per, &en->pool, e));
     en->info.page_tokens = per;
     en->info.page_bytes = en->kv.page_bytes;
     return OK;
 }
 
-/* The decoder, the pool and all that goes with text. */
-static status open_text(struct engine *en, const struct engine_options *o, const struct decoder_shape *shape,
-                        const struct decoder_source *src, struct err *e)
+/* This rank's decoder. */
+static status open_decoder(struct engine *en, const struct engine_options *o, const struct decoder_shape *shape,
+                           const struct decoder_source *src, struct err *e)
 {
     struct engine_info *info = &en->info;
     info->kv_dtype = info->compute;
@@ -98,6 +145,18 @@ static status open_text(struct engine *en, const struct engine_options *o, const
     if (info->max_model_len > limit)
         return err_set(e, E_ARG, "max-model-len %u is over the %u positions that the model was made for",
                        info->max_model_len, limit);
+    info->n_ranks = en->comm ? comm_size(en->comm) : 1;
+    TRY(mem_alloc(&en->rank, info->n_ranks, sizeof *en->rank, e));
+    TRY(decoder_create_slice(en->st, shape, src, info->compute, info->kv_dtype, BLOCK_ROWS, info->max_model_len, en->comm,
+                             &en->dec, e));
+    info->weight_bytes = decoder_weight_bytes(en->dec);
+    return team_open(en->dec, en->comm, o->check_ranks, &en->team, e);
+}
+
+/* What goes with text on the rank that talks to people. */
+static status open_text(struct engine *en, const struct decoder_shape *shape, struct err *e)
+{
+    struct engine_info *info = &en->info;
     TRY(tokenizer_load(info->model_dir, &en->tok, e));
     TRY(chat_check_tokens(en->tok, &en->config.ids, e));
     if (tokenizer_n_ids(en->tok) > shape->V)
@@ -105,22 +164,21 @@ static status open_text(struct engine *en, const struct engine_options *o, const
                        info->model_dir, tokenizer_n_ids(en->tok) - 1, shape->V);
     TRY(mem_alloc(&en->allowed, shape->V, 1, e));
     for (uint32_t i = 0; i < tokenizer_n_ids(en->tok); i++) en->allowed[i] = tokenizer_has(en->tok, (int32_t)i);
-    TRY(decoder_create(en->st, shape, src, info->compute, info->kv_dtype, BLOCK_ROWS, info->max_model_len, &en->dec, e));
-    info->weight_bytes = decoder_weight_bytes(en->dec);
-    en->kv = decoder_kv_shape(en->dec);
-    return open_pool(en, o->kv_bytes, o->kv_contexts, e);
+    return OK;
 }
 
-static status open_model(struct engine *en, const struct engine_options *o, struct checkpoint *ck, struct err *e)
+static status open_model(struct engine *en, const struct engine_options *o, struct checkpoint *ck, bool leads, struct err *e)
 {
     TRY(pick_dtype(o->dtype, ck, &en->info.compute, e));
     en->config = ck->config;
-    TRY(model_defaults_load(en->info.model_dir, en->config.text.layers, &en->defaults, e));
+    if (leads) TRY(model_defaults_load(en->info.model_dir, en->config.text.layers, &en->defaults, e));
     struct decoder_shape shape = decoder_shape_of(&en->config);
     shape.tied = ck->tied;
     struct decoder_checkpoint source = { .ck = ck };
     const struct decoder_source src = decoder_source_checkpoint(&source);
-    TRY(open_text(en, o, &shape, &src, e));
+    if (leads) TRY(open_text(en, &shape, e));
+    TRY(open_decoder(en, o, &shape, &src, e));
+    if (!leads) return OK;
     TRY(audio_tower_create(en->st, ck, en->info.compute, &en->audio, e));
     return vision_tower_create(en->st, ck, en->info.compute, &en->vision, e);
 }
@@ -178,30 +236,153 @@ static status open_start(struct engine *en, const struct engine_options *o, stru
 
 static status open_stream(struct engine *en, const struct engine_options *o, struct err *e)
 {
-    const struct stream_options so = { .device = o->device, .n_threads = o->n_threads, .isa = o->isa };
+    struct stream_options so = { .device = o->device, .n_threads = o->n_threads, .isa = o->isa };
+    if (so.n_threads == 0 && n_local(en) > 1) {
+        const long each = sysconf(_SC_NPROCESSORS_ONLN) / (long)n_local(en);
+        so.n_threads = each > 1 ? (int)each : 1;
+    }
     TRY(stream_open(&so, &en->st, e));
     en->ops = en->st->ops;
     en->ops->describe(en->st, en->info.device, sizeof en->info.device);
     return OK;
 }
 
-status engine_open(const struct engine_options *o, struct engine **out, struct err *e)
+/* Checkpoint, device, this rank's weights. */
+static status load(struct engine *en, const struct engine_options *o, bool leads, struct err *e)
 {
-    struct engine *en;
     struct checkpoint ck;
-    const double start = clock_s();
-    TRY(mem_alloc(&en, 1, sizeof *en, e));
-    status st;
-    TRY_GOTO(st, open_start(en, o, e), undo);
-    TRY_GOTO(st, checkpoint_open(en->info.model_dir, &ck, e), undo);
-    st = open_stream(en, o, e);
-    if (st == OK) st = open_model(en, o, &ck, e);
+    TRY(checkpoint_open(en->info.model_dir, &ck, e));
+    status st = open_stream(en, o, e);
+    if (st == OK) st = open_model(en, o, &ck, leads, e);
     checkpoint_close(&ck);
-    if (st != OK) goto undo;
+    return st;
+}
+
+/* ---- several ranks ------------------------------------------------------------------------------------------ */
+
+/* What the leader tells the others to open. */
+struct open_plan {
+    char model_dir[sizeof((struct engine_info *)0)->model_dir];
+    char dtype[32], device[64], isa[64];
+    int32_t n_threads;
+    uint32_t max_model_len, kv_contexts, check;
+    uint64_t kv_bytes;
+    int32_t code;                  /* not OK: the leader cannot; why: its text */
+    char why[sizeof((struct err *)0)->text];
+};
+
+static status tell(struct engine *en, const struct engine_options *o, status st, struct err *e)
+{
+    struct open_plan p = { .n_threads = o->n_threads, .max_model_len = o->max_model_len, .kv_contexts = o->kv_contexts,
+                           .check = o->check_ranks, .kv_bytes = o->kv_bytes, .code = st };
+    if (en->comm == NULL) return st;
+    snprintf(p.model_dir, sizeof p.model_dir, "%s", en->info.model_dir);
+    snprintf(p.dtype, sizeof p.dtype, "%s", o->dtype ? o->dtype : "");
+    snprintf(p.device, sizeof p.device, "%s", o->device ? o->device : "");
+    snprintf(p.isa, sizeof p.isa, "%s", o->isa ? o->isa : "");
+    if (st != OK) snprintf(p.why, sizeof p.why, "%s", e->text);
+    struct err why;
+    const status told = comm_post_all(en->comm, TAG_OPEN, &p, sizeof p, st == OK ? e : &why);
+    return st != OK ? st : told;
+}
+
+/* How each rank came this far; the lowest that failed is everybody's error. */
+struct verdict { int32_t code; char text[sizeof((struct err *)0)->text]; };
+
+static status agree(struct comm *c, status st, struct err *e)
+{
+    if (c == NULL) return st;
+    const uint32_t n = comm_size(c), me = comm_rank(c);
+    struct verdict own = { .code = st }, *all;
+    size_t *bytes;
+    struct err why;
+    if (st != OK) snprintf(own.text, sizeof own.text, "%s", e->text);
+    all = mem_must(n, sizeof *all);
+    bytes = mem_must(n, sizeof *bytes);
+    for (uint32_t r = 0; r < n; r++) bytes[r] = sizeof *all;
+    status met = comm_all_gather(c, NULL, &own, all, bytes, &why);
+    if (met != OK) {
+        if (st == OK) *e = why;
+    } else {
+        uint32_t r = 0;
+        while (r < n && all[r].code == OK) r++;
+        if (r < n && r != me) err_set(e, (status)all[r].code, "rank %u (%s): %s", r, comm_peer(c, r)->host, all[r].text);
+        met = r < n ? (status)all[r].code : OK;
+    }
+    free(bytes);
+    free(all);
+    return st != OK && met == OK ? st : met;
+}
+
+/* Everything that all ranks do. */
+static status open_together(struct engine *en, const struct engine_options *o, bool leads, struct err *e)
+{
+    const status st = load(en, o, leads, e);
+    TRY(agree(en->comm, st, e));
+    return share_out(en, o, e);
+}
+
+static bool check_asked(const struct engine_options *o)
+{
+    const char *v = getenv("OMNIDROP_CHECK_RANKS");
+    return o->check_ranks || (v && strcmp(v, "1") == 0);
+}
+
+status engine_open(const struct engine_options *options, struct engine **out, struct err *e)
+{
+    struct engine_options o = *options;
+    struct engine *en;
+    struct err why = { 0 };
+    const double start = clock_s();
+    if (e == NULL) e = &why;
+    status st = mem_alloc(&en, 1, sizeof *en, e);
+    if (st != OK) return st;
+    en->comm = o.comm && comm_size(o.comm) > 1 ? o.comm : NULL;
+    o.check_ranks = check_asked(&o);
+    st = open_start(en, &o, e);
+    TRY_GOTO(st, tell(en, &o, st, e), undo);
+    TRY_GOTO(st, open_together(en, &o, true, e), undo);
+    TRY_GOTO(st, open_pool(en, e), undo);
     en->info.load_s = clock_s() - start;
     *out = en;
     return OK;
 undo:
+    engine_close(&en);
+    return st;
+}
+
+static const char *given(const char *own, const char *leaders) { return own ? own : leaders[0] ? leaders : NULL; }
+
+status engine_work(struct comm *c, const struct engine_options *options, struct err *e)
+{
+    struct engine_options o = *options;
+    struct comm_message m;
+    struct open_plan p;
+    struct engine *en;
+    struct err why = { 0 };
+    bool got = false;
+    if (e == NULL) e = &why;
+    while (!got) TRY(comm_take(c, 0, TAG_OPEN, INFINITY, &m, &got, e));
+    const bool whole = m.n == sizeof p;
+    if (whole) memcpy(&p, m.bytes, sizeof p);
+    free(m.bytes);
+    if (!whole) return err_set(e, E_INTERNAL, "rank 0 sent a plan of %zu bytes, not %zu", m.n, sizeof p);
+    if (p.code != OK) return err_set(e, (status)p.code, "rank 0 (%s): %s", comm_peer(c, 0)->host, p.why);
+    en = mem_must(1, sizeof *en);
+    en->comm = c;
+    en->defaults = model_defaults_none();
+    o.model_dir = p.model_dir;
+    o.dtype = p.dtype[0] ? p.dtype : NULL;
+    o.device = given(o.device, p.device);
+    o.isa = given(o.isa, p.isa);
+    if (o.n_threads == 0) o.n_threads = p.n_threads;
+    o.max_model_len = p.max_model_len;
+    o.kv_bytes = p.kv_bytes;
+    o.kv_contexts = p.kv_contexts;
+    o.check_ranks = p.check;
+    snprintf(en->info.model_dir, sizeof en->info.model_dir, "%s", p.model_dir);
+    status st = open_together(en, &o, false, e);
+    if (st == OK) st = team_work(en->team, e);
     engine_close(&en);
     return st;
 }
@@ -222,7 +403,10 @@ status engine_open_source(const struct engine_options *o, const struct decoder_s
     memcpy(t->mrope_section, shape->mrope_section, sizeof t->mrope_section);
     en->info.compute = compute;
     TRY_GOTO(st, open_stream(en, o, e), undo);
-    TRY_GOTO(st, open_text(en, o, shape, src, e), undo);
+    TRY_GOTO(st, open_text(en, shape, e), undo);
+    TRY_GOTO(st, open_decoder(en, o, shape, src, e), undo);
+    TRY_GOTO(st, share_out(en, o, e), undo);
+    TRY_GOTO(st, open_pool(en, e), undo);
     en->info.load_s = clock_s() - start;
     *out = en;
     return OK;
@@ -241,7 +425,7 @@ void engine_close(struct engine **pen)
     media_cache_destroy(&en->media_cache);
     if (en->pool) kv_pool_destroy(&en->pool);
     if (en->st) {
-        en->ops->release(en->st, en->kv.base);
+        team_close(&en->team);
         audio_tower_destroy(&en->audio);
         vision_tower_destroy(&en->vision);
         decoder_destroy(&en->dec);
@@ -250,11 +434,13 @@ void engine_close(struct engine **pen)
     tokenizer_free(&en->tok);
     model_defaults_free(&en->defaults);
     free(en->allowed);
+    free(en->rank);
     free(en);
     *pen = NULL;
 }
 
 const struct engine_info *engine_info(const struct engine *en) { return &en->info; }
+const struct engine_rank *engine_rank(const struct engine *en, uint32_t rank) { return &en->rank[rank]; }
 const struct model_config *engine_config(const struct engine *en) { return &en->config; }
 const struct tokenizer *engine_tokenizer(const struct engine *en) { return en->tok; }
 const struct model_defaults *engine_defaults(const struct engine *en) { return &en->defaults; }

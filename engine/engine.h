@@ -24,6 +24,7 @@
 #define ENGINE_BUNDLED_MODEL "models/omni-tiny"
 
 struct engine;
+struct comm;                       /* comm/comm.h */
 
 struct engine_options {
     const char *model_dir;         /* NULL: the bundled model, looked for beside the program and in the cwd      */
@@ -33,15 +34,25 @@ struct engine_options {
     const char *dtype;             /* "auto": f32 checkpoints in f32; bf16 ones in bf16, but in f32 where the whole
                                       model is under 128 MiB, as exactness costs nothing there; "f32", "bf16"    */
     uint32_t max_model_len;        /* prompt + answer, tokens; 0: min(config, 32768)                             */
-    uint64_t kv_bytes;             /* of the page pool; 0: room for kv_contexts times max_model_len tokens, at most half
+    uint64_t kv_bytes;             /* of the page pool (on each rank); 0: room for kv_contexts times max_model_len tokens, at most half
                                       of RAM, a quarter where that is more than one context                      */
     uint32_t kv_contexts;          /* 0: 1 */
+    struct comm *comm;             /* the ranks of this engine: its rank 0 opens it, the others call engine_work. Borrowed
+                                      for the engine's life. NULL: alone                                          */
+    bool check_ranks;              /* compare over ranks what must be equal, after every layer: slow. Also by the
+                                      environment's OMNIDROP_CHECK_RANKS=1                                        */
     bool textbook_order;           /* whole layers first, then the drop: same results, for tests                 */
 };
 
 /* E_MODEL: as checkpoint_open, or the device cannot be had. E_NOMEM. *out owns everything. */
 status engine_open(const struct engine_options *o, struct engine **out, struct err *e);
 void engine_close(struct engine **en);
+
+/* What a rank other than 0 of c runs: it waits for the leader's engine_open, opens its part of the same model and serves until
+ * the leader closes (OK). o: what is this rank's own: device, isa, n_threads; the rest is the leader's. Call it again for
+ * another engine. E_DEVICE: a rank is gone. Otherwise the opening failed, here or elsewhere (the text names the rank); the
+ * leader's engine_open fails with the same. */
+status engine_work(struct comm *c, const struct engine_options *o, struct err *e);
 
 struct engine_info {
     char model_dir[1024];
@@ -51,9 +62,17 @@ struct engine_info {
     enum dtype compute, kv_dtype;
     uint32_t max_model_len;
     uint32_t page_tokens, n_pages;
-    size_t page_bytes, weight_bytes;
+    size_t page_bytes, weight_bytes;   /* of rank 0 */
     double load_s;
+    uint32_t n_ranks;
 };
+/* What each of n_ranks ranks holds. */
+struct engine_rank {
+    uint64_t weight_bytes, page_bytes; /* decoder weights, one page */
+    uint64_t pages_fit;                /* of which n_pages is the least */
+    uint64_t resident_bytes;           /* of the process after loading, as the system counts it */
+};
+const struct engine_rank *engine_rank(const struct engine *en, uint32_t rank);
 const struct engine_info *engine_info(const struct engine *en);
 const struct model_config *engine_config(const struct engine *en);
 const struct tokenizer *engine_tokenizer(const struct engine *en);

@@ -1,5 +1,6 @@
 /* engine/inside.h - what the files of engine/ share; no other folder includes it, tests and measurements apart.
  *
+ *   engine.c       opening, alone or on several ranks
  *   request.c      messages -> features' counts, prompt, plan: any thread, no pages
  *   loop.c         requests -> scheduler -> steps -> ends; eng_run, and what the service's thread drives
  *   encode.c       the towers, a few batches at a time
@@ -20,6 +21,7 @@
 #include "media/media.h"
 #include "model/checkpoint.h"
 #include "model/decoder.h"
+#include "model/team.h"
 #include "model/towers.h"
 #include "scheduler/scheduler.h"
 
@@ -33,7 +35,10 @@ struct engine {
     struct model_config config;
     struct model_defaults defaults;
     struct tokenizer *tok;
-    struct decoder *dec;
+    struct decoder *dec;           /* this rank's */
+    struct team *team;             /* around it: the decoder of all ranks */
+    struct comm *comm;             /* NULL: alone */
+    struct engine_rank *rank;      /* [info.n_ranks] */
     struct audio_tower *audio;
     struct vision_tower *vision;
     struct kv_pool *pool;
@@ -211,9 +216,9 @@ void decode_free(struct engine *en);
 /* One token of each open choice of the n requests. */
 status decode_step(struct engine *en, struct eng_request *const *reqs, uint32_t n, uint32_t *n_rows, march_fail fail, void *self,
                    struct err *e);
-/* The first token of each of n requests, from row i of x (device). */
-status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t n, const float *x, march_fail fail,
-                    void *self, struct err *e);
+/* The first token of each of n requests, from row i of x. */
+status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t n, const struct team_rows *x,
+                    march_fail fail, void *self, struct err *e);
 /* Further choices of r begin where its first one stands: pages shared or copied. After prefill. */
 status fork_choices(struct engine *en, struct eng_request *r, struct err *e);
 /* Sample, detokenize, hand out, decide. */

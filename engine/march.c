@@ -22,7 +22,7 @@
 #define ROWS_KEPT 16384            /* buffers of longer groups are not kept */
 
 /* Hidden states of the first rows of some prompt, entering the first layer that drops. */
-struct hidden { float *x; uint32_t refs; };
+struct hidden { struct team_rows *x; uint32_t refs; };
 
 struct member {
     struct eng_request *r;         /* NULL: it left */
@@ -48,8 +48,8 @@ struct march {
     enum stage stage;
     uint32_t l, cursor, n_rows, n_keep, last_rows;
     bool dropped, in_place;
-    uint32_t cap;                  /* rows of the four below */
-    float *x, *y, *cos, *sin;      /* device: residual stream (two, as a gather in place would race), angles */
+    uint32_t cap;                  /* rows of the three below */
+    struct team_rows *x, *y, *angles;             /* residual stream (two, as a gather in place would race) */
     uint32_t *seq_start, *kv_start, *out_start, *sub_start, *sub_kv;   /* [members + 1] */
     struct kv_view *view;          /* [members] */
     size_t seq_cap, kv_cap, out_cap, sub_cap, sub_kv_cap, view_cap;
@@ -67,15 +67,14 @@ static uint32_t n_layers(const struct engine *en) { return decoder_shape(en->dec
 
 static void release_rows(struct engine *en, struct march *g)
 {
-    float *dev[] = { g->x, g->y, g->cos, g->sin };
-    for (size_t i = 0; i < sizeof dev / sizeof *dev; i++) en->ops->release(en->st, dev[i]);
-    g->x = g->y = g->cos = g->sin = NULL;
+    team_rows_close(en->team, &g->x);
+    team_rows_close(en->team, &g->y);
+    team_rows_close(en->team, &g->angles);
     g->cap = 0;
 }
 
 static status grow(struct engine *en, struct march *g, uint32_t rows, uint32_t n, struct err *e)
 {
-    const struct decoder_shape *s = decoder_shape(en->dec);
     TRY(mem_grow(&g->seq_start, &g->seq_cap, n + 1, sizeof(uint32_t), e));
     TRY(mem_grow(&g->kv_start, &g->kv_cap, n + 1, sizeof(uint32_t), e));
     TRY(mem_grow(&g->out_start, &g->out_cap, n + 1, sizeof(uint32_t), e));
@@ -90,10 +89,9 @@ static status grow(struct engine *en, struct march *g, uint32_t rows, uint32_t n
     TRY(mem_grow(&g->score, &g->score_cap, rows, sizeof(float), e));
     if (rows <= g->cap) return OK;
     release_rows(en, g);
-    TRY(en->ops->alloc(en->st, (size_t)rows * s->d * sizeof(float), (void **)&g->x, e));
-    TRY(en->ops->alloc(en->st, (size_t)rows * s->d * sizeof(float), (void **)&g->y, e));
-    TRY(en->ops->alloc(en->st, (size_t)rows * (s->D / 2) * sizeof(float), (void **)&g->cos, e));
-    TRY(en->ops->alloc(en->st, (size_t)rows * (s->D / 2) * sizeof(float), (void **)&g->sin, e));
+    TRY(team_rows_open(en->team, rows, decoder_shape(en->dec)->d, &g->x, e));
+    TRY(team_rows_open(en->team, rows, decoder_shape(en->dec)->d, &g->y, e));
+    TRY(team_angles_open(en->team, rows, &g->angles, e));
     g->cap = rows;
     return OK;
 }
@@ -101,7 +99,7 @@ static status grow(struct engine *en, struct march *g, uint32_t rows, uint32_t n
 static void hidden_unref(struct engine *en, struct hidden *h)
 {
     if (h == NULL || --h->refs > 0) return;
-    en->ops->release(en->st, h->x);
+    team_rows_close(en->team, &h->x);
     free(h);
 }
 
@@ -306,7 +304,6 @@ static status begin(struct engine *en, struct member *m, uint32_t *scratch, uint
 static status fill_media(struct engine *en, struct march *g, uint32_t s, struct err *e)
 {
     const struct prompt *p = &g->m[s].r->prompt;
-    const uint32_t d = decoder_shape(en->dec)->d;
     for (int audio = 0; audio < 2; audio++) {          /* two towers: two sources */
         uint32_t k = 0;
         for (uint32_t i = g->seq_start[s]; i < g->seq_start[s + 1]; i++) {
@@ -317,8 +314,7 @@ static status fill_media(struct engine *en, struct march *g, uint32_t s, struct 
         }
         if (k == 0) continue;
         const float *from = audio ? g->m[s].r->audio_embeds : g->m[s].r->vision_embeds;
-        TRY(en->ops->gather(en->st, &(struct gather_args){ .x = from, .row = g->keep, .n = k, .d = d, .y = g->y }, e));
-        TRY(en->ops->scatter(en->st, &(struct scatter_args){ .x = g->y, .row = g->visible, .n = k, .d = d, .y = g->x }, e));
+        TRY(team_put(en->team, from, g->keep, g->visible, k, g->x, g->y, e));
     }
     return OK;
 }
@@ -333,8 +329,7 @@ static status fill_rows(struct engine *en, struct march *g, struct err *e)
         if (m->r == NULL) continue;
         const struct prompt *p = &m->r->prompt;
         const int32_t *const pos[3] = { p->pos[0], p->pos[1], p->pos[2] };
-        const size_t at = (size_t)angles * (decoder_shape(en->dec)->D / 2);
-        TRY(decoder_angles(en->dec, pos, p->n, g->cos + at, g->sin + at, e));
+        TRY(team_angles(en->team, pos, p->n, g->angles, angles, e));
         m->angle0 = angles;
         angles += p->n;
         const uint32_t rows = list_rows(m, g->keep) - m->n_skip;
@@ -347,7 +342,7 @@ static status fill_rows(struct engine *en, struct march *g, struct err *e)
     }
     g->seq_start[g->n] = n;
     g->n_rows = n;
-    TRY(decoder_embed(en->dec, g->id, n, g->x, e));
+    TRY(team_embed(en->team, g->id, n, g->x, e));
     for (uint32_t s = 0; s < g->n; s++)
         if (g->m[s].r) TRY(fill_media(en, g, s, e));
     return OK;
@@ -404,15 +399,15 @@ static status note_alive(struct member *m, uint32_t l, struct err *e)
     return OK;
 }
 
-static status trace_rows(struct engine *en, const struct member *m, uint32_t l, uint32_t row0, uint32_t n, const float *x,
-                         const uint32_t *index, struct err *e)
+static status trace_rows(struct engine *en, const struct member *m, uint32_t l, uint32_t row0, uint32_t n,
+                         const struct team_rows *x, const uint32_t *index, struct err *e)
 {
     const struct eng_trace *t = m->r->o.trace;
     if (t == NULL || t->hidden == NULL) return OK;
     const uint32_t d = decoder_shape(en->dec)->d;
     float *rows;
     TRY(mem_alloc(&rows, (size_t)n * d, sizeof(float), e));
-    const status st = en->ops->download(en->st, rows, x + (size_t)row0 * d, (size_t)n * d * sizeof(float), e);
+    const status st = team_read(en->team, x, row0, n, rows, e);
     if (st == OK) t->hidden(t->self, l, rows, index, n, d);
     free(rows);
     return st;
@@ -420,20 +415,18 @@ static status trace_rows(struct engine *en, const struct member *m, uint32_t l, 
 
 static void swap_rows(struct march *g)
 {
-    float *t = g->x;
+    struct team_rows *t = g->x;
     g->x = g->y;
     g->y = t;
 }
 
 /* y rows [to, to + n) = from rows [first, first + n). */
-static status copy_rows(struct engine *en, struct march *g, const float *from, uint32_t first, uint32_t n, uint32_t to,
-                        struct err *e)
+static status copy_rows(struct engine *en, struct march *g, const struct team_rows *from, uint32_t first, uint32_t n,
+                        uint32_t to, struct err *e)
 {
-    const uint32_t d = decoder_shape(en->dec)->d;
     if (n == 0) return OK;
     for (uint32_t i = 0; i < n; i++) g->keep[i] = first + i;
-    return en->ops->gather(en->st, &(struct gather_args){ .x = from, .row = g->keep, .n = n, .d = d,
-                                                          .y = g->y + (size_t)to * d }, e);
+    return team_gather(en->team, from, g->keep, n, g->y, to, e);
 }
 
 /* The batch anew: rows of shared prefixes join where their member first drops tokens, in front of the member's own, and
@@ -503,9 +496,8 @@ static void keep_prefix(struct engine *en, struct march *g, uint32_t s)
         if (mem_alloc(&h, 1, sizeof *h, &none) != OK) return;
         h->refs = 1;
         for (uint32_t i = 0; i < n; i++) g->keep[i] = r0 + i;
-        if (en->ops->alloc(en->st, (size_t)n * d * sizeof(float), (void **)&h->x, &none) != OK ||
-            en->ops->gather(en->st, &(struct gather_args){ .x = g->x, .row = g->keep, .n = n, .d = d, .y = h->x }, &none) !=
-                OK) {
+        if (team_rows_open(en->team, n, d, &h->x, &none) != OK ||
+            team_gather(en->team, g->x, g->keep, n, h->x, 0, &none) != OK) {
             hidden_unref(en, h);
             return;
         }
@@ -547,10 +539,11 @@ static void trace_alive(const struct member *m, uint32_t l)
     if (t && t->alive) t->alive(t->self, l, m->av, m->n_av, NULL);
 }
 
-static struct decoder_batch batch_of(const struct engine *en, const struct march *g)
+/* n sequences from `first` on; at: the first row of x. */
+static struct team_batch batch_of(const struct march *g, uint32_t n, const uint32_t *start, uint32_t first, uint32_t at)
 {
-    return (struct decoder_batch){ .n_seqs = g->n, .seq_start = g->seq_start, .view = g->view, .angle = g->angle,
-                                   .cos = g->cos, .sin = g->sin, .kv = en->kv };
+    return (struct team_batch){ .b = { .n_seqs = n, .seq_start = start, .view = g->view + first, .angle = g->angle + at },
+                                .angles = g->angles, .x = g->x, .at = at };
 }
 
 static status enter(struct engine *en, struct march *g, struct err *e)
@@ -643,43 +636,31 @@ static status run_range(struct engine *en, struct march *g, uint32_t end, bool m
 {
     uint32_t first;
     const uint32_t n = clip(g, g->seq_start, end, &first), r0 = g->cursor;
-    float *x = g->x + (size_t)r0 * decoder_shape(en->dec)->d;
-    const struct decoder_batch b = { .n_seqs = n, .seq_start = g->sub_start, .view = g->view + first,
-                                     .angle = g->angle + r0, .cos = g->cos, .sin = g->sin, .kv = en->kv };
-    return mix ? decoder_layer(en->dec, g->l, &b, x, g->sub_kv, g->visible + r0, e)
-               : decoder_kv(en->dec, g->l, &b, x, g->sub_kv, e);
+    const struct team_batch b = batch_of(g, n, g->sub_start, first, r0);
+    return mix ? team_layer(en->team, g->l, &b, g->sub_kv, g->visible + r0, e) : team_kv(en->team, g->l, &b, g->sub_kv, e);
 }
 
 /* Rows [cursor, end) of those that live on. */
 static status mix_range(struct engine *en, struct march *g, uint32_t end, struct err *e)
 {
     uint32_t first;
-    const uint32_t n = clip(g, g->out_start, end, &first), r0 = g->cursor, d = decoder_shape(en->dec)->d;
-    struct decoder_batch b = batch_of(en, g);
-    b.n_seqs = n;
-    b.view = g->view + first;
-    if (!g->in_place)
-        return decoder_mix(en->dec, g->l, &b, g->x, g->keep + r0, end - r0, g->sub_start, g->visible + r0,
-                           g->y + (size_t)r0 * d, e);
-    b.angle = g->angle + r0;
-    float *x = g->x + (size_t)r0 * d;
-    return decoder_mix(en->dec, g->l, &b, x, NULL, end - r0, g->sub_start, g->visible + r0, x, e);
+    const uint32_t n = clip(g, g->out_start, end, &first), r0 = g->cursor;
+    const struct team_batch b = batch_of(g, n, NULL, first, g->in_place ? r0 : 0);
+    return team_mix(en->team, g->l, &b, g->in_place ? NULL : g->keep + r0, end - r0, g->sub_start, g->visible + r0, g->y, r0, e);
 }
 
 /* The textbook order: every row through the layer, then the drop. Same numbers as score first. */
 static status mix_textbook(struct engine *en, struct march *g, struct err *e)
 {
     uint32_t *visible;
-    const struct decoder_batch b = batch_of(en, g);
+    const struct team_batch b = batch_of(g, g->n, NULL, 0, 0);
     TRY(mem_alloc(&visible, g->n_rows, sizeof *visible, e));
     for (uint32_t s = 0; s < g->n; s++)
         for (uint32_t i = g->seq_start[s]; i < g->seq_start[s + 1]; i++)
             visible[i] = g->m[s].n_skip + i - g->seq_start[s] + 1;
-    const status st = decoder_mix(en->dec, g->l, &b, g->x, NULL, g->n_rows, g->seq_start, visible, g->x, e);
+    const status st = team_mix(en->team, g->l, &b, NULL, g->n_rows, g->seq_start, visible, NULL, 0, e);
     free(visible);
-    if (st != OK) return st;
-    return en->ops->gather(en->st, &(struct gather_args){ .x = g->x, .row = g->keep, .n = g->n_keep,
-                                                          .d = decoder_shape(en->dec)->d, .y = g->y }, e);
+    return st != OK ? st : team_gather(en->team, g->x, g->keep, g->n_keep, g->y, 0, e);
 }
 
 /* ---- selection -------------------------------------------------------------------------------------------- */
@@ -689,7 +670,7 @@ static status score_member(struct engine *en, struct march *g, uint32_t s, doubl
 {
     struct member *m = &g->m[s];
     const uint32_t r0 = g->seq_start[s], n = g->seq_start[s + 1] - r0;
-    const struct decoder_batch b = batch_of(en, g);
+    const struct team_batch b = batch_of(g, g->n, g->seq_start, 0, 0);
     const uint32_t *query = g->visible, n_query = prompt_query(&m->r->prompt, m->r->plan.query, g->visible);
     uint32_t n_q = 0, k = 0;
     for (uint32_t i = r0, q = 0; i < r0 + n && q < n_query; i++)
@@ -698,7 +679,7 @@ static status score_member(struct engine *en, struct march *g, uint32_t s, doubl
             q++;
         }
     if (n_q == 0) return err_set(e, E_INTERNAL, "layer %u: no query row is left", g->l);
-    TRY(decoder_scores(en->dec, g->l, &b, s, g->x, g->keep, n_q, g->score, e));
+    TRY(team_scores(en->team, g->l, &b, s, g->keep, n_q, g->score, e));
     for (uint32_t i = 0; i < n; i++)
         if (is_av(m, g->index[r0 + i])) g->score[k++] = g->score[i];
     assert(k == m->n_av);
@@ -805,8 +786,7 @@ static status trim(struct engine *en, struct eng_request *r, struct err *e)
         const uint32_t n = rows_that_stay(r, l, to, row);
         if (n == had) continue;
         const struct kv_view view = { .page = t[l].page, .n_rows = had };
-        st = en->ops->kv_compact(en->st, &(struct kv_compact_args){ .shape = en->kv, .n_views = 1, .view = &view,
-                                                                    .row = (const uint32_t *const[]){ row }, .n = &n }, e);
+        st = team_compact(en->team, &view, row, n, e);
         const uint32_t promised = kv_pages_of(en->pool, had + r->n_new_max) - t[l].n_pages;
         pages += t[l].n_pages;
         block_table_trim(&t[l], en->pool, n);
@@ -824,7 +804,7 @@ static status trim(struct engine *en, struct eng_request *r, struct err *e)
 /* Members' last words, and each one's first token. */
 static status end_march(struct engine *en, struct march *g, march_fail fail, void *self, struct err *e)
 {
-    const uint32_t L = n_layers(en), d = decoder_shape(en->dec)->d;
+    const uint32_t L = n_layers(en);
     struct eng_request **reqs;
     uint32_t n = 0;
     TRY(mem_alloc(&reqs, g->n, sizeof *reqs, e));
@@ -853,7 +833,7 @@ static status end_march(struct engine *en, struct march *g, march_fail fail, voi
         reqs[n++] = r;
     }
     if (st == OK)
-        st = en->ops->gather(en->st, &(struct gather_args){ .x = g->x, .row = g->keep, .n = n, .d = d, .y = g->y }, e);
+        st = team_gather(en->team, g->x, g->keep, n, g->y, 0, e);
     if (st == OK) st = first_tokens(en, reqs, n, g->y, fail, self, e);
     free(reqs);
     return st;

@@ -12,6 +12,7 @@
 #include "base/mem.h"
 
 #define ANGLE_ROWS 256             /* rows of angles worked out on the host at a time */
+#define GATHER_ROWS 96             /* rows of logits gathered from ranks at a time: 8 tiles of 12 */
 
 struct layer {
     struct weight *q, *kv, *o, *gate_up, *down;
@@ -21,7 +22,12 @@ struct layer {
 struct decoder {
     struct stream *st;
     const struct ops *ops;
-    struct decoder_shape s;
+    struct decoder_shape s;        /* of the whole model */
+    struct decoder_slice own;      /* what this rank has of it */
+    struct decoder_slice *all;     /* [size] */
+    struct comm *comm;             /* NULL: alone */
+    struct stream *memory;         /* for comm: NULL where the device's memory is the host's */
+    status before;                 /* decoder_fail */
     enum dtype compute, kv_dtype;
     uint32_t max_rows, max_keys;
     struct layer *layer;           /* [L] */
@@ -32,6 +38,8 @@ struct decoder {
     /* Scratch of one block. */
     float *q, *kv, *logits, *partial;
     size_t logits_rows;
+    float *gathered, *parts;       /* several ranks: embeddings [max_rows, d], logits [GATHER_ROWS, V] (rank 0); parts: on the host */
+    size_t *bytes;                 /* [size] */
     void *op_in, *op_attn, *op_ff, *attn_scratch;
     float *partial_host;
     uint32_t *index;                    /* [2 * max_rows] angle rows and visible counts of a block */
@@ -42,12 +50,40 @@ struct decoder {
 
 /* ---- creation --------------------------------------------------------------------------------------------- */
 
+/* The part of a whole weight that this rank has. */
+static void narrow(const struct decoder *dc, enum decoder_role role, struct weight_args *a)
+{
+    const struct decoder_slice *o = &dc->own;
+    const uint32_t D = dc->s.D;
+    uint32_t row = 0, rows = 0, column = 0, columns = 0;       /* rows, columns 0: all */
+    switch (role) {
+    case DEC_QKV_Q: row = o->head0 * D, rows = o->heads * D; break;
+    case DEC_QKV_KV: row = o->kv0 * D, rows = o->kv_heads * D; break;
+    case DEC_GATE_UP: row = o->ff0, rows = o->ff; break;
+    case DEC_EMBED:
+    case DEC_LM_HEAD: row = o->row0, rows = o->rows; break;
+    case DEC_O: column = o->head0 * D, columns = o->heads * D; break;
+    case DEC_DOWN: column = o->ff0, columns = o->ff; break;
+    case DEC_NORM1: case DEC_NORM2: case DEC_NORM: break;
+    }
+    for (uint32_t i = 0; i < a->n_parts; i++) {
+        struct weight_part *p = &a->part[i];
+        const size_t ld = p->ld ? p->ld : a->k, size = dtype_size(p->dtype);
+        p->data = (const char *)p->data + (row * ld + column) * size;
+        p->ld = ld;
+        if (p->bias) p->bias = (const char *)p->bias + row * dtype_size(p->bias_dtype);
+        if (rows) p->n = rows;
+    }
+    if (columns) a->k = columns;
+}
+
 static status weight_of(struct decoder *dc, const struct decoder_source *src, enum decoder_role role, uint32_t l,
                         struct weight **out, struct err *e)
 {
     struct weight_args a = { .compute = dc->compute };
     TRY(src->weight(src->self, role, l, &a, e));
     a.compute = dc->compute;
+    if (dc->comm) narrow(dc, role, &a);
     TRY(dc->ops->weight_create(dc->st, &a, out, e));
     if (src->done) src->done(src->self, role, l);
     return OK;
@@ -70,28 +106,57 @@ static status scratch_create(struct decoder *dc, struct err *e)
 {
     const struct ops *ops = dc->ops;
     const struct decoder_shape *s = &dc->s;
-    const uint32_t n = dc->max_rows, in = s->d;
-    TRY(ops->alloc(dc->st, (size_t)n * s->H * s->D * 4, (void **)&dc->q, e));
-    TRY(ops->alloc(dc->st, (size_t)n * 2 * s->G * s->D * 4, (void **)&dc->kv, e));
+    const struct decoder_slice *o = &dc->own;
+    const uint32_t n = dc->max_rows, in = s->d, columns = o->size > s->G ? o->size : s->G;   /* of scores, over all ranks */
+    TRY(ops->alloc(dc->st, (size_t)n * o->heads * s->D * 4, (void **)&dc->q, e));
+    TRY(ops->alloc(dc->st, (size_t)n * 2 * o->kv_heads * s->D * 4, (void **)&dc->kv, e));
     TRY(ops->alloc(dc->st, ops->operand_bytes(dc->st, n, in, dc->compute), &dc->op_in, e));
-    TRY(ops->alloc(dc->st, ops->operand_bytes(dc->st, n, s->H * s->D, dc->compute), &dc->op_attn, e));
-    TRY(ops->alloc(dc->st, ops->operand_bytes(dc->st, n, s->ff, dc->compute), &dc->op_ff, e));
-    TRY(ops->alloc(dc->st, ops->attention_scratch(dc->st, s->H, s->D, n, dc->max_keys), &dc->attn_scratch, e));
-    TRY(ops->alloc(dc->st, (size_t)s->G * dc->max_keys * 4, (void **)&dc->partial, e));
+    TRY(ops->alloc(dc->st, ops->operand_bytes(dc->st, n, o->heads * s->D, dc->compute), &dc->op_attn, e));
+    TRY(ops->alloc(dc->st, ops->operand_bytes(dc->st, n, o->ff, dc->compute), &dc->op_ff, e));
+    TRY(ops->alloc(dc->st, ops->attention_scratch(dc->st, o->heads, s->D, n, dc->max_keys), &dc->attn_scratch, e));
+    TRY(ops->alloc(dc->st, (size_t)columns * dc->max_keys * 4, (void **)&dc->partial, e));
     TRY(mem_alloc(&dc->angle, (size_t)2 * ANGLE_ROWS * (s->D / 2), sizeof(float), e));
     TRY(mem_alloc(&dc->index, (size_t)2 * n, sizeof *dc->index, e));
-    return mem_alloc(&dc->partial_host, (size_t)s->G * dc->max_keys, 4, e);
+    TRY(mem_alloc(&dc->partial_host, (size_t)columns * dc->max_keys, 4, e));
+    if (dc->comm == NULL) return OK;
+    /* Nothing may be lacking where others wait. */
+    const size_t logits = (size_t)GATHER_ROWS * s->V, embeddings = (size_t)n * s->d;
+    TRY(ops->alloc(dc->st, (size_t)GATHER_ROWS * o->rows * 4, (void **)&dc->logits, e));
+    dc->logits_rows = GATHER_ROWS;
+    TRY(ops->alloc(dc->st, (o->rank == 0 && logits > embeddings ? logits : embeddings) * 4, (void **)&dc->gathered, e));
+    if (o->rank == 0) TRY(mem_alloc(&dc->parts, logits, sizeof(float), e));
+    return mem_alloc(&dc->bytes, o->size, sizeof *dc->bytes, e);
+}
+
+/* Who has what. */
+static status slices(struct decoder *dc, struct comm *c, struct err *e)
+{
+    const uint32_t size = c ? comm_size(c) : 1;
+    TRY(decoder_slice_of(&dc->s, c ? comm_rank(c) : 0, size, &dc->own, e));
+    TRY(mem_alloc(&dc->all, size, sizeof *dc->all, e));
+    for (uint32_t r = 0; r < size; r++) TRY(decoder_slice_of(&dc->s, r, size, &dc->all[r], e));
+    dc->comm = size > 1 ? c : NULL;
+    dc->memory = strcmp(dc->ops->name, "cpu") == 0 ? NULL : dc->st;
+    return OK;
 }
 
 status decoder_create(struct stream *st, const struct decoder_shape *s, const struct decoder_source *src,
                       enum dtype compute, enum dtype kv_dtype, uint32_t max_rows, uint32_t max_keys,
                       struct decoder **out, struct err *e)
 {
+    return decoder_create_slice(st, s, src, compute, kv_dtype, max_rows, max_keys, NULL, out, e);
+}
+
+status decoder_create_slice(struct stream *st, const struct decoder_shape *s, const struct decoder_source *src,
+                            enum dtype compute, enum dtype kv_dtype, uint32_t max_rows, uint32_t max_keys, struct comm *c,
+                            struct decoder **out, struct err *e)
+{
     struct decoder *dc;
     status r;
     TRY(mem_alloc(&dc, 1, sizeof *dc, e));
     *dc = (struct decoder){ .st = st, .ops = st->ops, .s = *s, .compute = compute, .kv_dtype = kv_dtype,
                             .max_rows = max_rows, .max_keys = max_keys };
+    TRY_GOTO(r, slices(dc, c, e), undo);
     TRY_GOTO(r, mem_alloc(&dc->layer, s->L, sizeof *dc->layer, e), undo);
     TRY_GOTO(r, mem_alloc(&dc->inv_freq, s->D / 2, sizeof(float), e), undo);
     /* The reference's own rounding: 1.0f / (float)pow(theta, 2j/D). */
@@ -133,10 +198,13 @@ void decoder_destroy(struct decoder **pdc)
     }
     if (dc->head != dc->embed) ops->weight_destroy(dc->st, &dc->head);
     ops->weight_destroy(dc->st, &dc->embed);
-    void *device[] = { dc->norm, dc->q, dc->kv, dc->logits, dc->partial, dc->op_in, dc->op_attn, dc->op_ff,
+    void *device[] = { dc->norm, dc->q, dc->kv, dc->logits, dc->gathered, dc->partial, dc->op_in, dc->op_attn, dc->op_ff,
                        dc->attn_scratch };
     for (size_t i = 0; i < sizeof device / sizeof *device; i++) ops->release(dc->st, device[i]);
     free(dc->layer);
+    free(dc->all);
+    free(dc->parts);
+    free(dc->bytes);
     free(dc->inv_freq);
     free(dc->angle);
     free(dc->partial_host);
@@ -149,6 +217,10 @@ void decoder_destroy(struct decoder **pdc)
 }
 
 const struct decoder_shape *decoder_shape(const struct decoder *dc) { return &dc->s; }
+const struct decoder_slice *decoder_slice(const struct decoder *dc) { return &dc->own; }
+struct stream *decoder_stream(const struct decoder *dc) { return dc->st; }
+uint32_t decoder_max_keys(const struct decoder *dc) { return dc->max_keys; }
+void decoder_fail(struct decoder *dc, status st) { dc->before = st; }
 
 const struct weight *decoder_weight(const struct decoder *dc, uint32_t i)
 {
@@ -170,9 +242,39 @@ size_t decoder_weight_bytes(const struct decoder *dc)
 
 struct kv_shape decoder_kv_shape(const struct decoder *dc)
 {
-    return (struct kv_shape){ .G = dc->s.G, .D = dc->s.D, .dtype = dc->kv_dtype, .page_tokens = dc->ops->page_tokens,
-                              .page_bytes = dc->ops->page_bytes(dc->st, dc->s.G, dc->s.D, dc->kv_dtype) };
+    const uint32_t G = dc->own.kv_heads;
+    return (struct kv_shape){ .G = G, .D = dc->s.D, .dtype = dc->kv_dtype, .page_tokens = dc->ops->page_tokens,
+                              .page_bytes = dc->ops->page_bytes(dc->st, G, dc->s.D, dc->kv_dtype) };
 }
+
+/* ---- several ranks ---------------------------------------------------------------------------------------- */
+
+/* The status that the next call begins with. */
+static status begin(struct decoder *dc)
+{
+    const status st = dc->before;
+    dc->before = OK;
+    return st;
+}
+
+/* What a collective adds to the status of this rank so far. Its own error stands, but not before a lost group's. */
+static status met(status st, status met_st, const struct err *why, struct err *e)
+{
+    if (met_st == OK) return st;
+    if (e) *e = *why;
+    return met_st;
+}
+
+/* y [n] := its sum over ranks. A rank that failed takes part with what it has, so that nobody waits for it. */
+static status sum_rows(struct decoder *dc, status st, float *y, size_t n, struct err *e)
+{
+    struct err why;
+    if (dc->comm == NULL) return st;
+    return met(st, comm_all_reduce(dc->comm, dc->memory, y, n, &why), &why, e);
+}
+
+/* Rank 0 adds its part of a product to the residual that all have, the others bring theirs alone. */
+static enum linear_mode part_mode(const struct decoder *dc) { return dc->own.rank == 0 ? LINEAR_ADD : LINEAR_STORE; }
 
 /* ---- inputs ----------------------------------------------------------------------------------------------- */
 
@@ -197,12 +299,51 @@ status decoder_angles(struct decoder *dc, const int32_t *const pos[3], uint32_t 
     return OK;
 }
 
+/* Rows of the ids that rank r has, in their order: ids counted from its first row, and where each belongs. */
+static uint32_t ids_of(const struct decoder_slice *r, const int32_t *id, uint32_t n, int32_t *own, uint32_t *to)
+{
+    uint32_t m = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if ((uint32_t)id[i] < r->row0 || (uint32_t)id[i] - r->row0 >= r->rows) continue;
+        if (own) own[m] = id[i] - (int32_t)r->row0;
+        if (to) to[m] = i;
+        m++;
+    }
+    return m;
+}
+
+/* n <= max_rows: each rank looks up the rows that it has; gathered, they are put in order. */
+static status embed_gathered(struct decoder *dc, status st, const int32_t *id, uint32_t n, float *x, struct err *e)
+{
+    const uint32_t d = dc->s.d, rank = dc->own.rank;
+    uint32_t *to = dc->index, at = 0;
+    int32_t *own = (int32_t *)dc->index + dc->max_rows;
+    float *mine = dc->gathered;
+    struct err why;
+    for (uint32_t r = 0; r < dc->own.size; r++) {
+        const uint32_t m = ids_of(&dc->all[r], id, n, NULL, to + at);
+        if (r == rank) mine = dc->gathered + (size_t)at * d;
+        dc->bytes[r] = (size_t)m * d * sizeof(float);
+        at += m;
+    }
+    const uint32_t m = ids_of(&dc->own, id, n, own, NULL);
+    if (st == OK) st = dc->ops->embed(dc->st, &(struct embed_args){ .table = dc->embed, .id = own, .n = m, .y = mine }, e);
+    st = met(st, comm_all_gather(dc->comm, dc->memory, mine, dc->gathered, dc->bytes, &why), &why, e);
+    if (st != OK) return st;
+    return dc->ops->scatter(dc->st, &(struct scatter_args){ .x = dc->gathered, .row = to, .n = n, .d = d, .y = x }, e);
+}
+
 status decoder_embed(struct decoder *dc, const int32_t *id, uint32_t n, float *x, struct err *e)
 {
+    status st = begin(dc);
     for (uint32_t i = 0; i < n; i++)
         if (id[i] < 0 || (uint32_t)id[i] >= dc->s.V)
             return err_set(e, E_ARG, "token id %d at %u is outside the vocabulary of %u rows", id[i], i, dc->s.V);
-    return dc->ops->embed(dc->st, &(struct embed_args){ .table = dc->embed, .id = id, .n = n, .y = x }, e);
+    if (dc->comm == NULL)
+        return st != OK ? st : dc->ops->embed(dc->st, &(struct embed_args){ .table = dc->embed, .id = id, .n = n, .y = x }, e);
+    for (uint32_t i0 = 0; i0 < n; i0 += dc->max_rows)
+        st = embed_gathered(dc, st, id + i0, n - i0 < dc->max_rows ? n - i0 : dc->max_rows, x + (size_t)i0 * dc->s.d, e);
+    return st;
 }
 
 /* ---- one layer -------------------------------------------------------------------------------------------- */
@@ -249,7 +390,7 @@ static status norm_rows(struct decoder *dc, const float *x, const uint32_t *row,
 static status kv_block(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, const struct operand *in,
                        uint32_t r0, const uint32_t *kv_start, struct err *e)
 {
-    const uint32_t width = 2 * dc->s.G * dc->s.D;
+    const uint32_t width = 2 * dc->own.kv_heads * dc->s.D;
     struct pieces p;
     TRY(dc->ops->linear(dc->st, &(struct linear_args){ .x = in, .w = w->kv, .mode = LINEAR_STORE, .y = dc->kv,
                                                        .ldy = width }, e));
@@ -268,41 +409,61 @@ static status kv_block(struct decoder *dc, const struct layer *w, const struct d
 static status q_block(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, const struct operand *in,
                       const uint32_t *angle, struct err *e)
 {
-    const uint32_t width = dc->s.H * dc->s.D;
+    const uint32_t width = dc->own.heads * dc->s.D;
     TRY(dc->ops->linear(dc->st, &(struct linear_args){ .x = in, .w = w->q, .mode = LINEAR_STORE, .y = dc->q,
                                                        .ldy = width }, e));
-    return dc->ops->rope(dc->st, &(struct rope_args){ .x = dc->q, .ldx = width, .n = in->rows, .heads = dc->s.H,
+    return dc->ops->rope(dc->st, &(struct rope_args){ .x = dc->q, .ldx = width, .n = in->rows, .heads = dc->own.heads,
                                                       .D = dc->s.D, .cos = b->cos, .sin = b->sin, .row = angle }, e);
 }
 
-/* What follows Q, for output rows [r0, r0 + rows): attention, output, MLP, added to y [rows, d]. Before that y becomes
- * rows `from` of x, where `from` is given. */
-static status mix_block(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, uint32_t r0, uint32_t rows,
-                        const uint32_t *out_start, const uint32_t *visible, const float *x, const uint32_t *from, float *y,
-                        struct err *e)
+/* Attention of output rows [r0, r0 + rows), added to y [rows, d]. Before that y becomes rows `from` of x, where `from` is
+ * given. */
+static status attend_block(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, uint32_t r0, uint32_t rows,
+                           const uint32_t *out_start, const uint32_t *visible, const float *x, const uint32_t *from, float *y,
+                           struct err *e)
 {
     const struct ops *ops = dc->ops;
-    const uint32_t d = dc->s.d, qw = dc->s.H * dc->s.D;
-    struct operand in, ff = { .data = dc->op_ff, .rows = rows, .k = dc->s.ff, .compute = dc->compute };
+    const uint32_t d = dc->s.d, qw = dc->own.heads * dc->s.D;
     struct operand attn = { .data = dc->op_attn, .rows = rows, .k = qw, .compute = dc->compute };
     struct pieces p;
     TRY(pieces_of(dc, out_start, b->n_seqs, r0, r0 + rows, &p, e));
     const struct attention_args at = {
-        .q = dc->q, .ldq = qw, .H = dc->s.H, .scale = 1.0f / sqrtf((float)dc->s.D), .shape = b->kv, .n_seqs = p.n,
+        .q = dc->q, .ldq = qw, .H = dc->own.heads, .scale = 1.0f / sqrtf((float)dc->s.D), .shape = b->kv, .n_seqs = p.n,
         .seq_start = p.start, .visible = visible + r0, .view = b->view + p.first_seq, .out = &attn,
         .scratch = dc->attn_scratch };
     TRY((b->decode ? ops->attention_decode : ops->attention)(dc->st, &at, e));
-    if (from) TRY(ops->gather(dc->st, &(struct gather_args){ .x = x, .row = from, .n = rows, .d = d, .y = y }, e));
-    TRY(ops->linear(dc->st, &(struct linear_args){ .x = &attn, .w = w->o, .mode = LINEAR_ADD, .y = y, .ldy = d }, e));
+    if (from && part_mode(dc) == LINEAR_ADD)
+        TRY(ops->gather(dc->st, &(struct gather_args){ .x = x, .row = from, .n = rows, .d = d, .y = y }, e));
+    return ops->linear(dc->st, &(struct linear_args){ .x = &attn, .w = w->o, .mode = part_mode(dc), .y = y, .ldy = d }, e);
+}
+
+/* The MLP of y [rows, d], added to it. */
+static status mlp_block(struct decoder *dc, const struct layer *w, uint32_t rows, float *y, struct err *e)
+{
+    const struct ops *ops = dc->ops;
+    struct operand in, ff = { .data = dc->op_ff, .rows = rows, .k = dc->own.ff, .compute = dc->compute };
     TRY(norm_rows(dc, y, NULL, rows, w->norm2, &in, e));
     TRY(ops->linear(dc->st, &(struct linear_args){ .x = &in, .w = w->gate_up, .mode = LINEAR_SWIGLU, .out = &ff }, e));
-    return ops->linear(dc->st, &(struct linear_args){ .x = &ff, .w = w->down, .mode = LINEAR_ADD, .y = y, .ldy = d }, e);
+    return ops->linear(dc->st, &(struct linear_args){ .x = &ff, .w = w->down, .mode = part_mode(dc), .y = y, .ldy = dc->s.d }, e);
+}
+
+/* What follows Q (attend_block, mlp_block), with the sums over ranks; st is the status of this rank so far. */
+static status mix_block(struct decoder *dc, status st, const struct layer *w, const struct decoder_batch *b, uint32_t r0,
+                        uint32_t rows, const uint32_t *out_start, const uint32_t *visible, const float *x,
+                        const uint32_t *from, float *y, struct err *e)
+{
+    const size_t n = (size_t)rows * dc->s.d;
+    if (st == OK) st = attend_block(dc, w, b, r0, rows, out_start, visible, x, from, y, e);
+    st = sum_rows(dc, st, y, n, e);
+    if (st == OK) st = mlp_block(dc, w, rows, y, e);
+    return sum_rows(dc, st, y, n, e);
 }
 
 status decoder_kv(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x,
                   const uint32_t *kv_start, struct err *e)
 {
     const struct layer *w = &dc->layer[layer];
+    TRY(begin(dc));
     const uint32_t n = b->seq_start[b->n_seqs], block = block_rows(dc, n);
     for (uint32_t r0 = 0; r0 < n; r0 += block) {
         struct operand in;
@@ -312,34 +473,67 @@ status decoder_kv(struct decoder *dc, uint32_t layer, const struct decoder_batch
     return OK;
 }
 
-status decoder_scores(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, uint32_t s, const float *x,
-                      const uint32_t *row, uint32_t n_q, float *score, struct err *e)
+/* This rank's part of the scores: partial [kv_heads, n] at `mine`. */
+static status score_block(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, uint32_t s, const float *x,
+                          const uint32_t *row, uint32_t n_q, float *mine, struct err *e)
 {
     const struct layer *w = &dc->layer[layer];
-    const uint32_t n = b->view[s].n_rows, G = dc->s.G;
     struct operand in;
     uint32_t *angle = dc->index, *visible = dc->index + n_q;
-    if (n_q > dc->max_rows || n > dc->max_keys)
-        return err_set(e, E_ARG, "%u query rows over %u keys: this decoder has room for %u and %u", n_q, n, dc->max_rows,
-                       dc->max_keys);
     for (uint32_t i = 0; i < n_q; i++) {
         angle[i] = b->angle[row[i]];
         visible[i] = row[i] - b->seq_start[s] + 1;
     }
     TRY(norm_rows(dc, x, row, n_q, w->norm1, &in, e));
     TRY(q_block(dc, w, b, &in, angle, e));
-    TRY(dc->ops->query_scores(dc->st, &(struct query_scores_args){
-        .q = dc->q, .ldq = (size_t)dc->s.H * dc->s.D, .n_q = n_q, .H = dc->s.H, .scale = 1.0f / sqrtf((float)dc->s.D),
-        .shape = b->kv, .view = b->view[s], .visible = visible, .partial = dc->partial,
-        .scratch = dc->attn_scratch }, e));
-    TRY(dc->ops->download(dc->st, dc->partial_host, dc->partial, (size_t)G * n * sizeof(float), e));
+    return dc->ops->query_scores(dc->st, &(struct query_scores_args){
+        .q = dc->q, .ldq = (size_t)dc->own.heads * dc->s.D, .n_q = n_q, .H = dc->own.heads,
+        .scale = 1.0f / sqrtf((float)dc->s.D), .shape = b->kv, .view = b->view[s], .visible = visible, .partial = mine,
+        .scratch = dc->attn_scratch }, e);
+}
+
+status decoder_scores(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, uint32_t s, const float *x,
+                      const uint32_t *row, uint32_t n_q, float *score, struct err *e)
+{
+    status st = begin(dc);
+    const uint32_t n = b->view[s].n_rows, G = dc->s.G, sharers = dc->own.sharers;
+    if (n_q > dc->max_rows || n > dc->max_keys)
+        return err_set(e, E_ARG, "%u query rows over %u keys: this decoder has room for %u and %u", n_q, n, dc->max_rows,
+                       dc->max_keys);
+    /* Those of all ranks lie end to end: in the order of KV heads, ranks that share one side by side. */
+    float *mine = dc->partial + (size_t)(sharers > 1 ? dc->own.rank : dc->own.kv0) * n;
+    if (st == OK) st = score_block(dc, layer, b, s, x, row, n_q, mine, e);
+    if (dc->comm) {
+        struct err why;
+        for (uint32_t r = 0; r < dc->own.size; r++) dc->bytes[r] = (size_t)dc->all[r].kv_heads * n * sizeof(float);
+        st = met(st, comm_all_gather(dc->comm, dc->memory, mine, dc->partial, dc->bytes, &why), &why, e);
+    }
+    if (st != OK) return st;
+    TRY(dc->ops->download(dc->st, dc->partial_host, dc->partial, (size_t)G * sharers * n * sizeof(float), e));
     const float inv = 1.0f / ((float)dc->s.H * (float)n_q);
     for (uint32_t j = 0; j < n; j++) {
         float sum = 0;
-        for (uint32_t g = 0; g < G; g++) sum += dc->partial_host[(size_t)g * n + j];
+        for (uint32_t g = 0; g < G; g++) {
+            const float *of = dc->partial_host + (size_t)g * sharers * n + j;
+            float one = of[0];
+            for (uint32_t k = 1; k < sharers; k++) one += of[(size_t)k * n];
+            sum += one;
+        }
         score[j] = sum * inv;
     }
     return OK;
+}
+
+/* Norm and Q of the rows of a block of decoder_mix. */
+static status mix_query(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, const float *x,
+                        const uint32_t *from, uint32_t r0, uint32_t rows, struct err *e)
+{
+    const uint32_t *angle = b->angle + r0;
+    struct operand in;
+    for (uint32_t i = 0; from && i < rows; i++) dc->index[i] = b->angle[from[i]];
+    if (from) angle = dc->index;
+    TRY(norm_rows(dc, from ? x : x + (size_t)r0 * dc->s.d, from, rows, w->norm1, &in, e));
+    return q_block(dc, w, b, &in, angle, e);
 }
 
 status decoder_mix(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x,
@@ -347,19 +541,25 @@ status decoder_mix(struct decoder *dc, uint32_t layer, const struct decoder_batc
                    float *y, struct err *e)
 {
     const struct layer *w = &dc->layer[layer];
-    const uint32_t d = dc->s.d, block = block_rows(dc, n_keep);
+    const uint32_t block = block_rows(dc, n_keep);
+    status st = begin(dc);
     assert(keep != NULL || x == y);
-    for (uint32_t r0 = 0; r0 < n_keep; r0 += block) {
-        const uint32_t rows = n_keep - r0 < block ? n_keep - r0 : block;
-        const uint32_t *from = keep ? keep + r0 : NULL, *angle = b->angle + r0;
-        struct operand in;
-        for (uint32_t i = 0; from && i < rows; i++) dc->index[i] = b->angle[from[i]];
-        if (from) angle = dc->index;
-        TRY(norm_rows(dc, from ? x : x + (size_t)r0 * d, from, rows, w->norm1, &in, e));
-        TRY(q_block(dc, w, b, &in, angle, e));
-        TRY(mix_block(dc, w, b, r0, rows, out_start, visible, x, from, y + (size_t)r0 * d, e));
+    for (uint32_t r0 = 0; r0 < n_keep && (st == OK || dc->comm); r0 += block) {
+        const uint32_t rows = n_keep - r0 < block ? n_keep - r0 : block, *from = keep ? keep + r0 : NULL;
+        if (st == OK) st = mix_query(dc, w, b, x, from, r0, rows, e);
+        st = mix_block(dc, st, w, b, r0, rows, out_start, visible, x, from, y + (size_t)r0 * dc->s.d, e);
     }
-    return OK;
+    return st;
+}
+
+/* Norm, K, V and Q of the rows of a block of decoder_layer. */
+static status layer_query(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, const float *x, uint32_t r0,
+                          uint32_t rows, const uint32_t *kv_start, struct err *e)
+{
+    struct operand in;
+    TRY(norm_rows(dc, x, NULL, rows, w->norm1, &in, e));
+    TRY(kv_block(dc, w, b, &in, r0, kv_start, e));
+    return q_block(dc, w, b, &in, b->angle + r0, e);
 }
 
 status decoder_layer(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, float *x, const uint32_t *kv_start,
@@ -367,15 +567,39 @@ status decoder_layer(struct decoder *dc, uint32_t layer, const struct decoder_ba
 {
     const struct layer *w = &dc->layer[layer];
     const uint32_t n = b->seq_start[b->n_seqs], block = block_rows(dc, n);
-    for (uint32_t r0 = 0; r0 < n; r0 += block) {
+    status st = begin(dc);
+    for (uint32_t r0 = 0; r0 < n && (st == OK || dc->comm); r0 += block) {
         const uint32_t rows = n - r0 < block ? n - r0 : block;
         float *y = x + (size_t)r0 * dc->s.d;
-        struct operand in;
-        TRY(norm_rows(dc, y, NULL, rows, w->norm1, &in, e));
-        TRY(kv_block(dc, w, b, &in, r0, kv_start, e));
-        TRY(q_block(dc, w, b, &in, b->angle + r0, e));
-        TRY(mix_block(dc, w, b, r0, rows, b->seq_start, visible, NULL, NULL, y, e));
+        if (st == OK) st = layer_query(dc, w, b, y, r0, rows, kv_start, e);
+        st = mix_block(dc, st, w, b, r0, rows, b->seq_start, visible, NULL, NULL, y, e);
     }
+    return st;
+}
+
+/* Logits of rows [r0, r0 + rows) of this rank's vocabulary, into dc->logits. */
+static status logits_block(struct decoder *dc, const float *x, const uint32_t *row, uint32_t r0, uint32_t rows, struct err *e)
+{
+    struct operand in;
+    if (row) TRY(norm_rows(dc, x, row + r0, rows, dc->norm, &in, e));
+    else TRY(norm_rows(dc, x + (size_t)r0 * dc->s.d, NULL, rows, dc->norm, &in, e));
+    return dc->ops->linear(dc->st, &(struct linear_args){ .x = &in, .w = dc->head, .mode = LINEAR_STORE, .y = dc->logits,
+                                                          .ldy = dc->own.rows }, e);
+}
+
+/* Ranks' columns to rank 0, there side by side into logits [rows, V]. */
+static status logits_gathered(struct decoder *dc, status st, uint32_t rows, float *logits, struct err *e)
+{
+    const uint32_t V = dc->s.V;
+    struct err why;
+    for (uint32_t r = 0; r < dc->own.size; r++) dc->bytes[r] = (size_t)rows * dc->all[r].rows * sizeof(float);
+    st = met(st, comm_gather(dc->comm, dc->memory, 0, dc->logits, dc->gathered, dc->bytes, &why), &why, e);
+    if (st != OK || dc->own.rank != 0) return st;
+    TRY(dc->ops->download(dc->st, dc->parts, dc->gathered, (size_t)rows * V * sizeof(float), e));
+    const float *from = dc->parts;
+    for (uint32_t r = 0; r < dc->own.size; r++)
+        for (uint32_t i = 0; i < rows; i++, from += dc->all[r].rows)
+            memcpy(logits + (size_t)i * V + dc->all[r].row0, from, dc->all[r].rows * sizeof(float));
     return OK;
 }
 
@@ -383,6 +607,16 @@ status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, u
                       struct err *e)
 {
     const uint32_t V = dc->s.V, at_once = n < dc->max_rows ? n : dc->max_rows;
+    status st = begin(dc);
+    if (dc->comm) {
+        for (uint32_t r0 = 0; r0 < n; r0 += GATHER_ROWS) {
+            const uint32_t rows = n - r0 < GATHER_ROWS ? n - r0 : GATHER_ROWS;
+            if (st == OK) st = logits_block(dc, x, row, r0, rows, e);
+            st = logits_gathered(dc, st, rows, logits ? logits + (size_t)r0 * V : NULL, e);
+        }
+        return st;
+    }
+    TRY(st);
     if (at_once > dc->logits_rows) {
         dc->ops->release(dc->st, dc->logits);
         dc->logits = NULL;
@@ -393,11 +627,7 @@ status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, u
     const uint32_t block = block_rows(dc, n);
     for (uint32_t r0 = 0; r0 < n; r0 += block) {
         const uint32_t rows = n - r0 < block ? n - r0 : block;
-        struct operand in;
-        if (row) TRY(norm_rows(dc, x, row + r0, rows, dc->norm, &in, e));
-        else TRY(norm_rows(dc, x + (size_t)r0 * dc->s.d, NULL, rows, dc->norm, &in, e));
-        TRY(dc->ops->linear(dc->st, &(struct linear_args){ .x = &in, .w = dc->head, .mode = LINEAR_STORE,
-                                                           .y = dc->logits, .ldy = V }, e));
+        TRY(logits_block(dc, x, row, r0, rows, e));
         TRY(dc->ops->download(dc->st, logits + (size_t)r0 * V, dc->logits, (size_t)rows * V * sizeof(float), e));
     }
     return OK;

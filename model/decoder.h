@@ -7,13 +7,20 @@
  * Where nothing drops, decoder_layer does 1 and 3 at once. Decode is that with one row a sequence. decoder_logits ends
  * both.
  * The decoder sees pages as plain arrays (struct kv_view) and knows nothing of pools, policies or requests.
+ *
+ * In a tensor-parallel group each rank has a decoder with its slice of the weights (model/slice.h) and pages of its own KV
+ * heads. All ranks make the same calls with the same arrays (model/team.h sees to that); sums and gathers between them happen
+ * inside, in rank order, so x has the same bits everywhere. A rank whose own work fails still takes part in what the others
+ * wait for and returns its error at the end.
  * Source: Qwen2_5OmniThinkerTextModel of transformers 5.23, eager attention (docs/qwen2_5_omni.md 6). */
 #ifndef MODEL_DECODER_H
 #define MODEL_DECODER_H
 
+#include "comm/comm.h"
 #include "kernels/ops.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
+#include "model/slice.h"
 
 struct decoder;
 
@@ -47,12 +54,24 @@ struct decoder_shape decoder_shape_of(const struct model_config *c);
 status decoder_create(struct stream *st, const struct decoder_shape *s, const struct decoder_source *src,
                       enum dtype compute, enum dtype kv_dtype, uint32_t max_rows, uint32_t max_keys,
                       struct decoder **out, struct err *e);
+/* The same of one rank: the part of the weights that slice_of(s, rank of c) names. c is borrowed for the decoder's life. A
+ * source gives whole tensors; no more of them is read than this rank keeps. E_ARG: as decoder_slice_of. */
+status decoder_create_slice(struct stream *st, const struct decoder_shape *s, const struct decoder_source *src,
+                            enum dtype compute, enum dtype kv_dtype, uint32_t max_rows, uint32_t max_keys, struct comm *c,
+                            struct decoder **out, struct err *e);
 void decoder_destroy(struct decoder **dc);
 
+/* Of the whole model, on every rank. */
 const struct decoder_shape *decoder_shape(const struct decoder *dc);
+const struct decoder_slice *decoder_slice(const struct decoder *dc);
+struct stream *decoder_stream(const struct decoder *dc);
+uint32_t decoder_max_keys(const struct decoder *dc);
+/* The next call fails with st after taking part in what other ranks wait for: arrays are not read, x and y are. For a rank
+ * that could not even take down what it is asked to do. */
+void decoder_fail(struct decoder *dc, status st);
 /* Packed weight i of those that a decoded token reads, in their order (each layer's, then the head); NULL after the last. */
 const struct weight *decoder_weight(const struct decoder *dc, uint32_t i);
-/* Bytes of all these. */
+/* Bytes of all these, of this rank. */
 size_t decoder_weight_bytes(const struct decoder *dc);
 
 /* Where K and V live. `base` and the page count are the engine's to fill. */
@@ -95,7 +114,7 @@ status decoder_mix(struct decoder *dc, uint32_t layer, const struct decoder_batc
 status decoder_layer(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, float *x, const uint32_t *kv_start,
                      const uint32_t *visible, struct err *e);
 
-/* logits [n, V] host of n rows of x (any rows; row NULL: 0..n-1). */
+/* logits [n, V] host of n rows of x (any rows; row NULL: 0..n-1). Ranks other than 0 give NULL: they get none. */
 status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, uint32_t n, float *logits,
                       struct err *e);
 

@@ -1,6 +1,8 @@
-/* build/tests/golden [--device D] [--isa I] [--threads N] [--dtype T] [--textbook] DIR...
+/* build/tests/golden [--device D] [--isa I] [--threads N] [--dtype T] [--textbook] [--tp N] DIR...
  * Reference cases of docs/golden-format.md: any number of directories, known or not. One line per check,
- * 'PASS|FAIL name value tolerance', then 'N passed, N failed'; exit status 1 where one failed. */
+ * 'PASS|FAIL name value tolerance', then 'N passed, N failed'; exit status 1 where one failed.
+ * mpirun -np N build/tests/golden --tp N DIR...: rank 0 runs the cases on an engine of N ranks, with everything compared over
+ * ranks after each layer. */
 #include <dirent.h>
 #include <math.h>
 #include <stdio.h>
@@ -9,6 +11,7 @@
 
 #include "base/json.h"
 #include "base/mem.h"
+#include "comm/comm.h"
 #include "engine/engine.h"
 #include "model/safetensors.h"
 
@@ -419,6 +422,12 @@ static int is_case(const struct dirent *d)
 
 static void run_dir(const struct engine_options *base, const char *dir)
 {
+    if (base->comm && comm_rank(base->comm) != 0) {
+        struct err e;
+        if (engine_work(base->comm, base, &e) != E_DEVICE) return;
+        fprintf(stderr, "golden: rank %u: %s\n", comm_rank(base->comm), e.text);
+        comm_exit(base->comm, 1);
+    }
     struct engine_options o = *base;
     struct engine *en = NULL;
     struct err e = { 0 };
@@ -430,6 +439,9 @@ static void run_dir(const struct engine_options *base, const char *dir)
         fail_text(dir, "checkpoint", e.text);
         return;
     }
+    for (uint32_t r = 0; engine_info(en)->n_ranks > 1 && r < engine_info(en)->n_ranks; r++)
+        printf("rank %u: %.1f MB of decoder weights, %.1f MB resident\n", r, (double)engine_rank(en, r)->weight_bytes / 1e6,
+               (double)engine_rank(en, r)->resident_bytes / 1e6);
     const int n = scandir(dir, &list, is_case, alphasort);
     if (n <= 0) fail_text(dir, "cases", "there is no case-*.json");
     for (int i = 0; i < n; i++) {
@@ -459,7 +471,9 @@ static void run_dir(const struct engine_options *base, const char *dir)
 int main(int argc, char **argv)
 {
     struct engine_options o = { 0 };
-    int n_dirs = 0;
+    struct comm *world = NULL;
+    int n_dirs = 0, tp = 1;
+    char **dir = mem_must((size_t)argc, sizeof *dir);
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--textbook") == 0) o.textbook_order = true;
@@ -467,18 +481,33 @@ int main(int argc, char **argv)
         else if (strcmp(argv[i], "--isa") == 0) o.isa = value, i++;
         else if (strcmp(argv[i], "--dtype") == 0) o.dtype = value, i++;
         else if (strcmp(argv[i], "--threads") == 0) o.n_threads = atoi(value), i++;
+        else if (strcmp(argv[i], "--tp") == 0) tp = atoi(value), i++;
         else if (argv[i][0] == '-') {
             fprintf(stderr, "golden: no option %s\n", argv[i]);
             return 2;
-        } else {
-            run_dir(&o, argv[i]);
-            n_dirs++;
-        }
+        } else dir[n_dirs++] = argv[i];
     }
     if (n_dirs == 0) {
-        fprintf(stderr, "usage: golden [--device D] [--isa I] [--threads N] [--dtype T] [--textbook] DIR...\n");
+        fprintf(stderr, "usage: golden [--device D] [--isa I] [--threads N] [--dtype T] [--textbook] [--tp N] DIR...\n");
         return 2;
     }
-    printf("%u passed, %u failed\n", n_passed, n_failed);
+    if (tp != 1) {
+        struct err e;
+        const struct comm_options co = { .build = "golden" };
+        if (comm_world_open(&co, &world, &e) != OK) {
+            fprintf(stderr, "golden: %s\n", e.text);
+            return 1;
+        }
+        if (tp < 1 || comm_size(world) != (uint32_t)tp) {
+            fprintf(stderr, "golden: --tp %d: start it with mpirun -np %d\n", tp, tp);
+            comm_exit(world, 2);
+        }
+        o.comm = world;
+        o.check_ranks = true;
+    }
+    for (int i = 0; i < n_dirs; i++) run_dir(&o, dir[i]);
+    free(dir);
+    if (world == NULL || comm_rank(world) == 0) printf("%u passed, %u failed\n", n_passed, n_failed);
+    comm_close(&world);
     return n_failed != 0;
 }

@@ -30,6 +30,20 @@ run tests/vectors '^PASS ' '^FAIL ' "$build/tests/vectors" tests/data/vectors/*.
 for d in tests/goldens/*/; do
     [[ -d $d/checkpoint ]] && run "tests/golden ${d%/}" '^PASS ' '^FAIL ' "$build/tests/golden" "${d%/}"
 done
+# The same on ranks, which are processes: the odd ones have 3 query heads and one KV head, and vocabularies of no round number.
+if [[ -e $build/omnidrop-mpi.so ]] && command -v mpirun >/dev/null; then
+    ranks=(env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl_vader_single_copy_mechanism=none
+           OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none "ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0"
+           OMNIDROP_LIB="$build" mpirun)          # MPI itself leaks
+    for d in tests/goldens/*/; do
+        [[ -d $d/checkpoint ]] || continue
+        sizes="2 4"; [[ $d == */odd* ]] && sizes="2 3"
+        for tp in $sizes; do
+            run "tests/golden ${d%/} on $tp ranks" '^PASS ' '^FAIL ' "${ranks[@]}" -np "$tp" "$build/tests/golden" \
+                --threads 1 --tp "$tp" "${d%/}"
+        done
+    done
+fi
 for s in tests/cli/test_*.sh; do
     [[ -e $s ]] && run "$s" '^ok ' '^not ok ' bash "$s"
 done

@@ -115,7 +115,7 @@ def main():
     p.add_argument("--clips-max", type=int, default=200)
     p.add_argument("--small", action="store_true")
     p.add_argument("--demo", action="store_true")
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     if a.small or a.demo:

@@ -399,6 +399,13 @@ def weights_of(a):
         return "sha256 " + hashlib.sha256(f.read()).hexdigest()[:16]
 
 
+def said(a):
+    """The command line without the places of this machine."""
+    words = ["measure"] + [os.path.basename(f) for f in a.file]
+    words += [f"--{k} {getattr(a, k):g}" for k in ("window", "overlap") if getattr(a, k) is not None]
+    return " ".join(words + a.option + (["--faults"] if a.faults else []) + (["--sweep"] + a.sweep if a.sweep else []))
+
+
 def grid_of(text):
     grid = {"window": [None], "overlap": [None]}
     for item in text or []:
@@ -427,7 +434,7 @@ def measure(a):
             json.dump({"model": weights_of(a), "files": rows, "sweep": sweep}, f, indent=1)
     if a.markdown:
         with open(a.markdown, "w") as f:
-            f.write(markdown(rows, sweep, weights_of(a), " ".join(sys.argv[1:])))
+            f.write(markdown(rows, sweep, weights_of(a), said(a)))
     return 0 if all(r.get("kill", {"same": True})["same"] for r in rows) else 1
 
 

@@ -6,6 +6,7 @@
 #include <libgen.h>
 #include <limits.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -695,6 +696,8 @@ _Noreturn void comm_exit(struct comm *world, int code)
     char why[64];
     snprintf(why, sizeof why, "the process has ended itself with exit code %d", code);
     if (world != NULL) watch_ends(world->w->watch, why);
+    signal(SIGALRM, SIG_DFL);
+    alarm(2);                      /* a pipe that nobody reads must not hold us */
     fflush(NULL);
     _exit(code);
 }

@@ -36,8 +36,8 @@ if command -v clang-tidy >/dev/null; then
     if (( $# == 0 )); then
         # kernels/cpu/isa*.c are compiled once for each instruction set, through -DISA: not on their own; stream.c
         # asks gcc for processor features that this clang has no names for.
-        mapfile -t files < <(git ls-files 'base/*.c' 'kernels/*.c' 'kvcache/*.c' 'media/*.c' 'prune/*.c' 'model/*.c' \
-                                          'engine/*.c' | grep -vE '^kernels/cpu/(isa|stream)')
+        mapfile -t files < <(git ls-files 'base/*.c' 'comm/*.c' 'kernels/*.c' 'kvcache/*.c' 'media/*.c' 'prune/*.c' 'model/*.c' \
+                                          'engine/*.c' | grep -vE '^kernels/cpu/(isa|stream)|^comm/(mpi|nccl)')
     else
         files=("$@")
     fi

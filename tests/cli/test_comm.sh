@@ -10,6 +10,7 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 SEED=${SEED:-$R
 # What a container lets pass, and no mpirun that takes the whole job down with one rank. MPI itself leaks (not ours to test).
 export OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
 export ASAN_OPTIONS=${ASAN_OPTIONS:-}:detect_leaks=0
+dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
 echo "# SEED=$SEED"
 
 # go NP LINES MPIRUN_OPTIONS.. -- MODE..: the program's lines; a 'not ok' where it hangs or does not say LINES times 'ok'.
@@ -18,7 +19,8 @@ go() {
     local opt=()
     while [[ $1 != -- ]]; do opt+=("$1"); shift; done
     shift
-    out=$(timeout -k 5 "${LIMIT:-240}" mpirun "${opt[@]}" -np "$np" "$ranks" "$@" 2>&1); status=$?
+    rm -f "$dir/at"
+    out=$(RANKS_AT=$dir/at timeout -k 5 "${LIMIT:-240}" mpirun "${opt[@]}" -np "$np" "$ranks" "$@" 2>&1); status=$?
     grep -E '^(ok|not ok|#) ' <<<"$out"
     n=$(grep -c '^ok ' <<<"$out")
     if (( status != 0 || n != lines )) && ! grep -q '^not ok' <<<"$out"; then
@@ -47,6 +49,7 @@ go 3 2 --enable-recovery --mca btl tcp,self -- death kill post 1
 go 3 2 --enable-recovery -- death kill all_reduce 0
 go 3 2 --enable-recovery -- death stop take 0
 go 4 3 --enable-recovery -- death exit all_gather 3
+go 3 3 --enable-recovery -- death cont all_reduce 2
 go 4 6 --enable-recovery -- groups kill
 go 4 6 --continuous -- groups stop
 

@@ -178,7 +178,7 @@ static status read_trace(struct plan *p, const char *path, struct err *e)
         if (p->n_shapes == LINES_MAX) st = err_set(e, E_INPUT, "a trace has at most %d requests", LINES_MAX);
         else st = read_line(p, line, (size_t)n, e);
     }
-    if (st != OK) err_prefix(e, "%s: line %zu: ", path, number);
+    if (st != OK) err_prefix(e, "%s: line %zu", path, number);
     else if (p->n_shapes == 0) st = err_set(e, E_INPUT, "%s has no requests", path);
     free(line);
     fclose(f);

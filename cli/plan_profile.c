@@ -13,8 +13,10 @@
  * published for FlashAttention-2). Scores 300, A100 95. Towers: their products, short attention and fused passes over these
  * rates, as FLOP/s of scheduler/work.h's count. 1.2 us a kernel in a graph, ten kernels a layer; three dependent launches of
  * 4 us a selection. All-reduce: 370 GB/s sent a rank over NVLink 4 (900 GB/s), in proportion 247 over NVLink 3 (600), 18 us
- * a small call. Host cores: a DGX's two sockets over its eight devices. Front end: what the server of this tree was seen to
- * use of a CPU, docs/scale.md; its network 100 Gbit/s. Media: seconds of one core, measured there too. */
+ * a small call. Host cores: a DGX's two sockets over its eight devices. Assumed: a front end of 8 cores, 2 ms of one for a
+ * request, 50 us for a token, 100 Gbit/s (the HTTP thread of this server was seen to use 0.2 to 0.4 ms for a small request of
+ * text). Media: CPU seconds seen on an AMD EPYC, 0.02 for a second of film of 640x360 at 25 frames/s in H.264 (0.07 at
+ * 1280x720); the sound's and the request's share are assumed. */
 #define FRONT { .cores = 8, .request_s = 2e-3, .token_s = 5e-5, .bytes_per_s = 12.5e9 }
 #define HOST .film_s = 0.02, .sound_s = 5e-4, .request_s = 5e-3
 #define SOURCE "computed from data sheets and floors, not measured: cli/plan_profile.c says which"
@@ -218,5 +220,5 @@ status plan_profile_load(const char *name, struct plan_profile *out, struct err 
     *out = (struct plan_profile){ .name = "" };
     const status st = from_json(o, out, e);
     json_decref(o);
-    return st == OK ? OK : err_prefix(e, "%s: ", name);
+    return st == OK ? OK : err_prefix(e, "%s", name);
 }

@@ -22,7 +22,7 @@ static status some_vision(struct engine *en, struct eng_request *r, struct req_p
                           double max_work, double *work, struct err *e)
 {
     const uint32_t d = decoder_shape(en->dec)->d, rows = p->media.h * p->media.w;
-    const uint32_t at_once = work_grids_at_once(rows);
+    const uint32_t at_once = work_grids_at_once(rows) * en->info.n_ranks;
     const struct work_shape shape = towers(en);
     const float *patches = p->entry ? p->entry->features.patches : p->patches;
     const size_t width = request_patch_width(en);
@@ -38,7 +38,7 @@ static status some_vision(struct engine *en, struct eng_request *r, struct req_p
             st = media_video_next(p->video, stream + (size_t)i * rows * width, e);
         if (stream) r->media_s += clock_s() - begin;
         if (st == OK)
-            st = vision_tower_run(en->vision, from, n, p->media.h, p->media.w, out + (size_t)t * (rows / 4) * d,
+            st = team_vision(en->team, from, n, p->media.h, p->media.w, out + (size_t)t * (rows / 4) * d,
                                   saliency ? saliency + (size_t)t * (rows / 4) : NULL, e);
         r->enc_step += n;
         *work += work_patches(&shape, (uint64_t)n * rows);
@@ -50,13 +50,13 @@ static status some_vision(struct engine *en, struct eng_request *r, struct req_p
 static status some_sound(struct engine *en, struct eng_request *r, struct req_part *p, float *out, float *saliency,
                          double max_work, double *work, struct err *e)
 {
-    const uint32_t frames = p->entry ? p->entry->features.n_frames : p->n_frames, span = audio_tower_span(en->audio);
+    const uint32_t frames = p->entry ? p->entry->features.n_frames : p->n_frames, span = audio_tower_span(en->audio) * en->info.n_ranks;
     const float *mel = p->entry ? p->entry->features.mel : p->mel;
     const struct work_shape shape = towers(en);
     do {
         const uint32_t f0 = r->enc_step, n = frames - f0 < span ? frames - f0 : span;
         if (en->interrupted) return err_set(e, E_CANCELLED, "interrupted");
-        TRY(audio_tower_part(en->audio, mel, frames, f0, n, out, saliency, e));
+        TRY(team_audio(en->team, mel, frames, f0, n, out, saliency, e));
         r->enc_step += n;
         *work += work_frames(&shape, n);
     } while (r->enc_step < frames && *work < max_work);

@@ -178,9 +178,10 @@ static status open_model(struct engine *en, const struct engine_options *o, stru
     const struct decoder_source src = decoder_source_checkpoint(&source);
     if (leads) TRY(open_text(en, &shape, e));
     TRY(open_decoder(en, o, &shape, &src, e));
-    if (!leads) return OK;
     TRY(audio_tower_create(en->st, ck, en->info.compute, &en->audio, e));
-    return vision_tower_create(en->st, ck, en->info.compute, &en->vision, e);
+    TRY(vision_tower_create(en->st, ck, en->info.compute, &en->vision, e));
+    team_towers(en->team, en->audio, en->vision);
+    return OK;
 }
 
 static struct media_vision vision_of(const struct model_config *c)

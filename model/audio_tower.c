@@ -312,6 +312,7 @@ static status batch_run(struct audio_tower *t, const struct batch *b, float *emb
 }
 
 uint32_t audio_tower_span(const struct audio_tower *t) { return BATCH * t->chunk; }
+uint32_t audio_tower_bins(const struct audio_tower *t) { return t->c.mel_bins; }
 
 status audio_tower_part(struct audio_tower *t, const float *mel, uint32_t n_frames, uint32_t f0, uint32_t n, float *embeds,
                         float *saliency, struct err *e)

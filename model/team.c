@@ -11,10 +11,10 @@
 
 #include "base/mem.h"
 
-enum { TAG_TASK = 1, TAG_WHY = 2 };
+enum { TAG_TASK = 1, TAG_WHY = 2, TAG_FEATURES = 3, TAG_EMBEDDINGS = 4 };
 
 enum op { OP_STOP, OP_PAGES, OP_ROWS, OP_RELEASE, OP_ANGLES, OP_EMBED, OP_PUT, OP_GATHER, OP_KV, OP_LAYER, OP_SCORES, OP_MIX,
-          OP_STEP, OP_LOGITS, OP_PAGE_COPY, OP_COMPACT };
+          OP_STEP, OP_LOGITS, OP_PAGE_COPY, OP_COMPACT, OP_VISION, OP_AUDIO };
 
 enum list { L_SEQ_START, L_KV_START, L_ANGLE, L_KEEP, L_OUT_START, L_VISIBLE, L_ID, L_POS, L_POS_H, L_POS_W, L_ROW, L_TO, N_LISTS };
 
@@ -33,7 +33,8 @@ struct task {
     /* Not sent. */
     const uint32_t *angle;         /* as decoder_batch.angle; on the wire only those that are used */
     const float *from;             /* the leader's */
-    float *out;
+    float *out, *saliency;
+    uint32_t stride, f0;
     status failed;                 /* this worker could not take it down: it takes part and no more */
 };
 
@@ -60,6 +61,12 @@ struct team {
     bool forget, lost;             /* lost: a collective failed, a rank is gone */
     float *score, *looked;         /* workers: [max_keys]; check: rows on the host */
     size_t looked_cap;
+    struct audio_tower *audio;
+    struct vision_tower *vision;
+    float *embeds;                 /* workers: device memory of a tower's output */
+    size_t embeds_cap;             /* floats */
+    float *packed;                 /* features, embeddings on their way */
+    size_t packed_cap;
     struct reply *reply;           /* [size], leader */
     size_t *reply_bytes;           /* [size] */
     struct team_counts counts;
@@ -431,6 +438,131 @@ static status do_mix(struct team *t, const struct task *k, const struct decoder_
     return hash_rows(t, y, k->h.n, t->d, &says->rows, e);
 }
 
+/* ---- towers -------------------------------------------------------------------------------------------------- */
+
+/* What a rank has of a tower's task: grid steps or frames, their features in floats, the rows that come of them. */
+struct share { uint32_t first, n, row, rows; size_t floats; };
+
+static struct share share_of(const struct team *t, const struct task *k, uint32_t r)
+{
+    const uint32_t unit = k->h.op == OP_VISION ? 1 : audio_tower_span(t->audio), units = (k->h.n + unit - 1) / unit;
+    const uint64_t a = ((uint64_t)units * r + t->size - 1) / t->size * unit, b = ((uint64_t)units * (r + 1) + t->size - 1) / t->size * unit;
+    const uint32_t end = b < k->h.n ? (uint32_t)b : k->h.n;
+    struct share s = { .first = (uint32_t)a < end ? (uint32_t)a : end };
+    s.n = end - s.first;
+    s.floats = (size_t)s.n * k->h.width;
+    if (k->h.op == OP_VISION) {
+        const uint32_t rows = k->h.x * k->h.y / 4;
+        s.row = s.first * rows;
+        s.rows = s.n * rows;
+    } else {
+        s.row = audio_tower_tokens(k->f0 + s.first);
+        s.rows = audio_tower_tokens(s.n);
+    }
+    return s;
+}
+
+/* n features at `from` become rows at `embeds`. */
+static status run_tower(struct team *t, const struct task *k, const float *from, uint32_t n, float *embeds, float *saliency,
+                        struct err *e)
+{
+    if (n == 0) return OK;
+    if (k->h.op == OP_VISION) return vision_tower_run(t->vision, from, n, k->h.x, k->h.y, embeds, saliency, e);
+    return audio_tower_part(t->audio, from, n, 0, n, embeds, saliency, e);
+}
+
+/* Frames [f, f + n) of mel [bins, stride] end to end. */
+static status pack_frames(struct team *t, const struct task *k, uint32_t f, uint32_t n, struct err *e)
+{
+    TRY(mem_grow(&t->packed, &t->packed_cap, (size_t)n * k->h.width, sizeof(float), e));
+    for (uint32_t m = 0; m < k->h.width; m++)
+        memcpy(t->packed + (size_t)m * n, k->from + (size_t)m * k->stride + k->f0 + f, n * sizeof(float));
+    return OK;
+}
+
+/* The leader's: features to all, its own share, embeddings from all. */
+static status deal_out(struct team *t, const struct task *k, struct err *e)
+{
+    const bool sal = k->saliency != NULL;
+    status st = OK;
+    for (uint32_t r = 1; r < t->size; r++) {
+        const struct share s = share_of(t, k, r);
+        const float *from = k->from + s.first * (size_t)k->h.width;
+        if (s.n == 0) continue;
+        if (k->h.op == OP_AUDIO) {
+            if (st == OK) st = pack_frames(t, k, s.first, s.n, e);
+            from = t->packed;
+        }
+        /* Nothing to do is what a rank is told where this one has no room for it. */
+        struct err why;
+        const status posted = comm_post(t->comm, r, TAG_FEATURES, from, st == OK ? s.floats * sizeof(float) : 0, &why);
+        if (posted != OK) {
+            if (e) *e = why;
+            return posted;
+        }
+    }
+    const struct share own = share_of(t, k, 0);
+    if (st == OK && own.n && k->h.op == OP_VISION)
+        st = run_tower(t, k, k->from, own.n, k->out, k->saliency, e);
+    else if (st == OK && own.n) st = audio_tower_part(t->audio, k->from, k->stride, k->f0, own.n, k->out, k->saliency, e);
+    for (uint32_t r = 1; r < t->size; r++) {
+        const struct share s = share_of(t, k, r);
+        struct comm_message m;
+        struct err why;
+        bool got = false;
+        if (s.n == 0) continue;
+        while (!got) {
+            const status taken = comm_take(t->comm, r, TAG_EMBEDDINGS, INFINITY, &m, &got, &why);
+            if (taken != OK) {
+                if (e) *e = why;
+                return taken;
+            }
+        }
+        const size_t bytes = (size_t)s.rows * t->d * sizeof(float);
+        if (st == OK && m.n == bytes + (sal ? s.rows * sizeof(float) : 0)) {
+            st = t->ops->upload(t->st, k->out + (size_t)s.row * t->d, m.bytes, bytes, e);
+            if (sal) memcpy(k->saliency + s.row, m.bytes + bytes, s.rows * sizeof(float));
+        }
+        free(m.bytes);             /* none: that rank failed, and says so at the end */
+    }
+    return st;
+}
+
+/* A worker's share of a tower's task, into t->packed. */
+static status work_share(struct team *t, const struct task *k, const struct share *s, const struct comm_message *m, struct err *e)
+{
+    const size_t floats = (size_t)s->rows * t->d;
+    TRY(k->failed);
+    if (m->n != s->floats * sizeof(float)) return err_set(e, E_NOMEM, "no features came from rank 0");
+    if (floats > t->embeds_cap) {
+        t->ops->release(t->st, t->embeds);
+        t->embeds = NULL;
+        t->embeds_cap = 0;
+        TRY(t->ops->alloc(t->st, floats * sizeof(float), (void **)&t->embeds, e));
+        t->embeds_cap = floats;
+    }
+    TRY(mem_grow(&t->packed, &t->packed_cap, floats + s->rows, sizeof(float), e));
+    TRY(run_tower(t, k, (const float *)(const void *)m->bytes, s->n, t->embeds, k->h.x_at ? t->packed + floats : NULL, e));
+    return t->ops->download(t->st, t->packed, t->embeds, floats * sizeof(float), e);
+}
+
+static status do_tower(struct team *t, const struct task *k, struct err *e)
+{
+    if (t->rank == 0) return deal_out(t, k, e);
+    const struct share s = share_of(t, k, t->rank);
+    struct comm_message m;
+    struct err why;
+    bool got = false;
+    if (s.n == 0) return OK;
+    while (!got) TRY(comm_take(t->comm, 0, TAG_FEATURES, INFINITY, &m, &got, e));
+    const status st = work_share(t, k, &s, &m, e);
+    free(m.bytes);
+    const size_t floats = (size_t)s.rows * t->d + (k->h.x_at ? s.rows : 0);
+    const status posted = comm_post(t->comm, 0, TAG_EMBEDDINGS, t->packed, st == OK ? floats * sizeof(float) : 0, &why);
+    if (posted != OK && st == OK) *e = why;
+    return st != OK ? st : posted;
+}
+
 /* Collectives happen in here, on every rank or on none. */
 static status do_task(struct team *t, const struct task *k, struct reply *says, struct err *e)
 {
@@ -446,6 +578,8 @@ static status do_task(struct team *t, const struct task *k, struct reply *says, 
     case OP_ANGLES: return do_angles(t, k, e);
     case OP_PUT: return do_put(t, k, e);
     case OP_STEP: return do_step(t, k, e);
+    case OP_VISION:
+    case OP_AUDIO: return do_tower(t, k, e);
     case OP_EMBED:
         decoder_fail(t->dc, k->failed);
         TRY(decoder_embed(t->dc, (const int32_t *)k->list[L_ID], h->n, t->rows[h->x]->x, e));
@@ -516,9 +650,10 @@ static void team_free(struct team **pt)
     if (t == NULL) return;
     for (size_t i = 0; i < t->rows_cap; i++) do_release(t, (uint32_t)i);
     t->ops->release(t->st, t->kv.base);
+    t->ops->release(t->st, t->embeds);
     for (size_t i = 0; i < t->known_cap; i++) free(t->known[i].page);
     void *host[] = { t->rows, t->message, t->same, t->angle, t->iota, t->start, t->visible, t->view, t->known, t->score, t->looked,
-                     t->reply, t->reply_bytes };
+                     t->packed, t->reply, t->reply_bytes };
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) free(host[i]);
     free(t);
     *pt = NULL;
@@ -781,5 +916,30 @@ status team_compact(struct team *t, const struct kv_view *view, const uint32_t *
 {
     struct task k = { .h = { .op = OP_COMPACT, .n = n, .n_views = 1 }, .view = view };
     put_list(&k, L_ROW, row, n);
+    return give(t, &k, e);
+}
+
+void team_towers(struct team *t, struct audio_tower *audio, struct vision_tower *vision)
+{
+    t->audio = audio;
+    t->vision = vision;
+}
+
+status team_vision(struct team *t, const float *patches, uint32_t t_steps, uint32_t h, uint32_t w, float *embeds, float *saliency,
+                   struct err *e)
+{
+    if (t->comm == NULL || t_steps == 0) return vision_tower_run(t->vision, patches, t_steps, h, w, embeds, saliency, e);
+    struct task k = { .h = { .op = OP_VISION, .n = t_steps, .x = h, .y = w, .x_at = saliency != NULL,
+                             .width = h * w * vision_tower_patch(t->vision) },
+                      .from = patches, .out = embeds, .saliency = saliency };
+    return give(t, &k, e);
+}
+
+status team_audio(struct team *t, const float *mel, uint32_t n_frames, uint32_t f0, uint32_t n, float *embeds, float *saliency,
+                  struct err *e)
+{
+    if (t->comm == NULL) return audio_tower_part(t->audio, mel, n_frames, f0, n, embeds, saliency, e);
+    struct task k = { .h = { .op = OP_AUDIO, .n = n, .x_at = saliency != NULL, .width = audio_tower_bins(t->audio) },
+                      .from = mel, .out = embeds, .saliency = saliency, .stride = n_frames, .f0 = f0 };
     return give(t, &k, e);
 }

@@ -6,6 +6,8 @@
  *     team_rows    matrices that live on every rank under one name: residual streams, angles, hidden states
  *     team_*       the calls of decoder.h on these, a message each: what to do and the host arrays that it takes
  *
+ *     team_vision, team_audio   towers, which every rank has whole: features are dealt out, embeddings come back
+ *
  * A call returns when every rank has done it. What fails on a worker fails the leader's call with that rank's text; the group
  * goes on. Only a rank that is gone ends it (E_DEVICE, comm.h). The leader alone has policies, a scheduler and samplers: what
  * it decided travels as lists in the next message.
@@ -14,6 +16,7 @@
 #define MODEL_TEAM_H
 
 #include "model/decoder.h"
+#include "model/towers.h"
 
 struct team;
 
@@ -82,6 +85,16 @@ status team_logits(struct team *t, const struct team_rows *x, uint32_t at, const
 /* ops->page_copy and ops->kv_compact (one view) on every rank's pages. */
 status team_page_copy(struct team *t, const uint32_t *src, const uint32_t *dst, uint32_t n, struct err *e);
 status team_compact(struct team *t, const struct kv_view *view, const uint32_t *row, uint32_t n, struct err *e);
+
+/* This rank's towers, borrowed; on every rank before the first of the two calls below. */
+void team_towers(struct team *t, struct audio_tower *audio, struct vision_tower *vision);
+/* vision_tower_run: grid steps in equal numbers to the ranks. patches and saliency are the leader's host memory, embeds its
+ * device memory. Same bits as alone, since no grid step sees another. */
+status team_vision(struct team *t, const float *patches, uint32_t t_steps, uint32_t h, uint32_t w, float *embeds, float *saliency,
+                   struct err *e);
+/* audio_tower_part of frames [f0, f0 + n): any number of spans (the last may be short), dealt out. */
+status team_audio(struct team *t, const float *mel, uint32_t n_frames, uint32_t f0, uint32_t n, float *embeds, float *saliency,
+                  struct err *e);
 
 /* Bytes that went to the workers as tasks, and how many tasks. */
 struct team_counts { uint64_t tasks, bytes; };

@@ -35,6 +35,7 @@ status audio_tower_run(struct audio_tower *t, const float *mel, uint32_t n_frame
 /* The same in pieces: frames [f0, f0 + n) of the clip, f0 a multiple of audio_tower_span, n at most that and less only
  * at the clip's end. embeds and saliency are those of the whole clip; this piece's rows are written. */
 uint32_t audio_tower_span(const struct audio_tower *t);
+uint32_t audio_tower_bins(const struct audio_tower *t);        /* n_mel */
 status audio_tower_part(struct audio_tower *t, const float *mel, uint32_t n_frames, uint32_t f0, uint32_t n, float *embeds,
                         float *saliency, struct err *e);
 
@@ -44,5 +45,8 @@ status audio_tower_part(struct audio_tower *t, const float *mel, uint32_t n_fram
  * an odd side, or 0. */
 status vision_tower_run(struct vision_tower *t, const float *patches, uint32_t t_steps, uint32_t h,
                         uint32_t w, float *embeds, float *saliency, struct err *e);
+
+/* Floats of a patch: 1176. */
+uint32_t vision_tower_patch(const struct vision_tower *t);
 
 #endif

@@ -415,6 +415,8 @@ static status steps_run(struct vision_tower *t, const float *patches, uint32_t n
     return saliency ? saliency_write(t, rows, saliency, e) : OK;
 }
 
+uint32_t vision_tower_patch(const struct vision_tower *t) { return t->patch; }
+
 status vision_tower_run(struct vision_tower *t, const float *patches, uint32_t t_steps, uint32_t h,
                         uint32_t w, float *embeds, float *saliency, struct err *e)
 {

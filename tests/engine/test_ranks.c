@@ -192,6 +192,124 @@ static void test_textbook(void **state)
     same_answers("tests/goldens/like7b-shared/checkpoint", (const uint32_t[]){ 2, 4, 0 }, true);
 }
 
+/* ---- towers ----------------------------------------------------------------------------------------------------- */
+
+struct towers { float *audio, *vision, *saliency; uint32_t n_audio, n_vision, d; };
+
+static void keep_towers(void *self, const float *audio, uint32_t n_audio, const float *vision, uint32_t n_vision, uint32_t d,
+                        const float *saliency)
+{
+    struct towers *t = self;
+    *t = (struct towers){ .audio = mem_must((size_t)n_audio * d, 4), .vision = mem_must((size_t)n_vision * d, 4),
+                          .saliency = mem_must(n_audio, 4), .n_audio = n_audio, .n_vision = n_vision, .d = d };
+    memcpy(t->audio, audio, (size_t)n_audio * d * 4);
+    memcpy(t->vision, vision, (size_t)n_vision * d * 4);
+    assert_non_null(saliency);
+    memcpy(t->saliency, saliency, n_audio * 4);
+}
+
+/* A sound of three spans, the last one short, and a film of five grid steps, as features. */
+static void run_towers(struct engine *en, struct towers *out)
+{
+    enum { FRAMES = 7001, T = 5, H = 4, W = 6 };
+    static float mel[128 * FRAMES], patches[T * H * W * 1176];
+    uint32_t seed = 3;
+    for (size_t i = 0; i < sizeof mel / 4; i++) mel[i] = (float)(int32_t)(seed = seed * 1664525u + 1013904223u) * 0x1p-31f;
+    for (size_t i = 0; i < sizeof patches / 4; i++) patches[i] = (float)(int32_t)(seed = seed * 1664525u + 1013904223u) * 0x1p-31f;
+    const struct eng_features f[2] = { { .mel = mel, .n_frames = FRAMES }, { .patches = patches, .t = T, .h = H, .w = W } };
+    const struct eng_given given = { .features = f, .n_features = 2 };
+    const struct eng_trace trace = { .self = out, .towers = keep_towers };
+    struct eng_request_options o = eng_request_defaults();
+    struct policy_params p;
+    struct eng_request *r;
+    struct chat chat;
+    struct err e;
+    chat_init(&chat);
+    assert_int_equal(chat_add_message(&chat, CHAT_USER, &e), OK);
+    assert_int_equal(chat_add_media(&chat, PART_AUDIO, "given", &e), OK);
+    assert_int_equal(chat_add_media(&chat, PART_VIDEO, "given", &e), OK);
+    assert_int_equal(chat_add_text(&chat, "What?", 5, &e), OK);
+    assert_int_equal(prune_params_init(&p, "saliency", engine_config(en)->text.layers, &e), OK);
+    assert_int_equal(prune_params_finish(&p, &e), OK);
+    o.policy = &p;
+    o.max_tokens = 1;
+    o.trace = &trace;
+    if (eng_request_create_given(en, &chat, &o, &given, &r, &e) != OK) fail_msg("%s", e.text);
+    assert_int_equal(eng_run(en, &r, 1, &e), OK);
+    if (eng_request_result(r)->finish == ENG_FAILED) fail_msg("%s", eng_request_result(r)->error.text);
+    eng_request_destroy(en, &r);
+    chat_free(&chat);
+}
+
+static void towers_free(struct towers *t) { free(t->audio), free(t->vision), free(t->saliency); }
+
+/* Embeddings and saliency have the same bits however they were dealt out. */
+static void test_towers(void **state)
+{
+    (void)state;
+    const struct engine_options o = { .model_dir = "tests/goldens/odd-shared/checkpoint", .n_threads = 1 };
+    struct towers want, got;
+    struct engine *en;
+    struct err e;
+    if (engine_open(&o, &en, &e) != OK) fail_msg("%s", e.text);
+    run_towers(en, &want);
+    engine_close(&en);
+    assert_true(want.n_audio == 1750 && want.n_vision == 30);
+    for (uint32_t n = 2; n <= 3; n++) {
+        struct ranks r;
+        if (ranks_open(&r, n, &o, NULL, &e) != OK) fail_msg("%s", e.text);
+        run_towers(r.en, &got);
+        assert_true(got.n_audio == want.n_audio && got.n_vision == want.n_vision && got.d == want.d);
+        assert_memory_equal(got.audio, want.audio, (size_t)want.n_audio * want.d * 4);
+        assert_memory_equal(got.vision, want.vision, (size_t)want.n_vision * want.d * 4);
+        assert_memory_equal(got.saliency, want.saliency, want.n_audio * 4);
+        towers_free(&got);
+        ranks_close(&r);
+    }
+    towers_free(&want);
+}
+
+/* ---- messages --------------------------------------------------------------------------------------------------- */
+
+static struct team_counts tasks_of(struct engine *en, uint32_t n_new)
+{
+    const struct team_counts before = team_read_counts(en->team);
+    struct eng_request_options o = eng_request_defaults();
+    struct eng_request *r;
+    struct chat chat;
+    struct err e;
+    chat_init(&chat);
+    assert_int_equal(chat_add_message(&chat, CHAT_USER, &e), OK);
+    assert_int_equal(chat_add_text(&chat, "Go on.", 6, &e), OK);
+    o.max_tokens = n_new;
+    o.ignore_eos = true;
+    if (eng_request_create(en, &chat, &o, &r, &e) != OK) fail_msg("%s", e.text);
+    assert_int_equal(eng_run(en, &r, 1, &e), OK);
+    assert_int_equal(eng_request_result(r)->n_ids, n_new);
+    eng_request_destroy(en, &r);
+    chat_free(&chat);
+    const struct team_counts after = team_read_counts(en->team);
+    return (struct team_counts){ after.tasks - before.tasks, after.bytes - before.bytes };
+}
+
+/* A token is two tasks, the step and its logits; page lists that were sent are not sent again, however long they are. */
+static void test_messages(void **state)
+{
+    (void)state;
+    const struct engine_options o = { .model_dir = "tests/goldens/odd-shared/checkpoint", .n_threads = 1 };
+    struct ranks r;
+    struct err e;
+    if (ranks_open(&r, 2, &o, NULL, &e) != OK) fail_msg("%s", e.text);
+    const uint32_t L = engine_config(r.en)->text.layers;
+    tasks_of(r.en, 2);                             /* buffers are made */
+    const struct team_counts a = tasks_of(r.en, 2), b = tasks_of(r.en, 802);
+    const double each = (double)(b.bytes - a.bytes) / 800;
+    print_message("%.0f bytes a token of %u layers\n", each, L);
+    assert_int_equal(b.tasks - a.tasks, 2 * 800);
+    assert_true(each < 2 * 160 + 4 * (2 + 2.1 * L));   /* two heads, id and position, lengths of each layer, a page in 16 */
+    ranks_close(&r);
+}
+
 /* ---- openings that fail ----------------------------------------------------------------------------------------- */
 
 static void refused(uint32_t n, const struct engine_options *o, const struct engine_options *others, status code, const char *leader,
@@ -233,7 +351,8 @@ static void test_refused(void **state)
 #define OPS(X)                                                                                                     \
     X(embed, embed_args) X(norm, norm_args) X(linear, linear_args) X(rope, rope_args) X(kv_write, kv_write_args)   \
     X(attention, attention_args) X(attention_decode, attention_args) X(query_scores, query_scores_args)            \
-    X(gather, gather_args) X(scatter, scatter_args) X(kv_compact, kv_compact_args)
+    X(gather, gather_args) X(scatter, scatter_args) X(kv_compact, kv_compact_args)                                 \
+    X(segment_attention, segment_attention_args)
 
 #define NUMBER(name, args) OP_##name,
 enum { OPS(NUMBER) OP_upload, OP_download, OP_alloc, N_OPS };
@@ -424,7 +543,8 @@ static void test_deaths(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_answers), cmocka_unit_test(test_textbook), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_same_answers), cmocka_unit_test(test_textbook), cmocka_unit_test(test_refused), cmocka_unit_test(test_towers),
+        cmocka_unit_test(test_messages),
         cmocka_unit_test(test_faults),       cmocka_unit_test(test_check),    cmocka_unit_test(test_deaths),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -33,20 +33,21 @@ void nap(double seconds)
 void wait_begin(struct wait *w, const char *call) { *w = (struct wait){ .call = call, .start = clock_s() }; }
 void wait_moved(struct wait *w) { w->turns = 0; }
 
-/* Spin, yield, nap. True: time to look at the clock and at the dead as well. */
-static bool wait_relax(struct wait *w)
+/* Spin, yield, nap. The clock and the dead are looked at every turn: the MPI call between two turns may yield by itself, and
+ * on a busy machine that is milliseconds. */
+static void wait_relax(struct wait *w)
 {
-    enum { SPINS = 500, YIELDS = 300 };
+    enum { SPINS = 300, YIELDS = 300 };
     w->turns++;
     if (w->turns <= SPINS) {
 #if defined(__x86_64__)
         __builtin_ia32_pause();
 #endif
-        return w->turns % 128 == 0;
+    } else if (w->turns <= SPINS + YIELDS) {
+        sched_yield();
+    } else {
+        nap(w->turns < SPINS + YIELDS + 20 ? 50e-6 : 200e-6);
     }
-    if (w->turns <= SPINS + YIELDS) sched_yield();
-    else nap(w->turns < SPINS + YIELDS + 20 ? 50e-6 : 200e-6);
-    return true;
 }
 
 static const struct comm_peer *own(const struct comm *c) { return &c->w->peer[c->w->rank]; }
@@ -92,7 +93,12 @@ static status late_err(struct comm *c, const char *call, enum broken what, doubl
 
 status wait_turn(struct comm *c, struct wait *w, struct err *e)
 {
-    if (!wait_relax(w)) return OK;
+    wait_relax(w);
+    return wait_look(c, w, e);
+}
+
+status wait_look(struct comm *c, struct wait *w, struct err *e)
+{
     const double waited = clock_s() - w->start;
     struct err own_err;
     if (e == NULL) e = &own_err;
@@ -103,7 +109,7 @@ status wait_turn(struct comm *c, struct wait *w, struct err *e)
 
 status wait_turn_message(struct comm *c, struct wait *w, uint32_t peer, struct err *e)
 {
-    if (!wait_relax(w)) return OK;
+    wait_relax(w);
     const double waited = clock_s() - w->start;
     struct err why;
     if (watch_gone(c->w->watch, c->member[peer], LEFT_GRACE_S, &why) || (c->w->rank != 0 && watch_gone(c->w->watch, 0, LEFT_GRACE_S, &why)))

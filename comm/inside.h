@@ -145,6 +145,8 @@ void wait_begin(struct wait *w, const char *call);
 void wait_moved(struct wait *w);
 /* One turn. E_DEVICE: a member is gone, or the time is up; c is broken then. */
 status wait_turn(struct comm *c, struct wait *w, struct err *e);
+/* The same without the pause, for who sleeps otherwise. */
+status wait_look(struct comm *c, struct wait *w, struct err *e);
 /* One turn in the middle of a message: only the death of this peer, or of rank 0, ends it, since two who live on must agree
  * on where their messages begin. */
 status wait_turn_message(struct comm *c, struct wait *w, uint32_t peer, struct err *e);

@@ -2,7 +2,8 @@
  * name left). Ours, since the library's loop moves every byte through its own fragments and adds in an order of its own.
  *
  * Layout: a token; one counter a rank, each on its own cache line; three buffers of one slot of `chunk` bytes a rank.
- * A *meeting* is: raise your counter, wait for all others'. Chunk t uses buffer t mod 3: after the meeting of chunk t a
+ * A *meeting* is: raise your counter, wait for all others': a short spin, then asleep on a futex, since a processor that is
+ * given away by yielding comes back a time slice later, and who is woken comes first. Chunk t uses buffer t mod 3: after the meeting of chunk t a
  * rank reads results of t, adds t + 1 and writes inputs of t + 2, and nobody is further than one meeting ahead; so one
  * meeting a chunk is enough, and none is needed at the end of a call.
  *
@@ -16,17 +17,20 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/mem.h"
 
-enum { HEAD = 4096, LINE = 64, N_BUFFERS = 3 };
+enum { HEAD = 4096, LINE = 64, N_BUFFERS = 3, SPINS = 1500 };
 #define CHUNK_MOST ((size_t)256 << 10)    /* three slots of two ranks stay in a second-level cache */
 #define ALL_CHUNKS ((size_t)2 << 20)      /* ... and a container's /dev/shm is 64 MB */
 #define SHORT_BYTES ((size_t)32 << 10)    /* below, one meeting is worth more than half of the sums */
@@ -35,10 +39,11 @@ struct segment {
     uint8_t *base;
     size_t bytes, chunk;
     uint32_t n;
-    uint64_t met, turn;
+    uint64_t turn;
+    uint32_t met;                 /* wraps */
 };
 
-struct counter { _Atomic uint64_t met; uint8_t pad[LINE - 8]; };
+struct counter { _Atomic uint32_t met, sleepers; uint8_t pad[LINE - 8]; };
 
 static size_t chunk_of(uint32_t n)
 {
@@ -165,11 +170,25 @@ static status meet(struct comm *c, struct wait *w, struct err *e)
 {
     struct segment *s = c->seg;
     struct counter *at = counters(s);
-    const uint64_t now = ++s->met;
-    atomic_store_explicit(&at[c->rank].met, now, memory_order_release);
-    for (uint32_t i = 0; i < s->n; i++)
-        while (atomic_load_explicit(&at[i].met, memory_order_acquire) < now) TRY(wait_turn(c, w, e));
-    wait_moved(w);
+    const uint32_t now = ++s->met;
+    atomic_store(&at[c->rank].met, now);
+    if (atomic_load(&at[c->rank].sleepers) != 0) syscall(SYS_futex, &at[c->rank].met, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    for (uint32_t i = 0, spins = 0; i < s->n; spins++) {
+        const uint32_t seen = atomic_load_explicit(&at[i].met, memory_order_acquire);
+        if ((int32_t)(seen - now) >= 0) {
+            i++;
+        } else if (spins < SPINS) {
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        } else {
+            const struct timespec nap_s = { .tv_nsec = 2000000 };      /* then the dead are looked at */
+            atomic_fetch_add(&at[i].sleepers, 1);
+            syscall(SYS_futex, &at[i].met, FUTEX_WAIT, seen, &nap_s, NULL, 0);
+            atomic_fetch_sub(&at[i].sleepers, 1);
+            TRY(wait_look(c, w, e));
+        }
+    }
     return OK;
 }
 

@@ -244,7 +244,8 @@ static void begin_window(struct world *w, double now)
     w->measuring = true;
     w->begin = now;
     w->ended_before = w->n_ended;
-    w->front_busy = w->link_busy = 0;
+    w->front_busy = fmax(0, w->front_free - now);      /* what is served in the window: what waits, and what comes less what is left */
+    w->link_busy = fmax(0, w->link_free - now);
     for (uint32_t i = 0; i < w->n; i++) {
         struct group *g = &w->group[i];
         g->at_once = g->pages = g->busy = g->reduce = g->hosts = g->waits_pages = g->waits_slots = 0;
@@ -887,8 +888,8 @@ static void summarise(struct world *w)
     s->tokens_s = (double)w->generated / t * share;
     s->prompt_tokens_s = (double)w->prompt_tokens / t * share;
     s->pages_freed_s = w->freed / t * share;
-    s->front = w->front_busy / t;
-    s->link = w->link_busy / t;
+    s->front = (w->front_busy - fmax(0, w->front_free - w->end)) / t;
+    s->link = (w->link_busy - fmax(0, w->link_free - w->end)) / t;
     if (w->n_prefilled) {
         s->pages_promised = w->promised / (double)w->n_prefilled;
         s->pages_unpruned = w->unpruned / (double)w->n_prefilled;

@@ -46,8 +46,8 @@ class Server:
     def __init__(self, a, folder, policy):
         self.log = open(os.path.join(folder, "serve.log"), "w+")
         self.process = subprocess.Popen(
-            [a.omnidrop, "serve", "-m", MODEL, "--port", "0", "--threads", str(a.threads), "--kv-bytes", str(a.kv_bytes), "--max-num-seqs", "32",
-             "--prefix-cache", "0", "--allowed-local-media-path", folder, "--policy", policy] +
+            [a.omnidrop, "serve", "-m", MODEL, "--port", "0", "--threads", str(a.threads), "--kv-bytes", str(a.kv_bytes),
+             "--max-num-seqs", "32", "--prefix-cache", "0", "--allowed-local-media-path", folder, "--policy", policy] +
             (["--retention", str(a.retention)] if policy == "omnidrop" else []),
             stdout=subprocess.DEVNULL, stderr=self.log)
         self.port = 0
@@ -80,7 +80,8 @@ class Server:
 
 def body_of(a, sound):
     return json.dumps({"model": "omni-tiny", "max_tokens": a.output, "ignore_eos": True, "temperature": 0, "messages": [
-        {"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": "file://" + sound}}, {"type": "text", "text": QUESTION}]}]})
+        {"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": "file://" + sound}},
+                                     {"type": "text", "text": QUESTION}]}]})
 
 
 def ask(connection, body):
@@ -126,8 +127,8 @@ def plan_run(a, profile, folder, usage, policy):
     trace = os.path.join(folder, "trace.jsonl")
     n_sound = (math.ceil(a.seconds * 100) + 1) // 4
     with open(trace, "w") as f:
-        json.dump({"seconds": a.seconds, "video": False, "prompt": usage["prompt_tokens"] - n_sound, "output": usage["completion_tokens"],
-                   "max_tokens": a.output, "media": "sound"}, f)
+        json.dump({"seconds": a.seconds, "video": False, "prompt": usage["prompt_tokens"] - n_sound,
+                   "output": usage["completion_tokens"], "max_tokens": a.output, "media": "sound"}, f)
     out = subprocess.run([a.omnidrop, "bench", "plan", "-q", "-m", MODEL, "--profile", profile, "--trace", trace, "--clients", str(a.clients),
                           "--kv-bytes", str(a.kv_bytes), "--max-num-seqs", "32", "--requests", str(max(a.requests, 100)), "--json",
                           "--policy", policy] + (["--retention", str(a.retention)] if policy == "omnidrop" else []),
@@ -143,7 +144,7 @@ def main():
     p.add_argument("--clients", type=int, default=8)
     p.add_argument("--requests", type=int, default=64)
     p.add_argument("--output", type=int, default=48, help="tokens of each answer")
-    p.add_argument("--retention", type=float, default=0.3)
+    p.add_argument("--retention", type=float, default=0.4)
     p.add_argument("--kv-bytes", type=int, default=0, help="of the page pool; 0: room for three such requests unpruned")
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--within", type=float, default=0.20)

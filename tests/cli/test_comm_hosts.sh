@@ -48,24 +48,26 @@ for np in 2 4; do
     fi
 done
 
+# Nothing comes in time on a machine with several times more to do than it has processors.
+limit=$(awk -v n="$(nproc)" '{ print $1 > 2 * n + 4 ? 5.5 : 3.5 }' /proc/loadavg)
 now() { cut -d' ' -f1 /proc/uptime; }
 for call in all_reduce take; do
     export RANKS_LOG=$dir/log-$call
     ip -n $a link set $a up
     sleep 0.5
     (across 4 "$ranks" link $call) >"$dir/out" 2>&1 &
-    run=$!
+    run=$!; disown
     for _ in {1..150}; do grep -q '^ok .*up with' "$RANKS_LOG" 2>/dev/null && break; sleep 0.2; done
     sleep 1
-    cut=$(now)
     ip -n $a link set $a down
+    cut=$(now)
     for _ in {1..60}; do (( $(grep -c ' at ' "$RANKS_LOG") >= 4 )) && break; sleep 0.1; done
     grep '^not ok' "$RANKS_LOG"
     for r in 0 1 2 3; do
         at=$(sed -nE "s/^ok .* at ([0-9.]+) rank $r in .*/\1/p" "$RANKS_LOG")
         took=$(awk -v a="${at:-0}" -v c="$cut" 'BEGIN { printf "%.2f", a - c }')
         # silence is 1.5 s in ranks.c
-        if [[ -n $at ]] && awk -v t="$took" 'BEGIN { exit !(t > 0 && t < 3.5) }'; then
+        if [[ -n $at ]] && awk -v t="$took" -v l="$limit" 'BEGIN { exit !(t > -0.1 && t < l) }'; then
             echo "ok - link cut in $call: rank $r knows after $took s: $(sed -nE "s/^ok .* at [0-9.]+ rank $r in [^:]*: //p" "$RANKS_LOG")"
         else
             echo "not ok - link cut in $call: rank $r: ${at:-no word} (cut at $cut)"; tail -n 5 "$dir/out" | sed 's/^/# /'
@@ -73,5 +75,4 @@ for call in all_reduce take; do
     done
     kill $run 2>/dev/null
     for ns in $a $b; do ip netns pids $ns | xargs -r kill -9 2>/dev/null; done
-    { wait $run; } 2>/dev/null
 done

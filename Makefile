@@ -103,6 +103,9 @@ $(BUILD)/http/page.o: http/page/index.html
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 $(BUILD)/http/app.o: CFLAGS += -DOMNIDROP_COMMIT='"$(COMMIT)"'
 $(BUILD)/http/app.o: $(BUILD)/commit-$(COMMIT)
+# Ranks of another build are refused.
+$(BUILD)/cli/ranks.o: CFLAGS += -DOMNIDROP_COMMIT='"$(COMMIT)"'
+$(BUILD)/cli/ranks.o: $(BUILD)/commit-$(COMMIT)
 $(BUILD)/commit-$(COMMIT):
 	$(Q)mkdir -p $(@D); rm -f $(BUILD)/commit-*; touch $@
 

@@ -72,13 +72,14 @@ struct groups {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     pthread_t reader, filer;
-    bool has_reader, has_filer, closing, draining;
+    bool has_reader, has_filer, closing;
+    bool stopping;                 /* leaders that end do so because they were told to */
     uint32_t reading;              /* uploads that the filer reads now: 1 or 0 */
 };
 
 static void say(struct groups *g, const char *line)
 {
-    if (g->o.log) g->o.log(g->o.self, line);
+    if (g->o.log) g->o.log(g->o.log_self, line);
 }
 
 /* ---- which group ---------------------------------------------------------------------------------------------------- */
@@ -464,25 +465,30 @@ static void on_ask(struct groups *g, uint32_t group, uint64_t job, struct wire_r
     pthread_mutex_unlock(&g->lock);
 }
 
-static void on_metric(struct groups *g, struct wire_reader *in)
+static void on_metrics(struct groups *g, struct wire_reader *in)
 {
     char text[4][64];
     const char *label[4] = { text[0], text[1], text[2], text[3] };
-    const uint32_t which = wire_get_u32(in), n = wire_get_u32(in);
-    if (n > 4) return;
-    for (uint32_t i = 0; i < n; i++) wire_get_text(in, text[i], sizeof text[i]);
-    const double v = wire_get_f64(in);
-    if (!in->bad && g->o.metric) g->o.metric(g->o.self, which, label, n, v);
+    while (!in->bad && in->at < in->n) {
+        const uint32_t which = wire_get_u32(in), n = wire_get_u32(in);
+        if (n > 4) return;
+        for (uint32_t i = 0; i < n; i++) wire_get_text(in, text[i], sizeof text[i]);
+        const double v = wire_get_f64(in);
+        if (!in->bad && g->o.metric) g->o.metric(g->o.metric_self, which, label, n, v);
+    }
 }
 
+/* A leader whose device has failed is of no more use than a dead one. */
 static void on_group(struct groups *g, uint32_t group, uint32_t what, struct wire_reader *in)
 {
     struct group *x = &g->group[group];
     size_t n;
+    bool failed = false;
     pthread_mutex_lock(&g->lock);
     if (what == REMOTE_GAUGES) {
         const uint8_t *bytes = wire_get_blob(in, &n);
         if (n == sizeof x->v.gauges) memcpy(&x->v.gauges, bytes, n);
+        failed = x->v.gauges.device_failed;
     } else if (what == REMOTE_READY && x->v.state == GROUPS_LOADING) {
         x->v.state = GROUPS_READY;
         pthread_cond_broadcast(&g->changed);
@@ -491,6 +497,10 @@ static void on_group(struct groups *g, uint32_t group, uint32_t what, struct wir
         pthread_cond_broadcast(&g->changed);
     }
     pthread_mutex_unlock(&g->lock);
+    if (!failed) return;
+    struct err why;
+    err_set(&why, E_DEVICE, "its device has failed");
+    groups_lost(g, group, &why);
 }
 
 static void take_message(struct groups *g, uint32_t from, const uint8_t *bytes, size_t n)
@@ -502,7 +512,7 @@ static void take_message(struct groups *g, uint32_t from, const uint8_t *bytes, 
     if (what == REMOTE_ASK) {
         on_ask(g, from, id, &in);
     } else if (what == REMOTE_METRIC) {
-        on_metric(g, &in);
+        on_metrics(g, &in);
     } else if (id == 0) {
         on_group(g, from, what, &in);
     } else {
@@ -740,7 +750,7 @@ void groups_lost(struct groups *g, uint32_t group, const struct err *why)
     char line[1400];
     pthread_mutex_lock(&g->lock);
     struct group *x = &g->group[group];
-    const bool first = group < g->n && x->v.state != GROUPS_GONE;
+    const bool first = x->v.state != GROUPS_GONE && !g->stopping;
     uint32_t left = 0;
     if (first) {
         x->v.state = GROUPS_GONE;
@@ -766,7 +776,14 @@ static void tell_all(struct groups *g, enum remote_message what)
 }
 
 void groups_drain(struct groups *g) { tell_all(g, REMOTE_DRAIN); }
-void groups_stop(struct groups *g) { tell_all(g, REMOTE_STOP); }
+
+void groups_stop(struct groups *g)
+{
+    pthread_mutex_lock(&g->lock);
+    g->stopping = true;
+    pthread_mutex_unlock(&g->lock);
+    tell_all(g, REMOTE_STOP);
+}
 
 uint32_t groups_count(const struct groups *g) { return g->n; }
 

@@ -26,10 +26,11 @@ struct groups_options {
     status (*files)(void *files_self, const char *key, const char *id, const char *name, struct media_source *out,
                     struct err *e);
     void *files_self;
-    /* A counter of another leader's grew (http/metrics.h); a line for the log. On a thread of the groups. May be NULL. */
-    void (*metric)(void *self, uint32_t which, const char *const *label, uint32_t n, double v);
-    void (*log)(void *self, const char *line);
-    void *self;
+    /* A counter of another leader's grew (http/metrics.h); a line for the log. On any thread. May be NULL. */
+    void (*metric)(void *metric_self, uint32_t which, const char *const *label, uint32_t n, double v);
+    void *metric_self;
+    void (*log)(void *log_self, const char *line);
+    void *log_self;
 };
 
 status groups_create(const struct groups_options *o, struct groups **out, struct err *e);

@@ -169,13 +169,18 @@ static const struct { const char *name, *text; } SCHEMAS[] = {
     { "BatchList", OBJECT("'object','data','first_id','last_id','has_more'",
                           "'object':{'const':'list'},'data':" OF(REF("Batch")) ",'first_id':" STRING_OR_NULL ",'last_id':"
                           STRING_OR_NULL ",'has_more':" BOOL) },
-    { "Health", OBJECT("'status'", "'status':" STRING) },
+    { "Group", OBJECT("'group','state','jobs','given','pages','requests'",
+                      "'group':" COUNT ",'state':{'enum':['loading','ready','gone']},'jobs':" COUNT ",'given':" COUNT ",'pages':"
+                      OBJECT("'total','free'", "'total':" COUNT ",'free':" COUNT) ",'requests':"
+                      OBJECT("'waiting','running'", "'waiting':" COUNT ",'running':" COUNT) ",'why':" STRING) },
+    { "Health", OBJECT("'status'", "'status':" STRING ",'groups':" OF(REF("Group"))) },
     { "State", OBJECT("'state','version','uptime_s','policies','model'",
                       "'state':{'enum':['loading','ready','draining','dead']},'version':" STRING ",'uptime_s':" REAL
                       ",'policies':{'type':'array'},'model':" STRING_OR_NULL ",'engine':{'type':'object'},'pages':"
                       OBJECT("'total','free','reserved','cached'", "'total':" COUNT ",'free':" COUNT ",'reserved':" COUNT
                              ",'cached':" COUNT) ",'requests':{'type':'object','additionalProperties':" COUNT "},'counters':"
-                      "{'type':'object','additionalProperties':" COUNT "},'list':{'type':'array','items':{'type':'object'}}") },
+                      "{'type':'object','additionalProperties':" COUNT "},'list':{'type':'array','items':{'type':'object'}},"
+                      "'groups':" OF(REF("Group"))) },
     { "Version", OBJECT("'version','commit','backend','policies','libevent','ffmpeg'",
                         "'version':" STRING ",'commit':" STRING ",'backend':" STRING_OR_NULL ",'policies':" OF(STRING) ",'libevent':"
                         STRING ",'ffmpeg':" STRING) },

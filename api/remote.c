@@ -72,6 +72,8 @@ struct remote {
     uint64_t last_ask;
     bool stop, closing, drained;
     struct err lost;               /* code OK: the front is heard */
+    pthread_mutex_t metrics_lock;
+    struct wire metrics;           /* a METRIC message that goes with the next gauges; n 0: nothing yet */
 };
 
 void remote_begin(struct wire *w, enum remote_message what, uint64_t job)
@@ -81,10 +83,18 @@ void remote_begin(struct wire *w, enum remote_message what, uint64_t job)
     wire_u64(w, job);
 }
 
+static void send_metrics(struct remote *r)
+{
+    pthread_mutex_lock(&r->metrics_lock);
+    if (r->metrics.n) outbox_put(r->out, &r->metrics);
+    pthread_mutex_unlock(&r->metrics_lock);
+}
+
 static void send_gauges(struct remote *r)
 {
     struct service_gauges g;
     struct wire w;
+    send_metrics(r);
     pthread_mutex_lock(&r->lock);
     struct api *api = r->api;
     pthread_mutex_unlock(&r->lock);
@@ -559,6 +569,7 @@ status remote_create(const struct remote_options *o, struct remote **out, struct
     r->dir = mem_must_strdup(o->dir ? o->dir : "/tmp");
     r->waiting_last = &r->waiting;
     pthread_mutex_init(&r->lock, NULL);
+    pthread_mutex_init(&r->metrics_lock, NULL);
     pthread_cond_init(&r->changed, NULL);
     status st = outbox_open(o->link, 0, &r->out, e);
     if (st == OK) {
@@ -655,7 +666,11 @@ void remote_destroy(struct remote **pr)
 {
     struct remote *r = *pr;
     if (r == NULL) return;
-    if (r->out) remote_stop(r);
+    if (r->out) {
+        remote_stop(r);
+        send_metrics(r);
+    }
+    free(r->metrics.bytes);
     outbox_close(&r->out);
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->changed);
@@ -667,11 +682,12 @@ void remote_destroy(struct remote **pr)
 void remote_metric(void *remote, uint32_t which, const char *const *label, uint32_t n, double v)
 {
     struct remote *r = remote;
-    struct wire w;
-    remote_begin(&w, REMOTE_METRIC, 0);
-    wire_u32(&w, which);
-    wire_u32(&w, n);
-    for (uint32_t i = 0; i < n; i++) wire_text(&w, label[i]);
-    wire_f64(&w, v);
-    outbox_put(r->out, &w);
+    struct wire *w = &r->metrics;
+    pthread_mutex_lock(&r->metrics_lock);
+    if (w->n == 0) remote_begin(w, REMOTE_METRIC, 0);
+    wire_u32(w, which);
+    wire_u32(w, n);
+    for (uint32_t i = 0; i < n; i++) wire_text(w, label[i]);
+    wire_f64(w, v);
+    pthread_mutex_unlock(&r->metrics_lock);
 }

@@ -35,7 +35,7 @@ enum remote_message {              /* u32 this, u64 job; then */
     REMOTE_READY,                  /* text fingerprint */
     REMOTE_FAILED,                 /* err */
     REMOTE_GAUGES,                 /* blob struct service_gauges */
-    REMOTE_METRIC,                 /* u32 which, u32 n, n texts, f64 */
+    REMOTE_METRIC,                 /* as often as there are: u32 which, u32 n, n texts, f64 */
     REMOTE_ADMITTED,
     REMOTE_PROGRESS,               /* text phase, f64 done */
     REMOTE_CHUNK,                  /* blob JSON */

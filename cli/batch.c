@@ -1,4 +1,6 @@
-/* cli/batch.c - omnidrop batch: the requests of a file, answered line by line into another. docs/http-api.md 4. */
+/* cli/batch.c - omnidrop batch: the requests of a file, answered line by line into another. docs/http-api.md 4.
+ * Under mpirun rank 0 has the files and the queue; every group works on as many lines at once as one process would, and
+ * takes the next, longest first, when one is over (cli/ranks.h). */
 #include <errno.h>
 #include <libgen.h>
 #include <limits.h>
@@ -11,10 +13,13 @@
 
 #include "api/batch.h"
 #include "api/batch_engine.h"
+#include "api/groups.h"
 #include "api/loader.h"
+#include "api/remote.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "cli/ranks.h"
 #include "engine/progress.h"
 #include "engine/service.h"
 
@@ -44,12 +49,13 @@ static const struct cli_option batch_options[] = {
     { 0 }
 };
 
-static const struct cli_option *const batch_groups[] = { batch_options, cli_policy_options, cli_common_options, NULL };
+static const struct cli_option *const batch_groups[] = { batch_options, cli_policy_options, cli_rank_options, cli_common_options, NULL };
 static const struct cli_command batch_command = {
     .name = "batch", .summary = "Answer the requests of a file, longest first.",
     .usage = "omnidrop batch -i FILE -o FILE [-m DIR] [options]",
     .groups = batch_groups,
     .examples = "omnidrop batch -i qa.jsonl -o qa.out.jsonl --resume --max-concurrency 8 --progress json\n"
+                "mpirun -np 4 --enable-recovery omnidrop batch --dp 4 -i qa.jsonl -o qa.out.jsonl --resume\n"
                 "omnidrop batch -i qa.jsonl -o out.jsonl --error-file failed.jsonl --retention 0.3" };
 
 /* ---- the end, when it is wanted ------------------------------------------------------------------------------- */
@@ -125,7 +131,17 @@ struct task {
     struct progress progress;
     uint32_t n_at_once;
     uint64_t n_failed;             /* told of */
+    struct ranks *ranks;
+    struct groups *groups;         /* rank 0 of several groups, else NULL */
+    struct remote *remote;         /* another leader, else NULL */
 };
+
+static void log_line(void *self, const char *line)
+{
+    struct task *t = self;
+    progress_clear(&t->progress);
+    cli_log(t->cli, CLI_NOTE, "%s", line);
+}
 
 static void on_progress(void *self, const struct batch_counts *c)
 {
@@ -179,7 +195,7 @@ static status open_engine(struct task *t, struct err *e)
     uint64_t default_max = 0, at_once = 8;
     TRY(cli_uint(c, "max-concurrency", 1, 1024, &at_once, e));
     TRY(cli_uint(c, "default-max-tokens", 0, 1u << 24, &default_max, e));
-    TRY(cli_engine(c, at_once, &t->en, e));
+    TRY(cli_engine_on(c, at_once, ranks_tensor(t->ranks), &t->en, e));
     TRY(cli_policy(c, "none", engine_config(t->en)->text.layers, engine_defaults(t->en), &t->policy, e));
     cli_say_capacity(c, t->en, &t->policy, t->n_at_once, "--max-concurrency");
     TRY(open_loader(c, &t->loader, e));
@@ -196,7 +212,7 @@ static status open_engine(struct task *t, struct err *e)
         if (strcmp(cli_given_at(c, i).option->name, "served-model-name") == 0)
             t->served[n++] = cli_given_at(c, i).value;
     const struct api_options ao = { .service = t->service, .served_name = n ? t->served : NULL, .n_served_name = n,
-                                    .policy = &t->policy };
+                                    .policy = &t->policy, .groups = t->groups };
     TRY(api_create(&ao, &t->runs.api, e));
     const struct api_audio_options audio = { .api = t->runs.api, .loader = &t->loader, .n_threads = 1 };
     return api_audio_create(&audio, &t->runs.audio, e);
@@ -231,7 +247,7 @@ static status work(struct task *t, int *code, struct err *e)
                                  .errors = t->files.errors,
                                  .run = batch_engine_run,
                                  .run_self = &t->runs,
-                                 .n_at_once = t->n_at_once,
+                                 .n_at_once = t->n_at_once * ranks_groups(t->ranks),
                                  .media_root = t->media_root,
                                  .fail_fast = cli_flag(t->cli, "fail-fast"),
                                  .stop = &stop,
@@ -247,25 +263,70 @@ static status work(struct task *t, int *code, struct err *e)
     return st;
 }
 
+/* ---- ranks -------------------------------------------------------------------------------------------------------- */
+
+#define NOTHING_TO_DO (-1)         /* for ranks_agree */
+
+/* A rank of group 0 that dies ends the program at once: what is in the output stays, --resume goes on. */
+static status open_groups(struct task *t, struct err *e)
+{
+    const struct groups_options o = { .link = ranks_link(t->ranks), .log = log_line, .log_self = t };
+    if (o.link) TRY(groups_create(&o, &t->groups, e));
+    ranks_watch(t->ranks, t->groups, NULL, NULL);
+    return OK;
+}
+
+/* The leader of another group, until rank 0 says that it is over. */
+static int lead(struct task *t)
+{
+    const struct remote_options o = { .link = ranks_link(t->ranks) };
+    struct err e = { 0 }, why;
+    const int said = ranks_agree(t->ranks, CLI_OK);
+    if (said != CLI_OK) return said == NOTHING_TO_DO ? CLI_OK : said;
+    status st = remote_create(&o, &t->remote, &e);
+    bool loaded = false;
+    if (st == OK) {
+        loaded = open_engine(t, &why) == OK;
+        if (loaded) remote_start(t->remote, t->runs.api, t->runs.audio);
+        else remote_failed(t->remote, &why);
+        st = remote_wait(t->remote, &e);
+    }
+    if (st == OK) return loaded ? CLI_OK : CLI_MODEL;
+    fprintf(stderr, "omnidrop: the leader of group %u ends: %s\n", ranks_group(t->ranks), e.text);
+    ranks_exit(t->ranks, CLI_FAILED);
+}
+
+static status open_all(struct task *t, struct err *e)
+{
+    TRY(open_groups(t, e));
+    TRY(open_engine(t, e));
+    if (t->groups == NULL) return OK;
+    groups_local(t->groups, t->runs.api);
+    return groups_wait(t->groups, &stop, e);
+}
+
 static status run(struct task *t, int *code, struct err *e)
 {
-    uint64_t at_once = 0;
-    TRY(cli_uint(t->cli, "max-concurrency", 1, 1024, &at_once, e));
-    t->n_at_once = (uint32_t)at_once;
-    TRY(open_files(t, e));
+    status st = open_files(t, e);
+    ranks_agree(t->ranks, st != OK ? cli_exit_of(st) : t->files.complete ? NOTHING_TO_DO : CLI_OK);
+    TRY(st);
     if (t->files.complete) {
         cli_log(t->cli, CLI_NOTE, "all lines are answered already");
         return OK;
     }
-    TRY(open_engine(t, e));
+    TRY(open_all(t, e));
     return work(t, code, e);
 }
 
 static void task_free(struct task *t)
 {
+    if (t->remote) remote_stop(t->remote);
     api_audio_destroy(&t->runs.audio);
-    api_destroy(&t->runs.api);
     service_close(&t->service);
+    if (t->groups) groups_stop(t->groups);
+    groups_destroy(&t->groups);
+    remote_destroy(&t->remote);
+    api_destroy(&t->runs.api);
     api_loader_destroy(&t->loader);
     engine_close(&t->en);
     free(t->served);
@@ -285,7 +346,16 @@ int cli_main_batch(int argc, char **argv)
         return CLI_OK;
     }
     watch_signals();
-    st = run(&t, &code, &e);
+    uint64_t at_once = 0;
+    st = cli_uint(t.cli, "max-concurrency", 1, 1024, &at_once, &e);
+    t.n_at_once = (uint32_t)at_once;
+    if (st == OK) st = ranks_open(t.cli, &t.ranks, &e);
+    if (st == OK && ranks_role(t.ranks) != RANKS_FRONT && ranks_role(t.ranks) != RANKS_ALONE) {
+        code = ranks_role(t.ranks) == RANKS_LEADER ? lead(&t) : ranks_work(t.ranks, t.cli);
+        task_free(&t);
+        return ranks_close(&t.ranks, code);
+    }
+    if (st == OK) st = run(&t, &code, &e);
     if (batch_files_close(&t.files, &closing) != OK && st == OK) {
         e = closing;
         st = e.code;
@@ -293,5 +363,5 @@ int cli_main_batch(int argc, char **argv)
     if (st == E_CANCELLED && last_signal == SIGTERM) code = CLI_SIGTERM;
     else if (st != OK) code = cli_fail(t.cli, st, &e);
     task_free(&t);
-    return code;
+    return ranks_close(&t.ranks, code);
 }

@@ -566,13 +566,18 @@ int cli_fail(const struct cli *c, status st, const struct err *e)
 
 status cli_engine(const struct cli *c, uint64_t contexts, struct engine **out, struct err *e)
 {
+    return cli_engine_on(c, contexts, NULL, out, e);
+}
+
+status cli_engine_on(const struct cli *c, uint64_t contexts, struct comm *comm, struct engine **out, struct err *e)
+{
     uint64_t threads = 0, len = 0, kv = 0;
     TRY(cli_uint(c, "threads", 0, 256, &threads, e));
     TRY(cli_uint(c, "max-model-len", 0, 1u << 24, &len, e));
     TRY(cli_uint(c, "kv-bytes", 0, (uint64_t)1 << 46, &kv, e));
     const struct engine_options o = { .model_dir = cli_text(c, "model"), .device = cli_text(c, "device"),
                                       .isa = cli_text(c, "isa"), .n_threads = (int)threads, .dtype = cli_text(c, "dtype"),
-                                      .max_model_len = (uint32_t)len, .kv_bytes = kv, .kv_contexts = (uint32_t)contexts };
+                                      .max_model_len = (uint32_t)len, .kv_bytes = kv, .kv_contexts = (uint32_t)contexts, .comm = comm };
     TRY(engine_open(&o, out, e));
     const struct engine_info *i = engine_info(*out);
     if (i->bundled) cli_log(c, CLI_NOTE, "no model was named: using the bundled %s (%s)", i->model_name, i->model_dir);

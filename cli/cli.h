@@ -107,6 +107,9 @@ int cli_main_batch(int argc, char **argv);
  * stderr which model and device it took. */
 struct engine;
 status cli_engine(const struct cli *c, uint64_t contexts, struct engine **out, struct err *e);
+/* The same on the ranks of comm (comm/comm.h), whose others run engine_work; NULL: alone. */
+struct comm;
+status cli_engine_on(const struct cli *c, uint64_t contexts, struct comm *comm, struct engine **out, struct err *e);
 
 /* One line on stderr: how many films of a stated length the page pool holds at once under policy p, and how many without it;
  * where p is `none`, what omnidrop would give. at_once: how many requests run at most, by the option `limit`. */

@@ -1,7 +1,10 @@
 /* cli/serve.c - omnidrop serve: binds, loads the model beside the loop, serves until a drain has ended.
  *
+ * Under mpirun rank 0 does so, and leaders of other groups (cli/ranks.h) run lead(): the same engine, jobs from rank 0.
+ *
  *   main thread     options, bind, loop of http/server.h
  *   loading thread  engine, service, api; a warm-up request; then /ready says so, and one line on stderr */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -15,9 +18,11 @@
 #include <unistd.h>
 
 #include "api/loader.h"
+#include "api/remote.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "cli/ranks.h"
 #include "cli/serve.h"
 #include "http/app.h"
 #include "http/audio.h"
@@ -102,13 +107,14 @@ static const struct cli_option engine_options_table[] = {
 };
 
 static const struct cli_option *const serve_groups[] = { listen_options, api_options_table, engine_options_table, limit_options,
-                                                         cli_policy_options, cli_common_options, NULL };
+                                                         cli_policy_options, cli_rank_options, cli_common_options, NULL };
 static const struct cli_command serve_command = {
     .name = "serve", .summary = "The OpenAI API over one model: chat about sound and film, transcription, files, batches.",
     .usage = "omnidrop serve [-m DIR] [--port N] [--policy omnidrop --retention R] [options]",
     .groups = serve_groups,
     .examples = "omnidrop serve\n"
                 "omnidrop serve -m Qwen2.5-Omni-7B --host 0.0.0.0 --api-key-file keys --policy omnidrop --retention 0.3\n"
+                "mpirun -np 4 --enable-recovery omnidrop serve --tp 2 --dp 2 -m Qwen2.5-Omni-7B\n"
                 "omnidrop serve --config /etc/omnidrop/omnidrop.ini" };
 
 /* ---- options ----------------------------------------------------------------------------------------------- */
@@ -193,6 +199,12 @@ struct serve {
     bool is_loading;               /* the thread was started and not joined */
     atomic_bool loaded;            /* it has ended */
     atomic_int failed;             /* the exit code of what ended the server; 0: nothing did */
+    struct metrics *metrics;       /* the app's; a leader's own, which go to rank 0 */
+    struct ranks *ranks;
+    struct groups *groups;         /* rank 0 of several groups, else NULL */
+    struct remote *remote;         /* another leader, else NULL */
+    struct err lost;               /* why group 0 is gone */
+    int code;                      /* that the program ends with */
 };
 
 static status http_options_of(struct serve *s, struct err *e)
@@ -287,7 +299,7 @@ static status stores_options_of(struct serve *s, struct err *e)
     TRY(cli_number(s->cli, "batch-share", 0, 1, &o->batch_share, e));
     o->state_dir = cli_text(s->cli, "state-dir");
     o->spool_dir = s->http.spool_dir;
-    o->max_running = s->service_options.max_running;
+    o->max_running = s->service_options.max_running * ranks_groups(s->ranks);
     o->limits = s->loader_options.limits;
     return OK;
 }
@@ -341,7 +353,7 @@ static void names_of(struct serve *s, struct app_options *o)
     o->n_served_name = 1;
 }
 
-static void audio_drain_over(void *self) { http_audio_end_all(self); }
+static void audio_drain_over(void *self) { http_audio_end_all(self, NULL); }
 
 static status app_options_of(struct serve *s, struct err *e)
 {
@@ -446,34 +458,44 @@ static status resolve_counted(void *self, void *owner, const struct chat_part *p
     const char *from = url == NULL || strncasecmp(url, "data:", 5) == 0 ? "data" : strncmp(url, "file-id:", 8) == 0 ? "upload"
                        : strncasecmp(url, "file:", 5) == 0 ? "file" : "http";
     const status st = s->loader.resolve(s->loader.self, owner, part, frame, stop, out, e);
-    if (st == OK) metrics_add1(app_metrics(s->app), METRIC_MEDIA_BYTES, from, (double)out->bytes);
-    if (strcmp(from, "http") == 0) metrics_add1(app_metrics(s->app), METRIC_MEDIA_FETCH, st == OK ? "ok" : fetch_result(e), 1);
+    if (st == OK) metrics_add1(s->metrics, METRIC_MEDIA_BYTES, from, (double)out->bytes);
+    if (strcmp(from, "http") == 0) metrics_add1(s->metrics, METRIC_MEDIA_FETCH, st == OK ? "ok" : fetch_result(e), 1);
     return st;
 }
 
-static status load(struct serve *s, struct err *e)
+/* Engine, service, api and audio: of rank 0 and of every other leader. */
+static status load_engine(struct serve *s, struct err *e)
 {
     uint64_t at_once = 32;
     TRY(cli_uint(s->cli, "max-num-seqs", 1, 4096, &at_once, e));
-    TRY(cli_engine(s->cli, at_once, &s->engine, e));
+    TRY(cli_engine_on(s->cli, at_once, ranks_tensor(s->ranks), &s->engine, e));
     TRY(extract_check(&s->loader.limits, e));          /* where decoders cannot be confined nothing is decoded */
     TRY(cli_policy(s->cli, "none", engine_config(s->engine)->text.layers, engine_defaults(s->engine), &s->policy, e));
     s->service_options.observe = metrics_observe;
     s->service_options.observe_step = metrics_observe_step;
-    s->service_options.observe_self = app_metrics(s->app);
+    s->service_options.observe_self = s->metrics;
     s->service_options.loader = &s->counted;
     TRY(service_open(s->engine, &s->service_options, &s->service, e));
     s->api_options.service = s->service;
     s->api_options.policy = &s->policy;
+    s->api_options.groups = s->groups;
     TRY(api_create(&s->api_options, &s->api, e));
-    snprintf(s->windows_dir, sizeof s->windows_dir, "%s/windows", serve_stores_dir(s->stores));
     const struct api_audio_options audio = { .api = s->api, .loader = &s->counted, .limits = s->loader_options.limits,
                                              .cache_dir = s->windows_dir, .cache_ttl_s = s->window_ttl_s,
-                                             .observe = http_audio_observe, .observe_self = app_metrics(s->app) };
-    TRY(api_audio_create(&audio, &s->audio, e));
+                                             .observe = http_audio_observe, .observe_self = s->metrics };
+    return api_audio_create(&audio, &s->audio, e);
+}
+
+static status load(struct serve *s, struct err *e)
+{
+    snprintf(s->windows_dir, sizeof s->windows_dir, "%s/windows", serve_stores_dir(s->stores));
+    TRY(load_engine(s, e));
     app_engine(s->app, s->api);
     http_audio_start(&s->http_audio, s->audio);
-    return warm_up(s->service, e);
+    TRY(warm_up(s->service, e));
+    if (s->groups == NULL) return OK;
+    groups_local(s->groups, s->api);
+    return groups_wait(s->groups, NULL, e);
 }
 
 /* SIGHUP: a log that was moved away goes on under its name; where that cannot be had, where it was. */
@@ -510,6 +532,110 @@ static void *load_thread(void *arg)
     return NULL;
 }
 
+/* ---- ranks ------------------------------------------------------------------------------------------------- */
+
+static void end_requests(void *self)
+{
+    struct serve *s = self;
+    struct err e;
+    err_set(&e, E_DEVICE, "the server has lost a rank that it cannot go on without: %s", s->lost.text);
+    err_tag(&e, "engine_dead", NULL);
+    app_lost(s->app, &e);
+    http_audio_end_all(&s->http_audio, &e);
+}
+
+/* A rank of group 0 is gone: clients are told, then all ends. Time enough for what they are told to leave. */
+static void group0_lost(void *self, const struct err *why)
+{
+    struct serve *s = self;
+    const struct timespec t = { 1, 500000000 };
+    s->lost = *why;
+    http_post(s->server, end_requests, s);
+    nanosleep(&t, NULL);
+    if (s->stores) serve_stores_abandon(s->stores);
+    ranks_exit(s->ranks, CLI_FAILED);
+}
+
+static status open_groups(struct serve *s, struct err *e)
+{
+    const struct groups_options o = { .link = ranks_link(s->ranks), .files = loader_files,
+                                      .files_self = serve_stores_files(s->stores), .metric = metrics_take,
+                                      .metric_self = s->metrics, .log = log_line, .log_self = s };
+    if (o.link) TRY(groups_create(&o, &s->groups, e));
+    ranks_watch(s->ranks, s->groups, group0_lost, s);
+    return OK;
+}
+
+static status lead_options(struct serve *s, struct err *e)
+{
+    TRY(http_options_of(s, e));
+    TRY(service_options_of(s, e));
+    TRY(api_options_of(s, e));
+    TRY(loader_options_of(s, e));
+    return app_options_of(s, e);
+}
+
+static status lead_load(struct serve *s, struct err *e)
+{
+    s->counted = s->loader;
+    s->counted.self = s;
+    s->counted.resolve = resolve_counted;
+    TRY(load_engine(s, e));
+    return warm_up(s->service, e);
+}
+
+/* The leader of another group, until rank 0 says that it is over. A group that cannot load waits too: rank 0 says why. */
+static status lead_run(struct serve *s, bool *loaded, struct err *e)
+{
+    const struct remote_options o = { .link = ranks_link(s->ranks), .dir = s->http.spool_dir };
+    struct err why;
+    TRY(metrics_create(&s->metrics, e));
+    TRY(remote_create(&o, &s->remote, e));
+    metrics_forward(s->metrics, remote_metric, s->remote);
+    s->loader_options.files = remote_files;
+    s->loader_options.files_self = s->remote;
+    snprintf(s->windows_dir, sizeof s->windows_dir, "%s/omnidrop-windows-XXXXXX", o.dir ? o.dir : "/tmp");
+    status st = mkdtemp(s->windows_dir) ? OK : err_set(&why, E_IO, "%s cannot be made: %s", s->windows_dir, strerror(errno));
+    if (st == OK) st = api_loader_create(&s->loader_options, &s->loader, &why);
+    if (st == OK) st = lead_load(s, &why);
+    if (st == OK) remote_start(s->remote, s->api, s->audio);
+    else remote_failed(s->remote, &why);
+    *loaded = st == OK;
+    return remote_wait(s->remote, e);
+}
+
+static void remove_windows(struct serve *s)
+{
+    char path[sizeof s->windows_dir + 300];
+    DIR *d = opendir(s->windows_dir);
+    for (struct dirent *f; d && (f = readdir(d)) != NULL;) {
+        snprintf(path, sizeof path, "%s/%s", s->windows_dir, f->d_name);
+        unlink(path);
+    }
+    if (d) closedir(d);
+    rmdir(s->windows_dir);
+}
+
+static int lead(struct serve *s)
+{
+    struct err e = { 0 };
+    bool loaded = false;
+    status st = lead_options(s, &e);
+    const int said = ranks_agree(s->ranks, CLI_OK);
+    if (said == CLI_OK && st == OK) st = lead_run(s, &loaded, &e);
+    if (s->windows_dir[0]) remove_windows(s);
+    if (said == CLI_OK && st != OK) {      /* rank 0 cannot be heard */
+        fprintf(stderr, "omnidrop: the leader of group %u ends: %s\n", ranks_group(s->ranks), e.text);
+        ranks_exit(s->ranks, CLI_FAILED);
+    }
+    if (s->remote) remote_stop(s->remote);
+    if (s->audio) api_audio_destroy(&s->audio);
+    if (s->service) service_close(&s->service);
+    remote_destroy(&s->remote);
+    metrics_destroy(&s->metrics);
+    return said != CLI_OK || loaded ? said : CLI_MODEL;
+}
+
 /* ---- life -------------------------------------------------------------------------------------------------- */
 
 static status start(struct serve *s, struct err *e)
@@ -526,6 +652,7 @@ static status start(struct serve *s, struct err *e)
     s->app_options.stores = s->stores;
     s->app_options.drain_over_self = &s->http_audio;
     TRY(app_create(&s->app_options, &s->app, e));
+    s->metrics = app_metrics(s->app);
     serve_stores_routes(s->stores, s->app);
     http_server_on_hup(s->server, reopen_log, s);
     s->http_audio.app = s->app;
@@ -536,6 +663,12 @@ static status start(struct serve *s, struct err *e)
     s->counted = s->loader;
     s->counted.self = s;
     s->counted.resolve = resolve_counted;
+    TRY(open_groups(s, e));
+    return OK;
+}
+
+static status start_loading(struct serve *s, struct err *e)
+{
     sigset_t all, before;
     sigfillset(&all);                                  /* signals are the loop's; threads started from there too */
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -553,6 +686,8 @@ static void finish(struct serve *s)
     if (s->stores) serve_stores_stop(s->stores);
     if (s->audio) api_audio_destroy(&s->audio);
     if (s->service) service_close(&s->service);
+    if (s->groups) groups_stop(s->groups);
+    groups_destroy(&s->groups);
     app_destroy(&s->app);
     serve_stores_close(&s->stores);
     if (s->loader.self) api_loader_destroy(&s->loader);
@@ -568,6 +703,7 @@ static void finish(struct serve *s)
     free((void *)s->domain);
     free((void *)s->net);
     cli_free(&s->cli);
+    s->code = ranks_close(&s->ranks, s->code);
 }
 
 int cli_main_serve(int argc, char **argv)
@@ -582,18 +718,27 @@ int cli_main_serve(int argc, char **argv)
         return code;
     }
     if (cli_n_words(s.cli)) st = err_set(&e, E_ARG, "serve takes no words, \"%s\" is one; -m DIR names a model", cli_word(s.cli, 0));
+    if (st == OK) st = ranks_open(s.cli, &s.ranks, &e);
+    if (st == OK && ranks_role(s.ranks) != RANKS_FRONT && ranks_role(s.ranks) != RANKS_ALONE) {
+        s.code = ranks_role(s.ranks) == RANKS_LEADER ? lead(&s) : ranks_work(s.ranks, s.cli);
+        finish(&s);
+        return s.code;
+    }
     if (st == OK) st = start(&s, &e);
     int code = st == OK ? CLI_OK : cli_fail(s.cli, st, &e);
+    if (s.ranks) ranks_agree(s.ranks, code);
+    if (st == OK && (st = start_loading(&s, &e)) != OK) code = cli_fail(s.cli, st, &e);
     if (st == OK) {
         code = http_server_run(s.server);
         notify("STOPPING=1");
         /* Forced, or asked to end in the middle of loading: nothing is there that must be kept. */
         if (code != 0 || !atomic_load(&s.loaded)) {
             serve_stores_abandon(s.stores);
-            _exit(atomic_load(&s.failed) ? atomic_load(&s.failed) : code);
+            ranks_exit(s.ranks, atomic_load(&s.failed) ? atomic_load(&s.failed) : code);
         }
         if (atomic_load(&s.failed)) code = atomic_load(&s.failed);
     }
+    s.code = code;
     finish(&s);
-    return code;
+    return s.code;
 }

@@ -12,7 +12,7 @@ struct serve_stores_options {
     const char *spool_dir;         /* NULL: /tmp */
     uint64_t files_quota;
     double batch_share;
-    uint32_t max_running;
+    uint32_t max_running;          /* of all groups */
     struct extract_limits limits;  /* of the child that looks into uploads */
 };
 

@@ -11,6 +11,7 @@
 
 #include "api/batch_engine.h"
 #include "api/files.h"
+#include "api/groups.h"
 #include "base/mem.h"
 #include "cli/serve.h"
 
@@ -52,13 +53,28 @@ static void observe_line(void *self, int status_code)
     if (s->metrics) metrics_add1(s->metrics, METRIC_BATCH, status_code == 0 ? "cancelled" : status_code < 400 ? "completed" : "failed", 1);
 }
 
+/* Requests in all groups that are there. */
+static uint32_t requests(const struct serve_stores *s)
+{
+    struct groups *groups = api_groups(s->engine.api);
+    struct groups_view *v = mem_must(groups ? groups_count(groups) : 1, sizeof *v);
+    uint32_t n = 1, sum = 0;
+    if (groups) n = groups_list(groups, v, groups_count(groups));
+    else service_read(s->service, &v[0].gauges);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct service_gauges *g = &v[i].gauges;
+        if (v[i].state == GROUPS_GONE) continue;
+        sum += g->n_preparing + g->n_waiting + g->n_encoding + g->n_prefilling + g->n_decoding;
+    }
+    free(v);
+    return sum;
+}
+
 /* Batch lines may take what online requests leave, and at most their share. */
 static uint32_t room(void *self, uint32_t n_batch)
 {
     const struct serve_stores *s = self;
-    struct service_gauges g;
-    service_read(s->service, &g);
-    const uint32_t all = g.n_preparing + g.n_waiting + g.n_encoding + g.n_prefilling + g.n_decoding;
+    const uint32_t all = requests(s);
     const uint32_t online = all > n_batch ? all - n_batch : 0, most = s->o.max_running;
     const uint32_t left = online < most ? most - online : 0, share = (uint32_t)(s->o.batch_share * most);
     return left < share ? left : share;

@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "cli/ranks.h"
 #include "engine/languages.h"
 #include "engine/progress.h"
 #include "engine/transcribe.h"
@@ -720,7 +721,8 @@ int cli_main_transcribe(int argc, char **argv)
     }
     talkative = !cli_flag(t.cli, "quiet");
     watch_signals();
-    st = read_options(&t, &e);
+    st = ranks_refuse("transcribe", &e);
+    if (st == OK) st = read_options(&t, &e);
     if (st == OK) st = ask_model(&t, &e);
     int code = st == OK ? CLI_OK : cli_fail(t.cli, st, &e);
     for (size_t i = 0; st == OK && i < t.n_jobs && n_signals == 0; i++) {

@@ -73,6 +73,58 @@ status app_may_start(struct app *a, struct err *e)
     return err_tag(e, "draining", NULL);
 }
 
+/* ---- groups ------------------------------------------------------------------------------------------------ */
+
+/* Where there are several: what is known of each. Owned; NULL: one process alone. */
+static struct groups_view *views_of(struct app *a, uint32_t *n)
+{
+    struct api *api = app_api(a);
+    struct groups *g = api ? api_groups(api) : NULL;
+    if (g == NULL) return NULL;
+    struct groups_view *v = mem_must(groups_count(g), sizeof *v);
+    *n = groups_list(g, v, groups_count(g));
+    return v;
+}
+
+static json_t *group_json(const struct groups_view *v)
+{
+    static const char *const states[] = { [GROUPS_LOADING] = "loading", [GROUPS_READY] = "ready", [GROUPS_GONE] = "gone" };
+    const struct service_gauges *g = &v->gauges;
+    json_t *o = json_pack("{s:i, s:s, s:i, s:I, s:{s:i, s:i}, s:{s:i, s:i}}", "group", (int)v->group, "state", states[v->state],
+                          "jobs", (int)v->n_jobs, "given", (json_int_t)v->n_given, "pages", "total", (int)g->pages_total, "free",
+                          (int)g->pages_free, "requests", "waiting", (int)(g->n_preparing + g->n_waiting), "running",
+                          (int)(g->n_encoding + g->n_prefilling + g->n_decoding));
+    if (v->state == GROUPS_GONE) json_object_set_new(o, "why", json_string(v->why));
+    return o;
+}
+
+/* o with the member "groups", where there are several. */
+static json_t *with_groups(struct app *a, json_t *o)
+{
+    uint32_t n = 0;
+    struct groups_view *v = views_of(a, &n);
+    if (v == NULL) return o;
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < n; i++) json_array_append_new(list, group_json(&v[i]));
+    json_object_set_new(o, "groups", list);
+    free(v);
+    return o;
+}
+
+/* Has another group's queue room? */
+static bool room_elsewhere(struct app *a)
+{
+    uint32_t n = 0;
+    bool room = false;
+    struct groups_view *v = views_of(a, &n);
+    for (uint32_t i = 1; i < n; i++)
+        room = room || (v[i].state == GROUPS_READY && v[i].gauges.n_preparing + v[i].gauges.n_waiting < a->o.max_queue);
+    free(v);
+    return room;
+}
+
+/* ---- may a request start ------------------------------------------------------------------------------------- */
+
 /* When those that wait will have been served, about: whole seconds that a client obeys (docs/http-api.md 2.1). */
 static void say_when(struct http_request *r, const struct service_gauges *g)
 {
@@ -88,7 +140,7 @@ static status room(struct app *a, struct http_request *r, struct err *e)
     struct service_gauges g;
     TRY(app_may_start(a, e));
     service_read(api_service(app_api(a)), &g);
-    if (g.n_preparing + g.n_waiting < a->o.max_queue) return OK;
+    if (g.n_preparing + g.n_waiting < a->o.max_queue || room_elsewhere(a)) return OK;
     say_when(r, &g);
     err_set(e, E_BUSY, "%u requests wait already and the queue holds %u: try again later", g.n_preparing + g.n_waiting,
             a->o.max_queue);
@@ -157,14 +209,14 @@ static void health(void *self, struct http_request *r)
         http_reply_error(r, &e);
         return;
     }
-    http_reply_json(r, 200, json_pack("{s:s}", "status", "ok"));
+    http_reply_json(r, 200, with_groups(a, json_pack("{s:s}", "status", "ok")));
 }
 
 static void ready(void *self, struct http_request *r)
 {
     struct err e;
     if (app_may_start(self, &e) != OK) http_reply_error(r, &e);
-    else http_reply_json(r, 200, json_pack("{s:s}", "status", "ready"));
+    else http_reply_json(r, 200, with_groups(self, json_pack("{s:s}", "status", "ready")));
 }
 
 static json_t *policy_names(void)
@@ -191,7 +243,10 @@ static void metrics(void *self, struct http_request *r)
     struct api *api = app_api(a);
     struct service_gauges g;
     if (api) service_read(api_service(api), &g);
-    char *text = metrics_text(a->metrics, a->o.server, api ? &g : NULL);
+    uint32_t n = 0;
+    struct groups_view *view = views_of(a, &n);
+    char *text = metrics_text(a->metrics, a->o.server, api ? &g : NULL, view, n);
+    free(view);
     http_reply_bytes(r, 200, "text/plain; version=0.0.4; charset=utf-8", text, strlen(text));
     free(text);
 }
@@ -314,7 +369,7 @@ static void state(void *self, struct http_request *r)
     json_object_set_new(o, "model", api ? json_string(api_model_name(api)) : json_null());
     if (api) state_of_service(o, api_service(api));
     http_reply_header(r, "Cache-Control", "no-store");
-    http_reply_json(r, 200, o);
+    http_reply_json(r, 200, with_groups(a, o));
 }
 
 /* ---- life -------------------------------------------------------------------------------------------------- */
@@ -343,13 +398,16 @@ static void drain_begins(void *self)
 {
     struct app *a = self;
     if (app_api(a)) service_drain(api_service(app_api(a)));
+    if (app_api(a) && api_groups(app_api(a))) groups_drain(api_groups(app_api(a)));
     if (a->o.drain) workers_run(a->workers, a->o.drain, a->o.stores);
 }
 
 static void drain_is_over(void *self)
 {
     struct app *a = self;
-    chat_end_all(a);
+    struct err e;
+    app_draining_error(&e);
+    chat_end_all(a, &e);
     if (a->o.drain_over) a->o.drain_over(a->o.drain_over_self);
 }
 
@@ -430,5 +488,11 @@ void app_engine(struct app *a, struct api *api)
 }
 
 void app_ready(struct app *a) { atomic_store(&a->state, APP_READY); }
+
+void app_lost(struct app *a, const struct err *why)
+{
+    atomic_store(&a->state, APP_FAILED);
+    chat_end_all(a, why);
+}
 
 void app_failed(struct app *a) { atomic_store(&a->state, APP_FAILED); }

@@ -50,6 +50,8 @@ void app_destroy(struct app **a);
 void app_engine(struct app *a, struct api *api);
 void app_ready(struct app *a);
 void app_failed(struct app *a);
+/* Loop thread: the engine is lost, why says how: every chat and completion ends with it, nothing new is taken. */
+void app_lost(struct app *a, const struct err *why);
 
 struct http_server *app_server(const struct app *a);
 struct api *app_api(const struct app *a);              /* NULL: not there yet */

@@ -25,8 +25,8 @@ enum app_state { APP_LOADING, APP_READY, APP_FAILED };
 /* chat.c: handlers with self == the app. */
 void chat_handle(void *app, struct http_request *r);
 void completion_handle(void *app, struct http_request *r);
-/* The drain's time is over: every reply ends with the error draining. Loop thread. */
-void chat_end_all(struct app *a);
+/* Every reply ends with this error. Loop thread. */
+void chat_end_all(struct app *a, const struct err *e);
 
 /* What a reply that the drain cuts short says; chat.c. */
 void app_draining_error(struct err *e);

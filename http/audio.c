@@ -123,13 +123,13 @@ static void fail(struct audio_call *c, const struct err *e)
     http_stream_abort(r);
 }
 
-void http_audio_end_all(struct http_audio *h)
+void http_audio_end_all(struct http_audio *h, const struct err *e)
 {
-    struct err e;
-    app_draining_error(&e);
+    struct err draining;
+    app_draining_error(&draining);
     while (h->calls) {
         struct audio_call *c = h->calls;
-        fail(c, &e);
+        fail(c, e ? e : &draining);
         api_audio_cancel(atomic_load(&h->audio), c->id);
     }
 }

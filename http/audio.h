@@ -22,8 +22,8 @@ struct http_audio {                /* zeroed but for app; borrowed as long as th
 void http_audio_routes(struct http_audio *h);
 /* From any thread, when the model is there. audio is borrowed until after http_server_run. */
 void http_audio_start(struct http_audio *h, struct api_audio *audio);
-/* The drain's time is over: every reply ends with the error draining. Loop thread. */
-void http_audio_end_all(struct http_audio *h);
+/* Every reply ends with this error; NULL: draining, as the drain's time is over. Loop thread. */
+void http_audio_end_all(struct http_audio *h, const struct err *e);
 /* api_audio_options.observe, with self == the metrics of the app. */
 void http_audio_observe(void *metrics, const struct api_audio_outcome *o);
 

@@ -165,13 +165,11 @@ void app_draining_error(struct err *e)
     err_tag(e, "draining", NULL);
 }
 
-void chat_end_all(struct app *a)
+void chat_end_all(struct app *a, const struct err *e)
 {
-    struct err e;
-    app_draining_error(&e);
     while (a->calls) {
         struct call *c = a->calls;
-        fail(c, &e);
+        fail(c, e);
         cancel(c);
     }
 }

@@ -84,6 +84,8 @@ static const struct family {
         .help = "Versions; the value is 1." },
     [METRIC_CACHE_INFO] = { "cache_config_info", GAUGE, true, { "block_size", "cache_dtype", "num_blocks" },
                             .help = "The page pool; the value is 1." },
+    [METRIC_GROUP_UP] = { "group_up", GAUGE, true, { "group" }, .help = "1 where the group takes requests, 0 where it is gone." },
+    [METRIC_GROUP_JOBS] = { "group_jobs", GAUGE, true, { "group" }, .help = "Jobs that a group was given and has not ended." },
     [METRIC_SUCCESS] = { "request_success_total", COUNTER, true, { "finished_reason" },
         .help = "Answers by how they ended." },
     [METRIC_FAILURE] = { "request_failure_total", COUNTER, true, { "code", "route" },
@@ -153,6 +155,8 @@ struct metrics {
     struct engine_info info;
     double started;                /* seconds of the real time clock */
     uint64_t gone_upload, gone_slow_reader;    /* of the server's counts, what is in the family already */
+    void (*forward)(void *self, uint32_t which, const char *const *label, uint32_t n, double v);   /* NULL: kept here */
+    void *forward_self;
 };
 
 /* ---- text -------------------------------------------------------------------------------------------------- */
@@ -289,6 +293,12 @@ static struct series *series_of(struct metrics *m, enum metric which, const char
 static void add(struct metrics *m, enum metric which, const char *const *label, double v)
 {
     const struct family *f = &families[which];
+    if (m->forward) {
+        uint32_t n = 0;
+        while (n < LABELS_MAX && f->label[n]) n++;
+        m->forward(m->forward_self, which, label, n, v);
+        return;
+    }
     if (which < METRIC_SUCCESS || (f->bound == by_context && m->model == NULL)) return;
     struct series *s = series_of(m, which, label);
     s->value += v;
@@ -307,6 +317,21 @@ void metrics_add(struct metrics *m, enum metric which, const char *const *label,
     pthread_mutex_lock(&m->lock);
     add(m, which, label, v);
     pthread_mutex_unlock(&m->lock);
+}
+
+void metrics_forward(struct metrics *m, void (*to)(void *self, uint32_t which, const char *const *label, uint32_t n, double v),
+                     void *self)
+{
+    m->forward = to;
+    m->forward_self = self;
+}
+
+void metrics_take(void *self, uint32_t which, const char *const *label, uint32_t n, double v)
+{
+    uint32_t want = 0;
+    if (which >= METRIC_COUNT) return;
+    while (want < LABELS_MAX && families[which].label[want]) want++;
+    if (n == want) metrics_add(self, (enum metric)which, label, v);
 }
 
 void metrics_add1(struct metrics *m, enum metric which, const char *label, double v)
@@ -457,7 +482,13 @@ void metrics_failure(struct metrics *m, const char *route, const struct err *err
 
 /* ---- the page of text -------------------------------------------------------------------------------------- */
 
-struct page { struct text t; struct metrics *m; };
+struct page {
+    struct text t;
+    struct metrics *m;
+    const struct service_gauges *gauges;       /* where there are no groups */
+    const struct groups_view *groups;          /* [n_gauges]; NULL: none */
+    uint32_t n_gauges;
+};
 
 static void one(struct page *p, enum metric which, double v)
 {
@@ -476,22 +507,89 @@ static void some(struct page *p, enum metric which, size_t n, const char *const 
     }
 }
 
-static void put_service(struct page *p, const struct service_gauges *g)
+/* A gauge of the engine by the value of its label, in the order of put_service. */
+static void gauge_of(enum metric which, const struct service_gauges *g, const struct engine_info *i, double v[4])
+{
+    const uint32_t used = g->pages_total - g->pages_free, cached = g->pages_cached < used ? g->pages_cached : used;
+    const double caches = (double)(g->media_cache_bytes + g->hidden_cache_bytes);
+    switch (which) {
+    case METRIC_RUNNING: v[0] = g->n_encoding + g->n_prefilling + g->n_decoding; break;
+    case METRIC_WAITING: v[0] = g->n_preparing + g->n_waiting; break;
+    case METRIC_KV_USAGE: v[0] = g->pages_total ? (double)(used - cached + g->pages_reserved) / g->pages_total : 0; break;
+    case METRIC_PAGES: v[0] = g->pages_total, v[1] = g->pages_free, v[2] = g->pages_reserved, v[3] = g->pages_cached; break;
+    case METRIC_MEDIA_JOBS: v[0] = g->n_preparing, v[1] = g->n_encoding; break;
+    case METRIC_MM_CACHE_BYTES: v[0] = (double)g->media_cache_bytes, v[1] = (double)g->hidden_cache_bytes; break;
+    default: v[0] = (double)i->weight_bytes, v[1] = (double)i->n_pages * (double)i->page_bytes, v[2] = caches; break;
+    }
+}
+
+/* Of every group that is there, with its number where there are several. label NULL: the family has none. */
+static void put_gauge(struct page *p, enum metric which, const char *const *label, size_t n)
+{
+    put_head(&p->t, &families[which]);
+    for (uint32_t k = 0; k < p->n_gauges; k++) {
+        char group[32] = "";
+        double v[4] = { 0 };
+        if (p->groups && p->groups[k].state != GROUPS_READY) continue;
+        if (p->groups) snprintf(group, sizeof group, "group=\"%u\"", p->groups[k].group);
+        gauge_of(which, p->groups ? &p->groups[k].gauges : p->gauges, &p->m->info, v);
+        for (size_t i = 0; i < (label ? n : 1); i++) {
+            char *labels = label ? labels_text(&families[which], (const char *const[LABELS_MAX]){ label[i] }) : NULL;
+            put_sample(&p->t, p->m, &families[which], "", labels ? labels : "", group, v[i]);
+            free(labels);
+        }
+    }
+}
+
+/* Counters of all groups; one that is gone keeps what it had. */
+static struct service_gauges sum_of(const struct page *p)
+{
+    struct service_gauges s = { 0 };
+    for (uint32_t k = 0; k < p->n_gauges; k++) {
+        const struct service_gauges *g = p->groups ? &p->groups[k].gauges : p->gauges;
+        s.prompt_tokens += g->prompt_tokens;
+        s.generated_tokens += g->generated_tokens;
+        s.n_preemptions += g->n_preemptions;
+        s.n_overtakes += g->n_overtakes;
+        s.n_admitted += g->n_admitted;
+        s.n_admitted_by_freed += g->n_admitted_by_freed;
+        s.pages_freed_by_pruning += g->pages_freed_by_pruning;
+        s.prefix_cache_queries += g->prefix_cache_queries;
+        s.prefix_cache_hits += g->prefix_cache_hits;
+        s.media_cache_queries += g->media_cache_queries;
+        s.media_cache_hits += g->media_cache_hits;
+    }
+    return s;
+}
+
+static void put_groups(struct page *p)
+{
+    for (enum metric which = METRIC_GROUP_UP; which <= METRIC_GROUP_JOBS && p->groups; which++) {
+        put_head(&p->t, &families[which]);
+        for (uint32_t k = 0; k < p->n_gauges; k++) {
+            const struct groups_view *v = &p->groups[k];
+            char number[16];
+            snprintf(number, sizeof number, "%u", v->group);
+            char *labels = labels_text(&families[which], (const char *const[LABELS_MAX]){ number });
+            put_sample(&p->t, p->m, &families[which], "", labels, "",
+                       which == METRIC_GROUP_UP ? v->state == GROUPS_READY : (double)v->n_jobs);
+            free(labels);
+        }
+    }
+}
+
+static void put_service(struct page *p)
 {
     const struct engine_info *i = &p->m->info;
-    const uint32_t used = g->pages_total - g->pages_free, cached = g->pages_cached < used ? g->pages_cached : used;
-    one(p, METRIC_RUNNING, g->n_encoding + g->n_prefilling + g->n_decoding);
-    one(p, METRIC_WAITING, g->n_preparing + g->n_waiting);
-    one(p, METRIC_KV_USAGE, g->pages_total ? (double)(used - cached + g->pages_reserved) / g->pages_total : 0);
-    some(p, METRIC_PAGES, 4, (const char *const[]){ "total", "free", "reserved", "cached" },
-         (const double[]){ g->pages_total, g->pages_free, g->pages_reserved, g->pages_cached });
-    some(p, METRIC_MEDIA_JOBS, 2, (const char *const[]){ "decode", "encode" },
-         (const double[]){ g->n_preparing, g->n_encoding });
-    some(p, METRIC_MM_CACHE_BYTES, 2, (const char *const[]){ "encoder", "hidden" },
-         (const double[]){ (double)g->media_cache_bytes, (double)g->hidden_cache_bytes });
-    some(p, METRIC_DEVICE_MEMORY, 3, (const char *const[]){ "weights", "kv_pages", "caches" },
-         (const double[]){ (double)i->weight_bytes, (double)i->n_pages * (double)i->page_bytes,
-                           (double)(g->media_cache_bytes + g->hidden_cache_bytes) });
+    const struct service_gauges sum = sum_of(p), *g = &sum;
+    put_gauge(p, METRIC_RUNNING, NULL, 1);
+    put_gauge(p, METRIC_WAITING, NULL, 1);
+    put_gauge(p, METRIC_KV_USAGE, NULL, 1);
+    put_gauge(p, METRIC_PAGES, (const char *const[]){ "total", "free", "reserved", "cached" }, 4);
+    put_gauge(p, METRIC_MEDIA_JOBS, (const char *const[]){ "decode", "encode" }, 2);
+    put_gauge(p, METRIC_MM_CACHE_BYTES, (const char *const[]){ "encoder", "hidden" }, 2);
+    put_gauge(p, METRIC_DEVICE_MEMORY, (const char *const[]){ "weights", "kv_pages", "caches" }, 3);
+    put_groups(p);
     one(p, METRIC_PROMPT_TOKENS, (double)g->prompt_tokens);
     one(p, METRIC_GENERATION_TOKENS, (double)g->generated_tokens);
     one(p, METRIC_PREEMPTIONS, (double)g->n_preemptions);
@@ -613,12 +711,13 @@ static void put_process(struct page *p)
     put_process_one(p, "start_time_seconds", "gauge", "Start of the process, seconds since 1970.", p->m->started);
 }
 
-char *metrics_text(struct metrics *m, const struct http_server *server, const struct service_gauges *g)
+char *metrics_text(struct metrics *m, const struct http_server *server, const struct service_gauges *g,
+                   const struct groups_view *groups, uint32_t n_groups)
 {
-    struct page p = { .m = m };
+    struct page p = { .m = m, .gauges = g, .groups = n_groups ? groups : NULL, .n_gauges = n_groups ? n_groups : g != NULL };
     pthread_mutex_lock(&m->lock);
     if (server) put_server(&p, server);
-    if (g && m->model) put_service(&p, g);
+    if (p.n_gauges && m->model) put_service(&p);
     put_kept(&p);
     put_build(&p);
     put_process(&p);

@@ -5,7 +5,7 @@
 #ifndef HTTP_METRICS_H
 #define HTTP_METRICS_H
 
-#include "engine/service.h"
+#include "api/groups.h"
 #include "http/server.h"
 
 #define METRICS_SERIES_MAX 512
@@ -16,7 +16,7 @@ enum metric {
     METRIC_DEVICE_MEMORY, METRIC_CONNECTIONS, METRIC_SPOOL, METRIC_DRAINING, METRIC_PROMPT_TOKENS, METRIC_GENERATION_TOKENS,
     METRIC_PREEMPTIONS, METRIC_OVERTAKES, METRIC_ADMITTED, METRIC_ADMITTED_BY_FREED, METRIC_PAGES_FREED, METRIC_PREFIX_QUERIES,
     METRIC_PREFIX_HITS, METRIC_MM_QUERIES, METRIC_MM_HITS, METRIC_HTTP_REQUESTS, METRIC_HTTP_BYTES, METRIC_BUILD_INFO,
-    METRIC_CACHE_INFO,
+    METRIC_CACHE_INFO, METRIC_GROUP_UP, METRIC_GROUP_JOBS,
     /* Kept here; the labels of each in their order stand behind it. */
     METRIC_SUCCESS,                /* finished_reason */
     METRIC_FAILURE,                /* code, route */
@@ -56,7 +56,15 @@ void metrics_observe_step(void *m, uint32_t n_tokens);
 /* A request of a route ended with an error that the client was told. */
 void metrics_failure(struct metrics *m, const char *route, const struct err *error);
 
-/* The text, NUL-terminated; the caller frees it. server, g may be NULL: their families are left out. */
-char *metrics_text(struct metrics *m, const struct http_server *server, const struct service_gauges *g);
+/* From now on what is added goes to `to` instead, which hands it to metrics_take of rank 0. */
+void metrics_forward(struct metrics *m, void (*to)(void *self, uint32_t which, const char *const *label, uint32_t n, double v),
+                     void *self);
+/* What metrics_forward brought; groups_options.metric with metric_self == m. */
+void metrics_take(void *m, uint32_t which, const char *const *label, uint32_t n, double v);
+
+/* The text, NUL-terminated; the caller frees it. server, g may be NULL: their families are left out. groups [n_groups]: with
+ * several groups each one's gauges stand under its number, and counters are their sums; g is not looked at then. */
+char *metrics_text(struct metrics *m, const struct http_server *server, const struct service_gauges *g,
+                   const struct groups_view *groups, uint32_t n_groups);
 
 #endif

@@ -190,9 +190,12 @@ static void check_histogram(const struct family *f)
     assert_true(n_counts == n_inf && n_sums == n_inf);
 }
 
+static const struct groups_view *groups;
+static uint32_t n_groups;
+
 static void read_all(struct metrics *m, const struct service_gauges *g)
 {
-    char *text = metrics_text(m, NULL, g), *save = NULL;
+    char *text = metrics_text(m, NULL, g, groups, n_groups), *save = NULL;
     const size_t n = strlen(text);
     assert_true(n > 0 && text[n - 1] == '\n');
     n_samples = n_families = 0;
@@ -377,11 +380,53 @@ static void test_threads_and_bounds(void **state)
     metrics_destroy(&m);
 }
 
+/* Gauges of each group that is there, counters of all; what another leader counts is counted here. */
+static void test_groups(void **state)
+{
+    const struct groups_view v[3] = {
+        { .group = 0, .state = GROUPS_READY, .n_jobs = 2, .gauges = { .pages_total = 10, .pages_free = 4, .prompt_tokens = 100 } },
+        { .group = 1, .state = GROUPS_GONE, .gauges = { .pages_total = 10, .pages_free = 9, .prompt_tokens = 20 } },
+        { .group = 2, .state = GROUPS_READY, .n_jobs = 1, .gauges = { .pages_total = 10, .pages_free = 7, .prompt_tokens = 3 } } };
+    struct metrics *m = created(true), *far = created(true);
+    uint32_t n_free = 0, n_up = 0, n_jobs = 0, n_prompt = 0, n_stop = 0;
+    (void)state;
+    metrics_forward(far, metrics_take, m);
+    metrics_add1(far, METRIC_SUCCESS, "stop", 2);
+    metrics_add1(far, METRIC_QUEUE_TIME, NULL, 0.25);
+    metrics_take(m, METRIC_COUNT, NULL, 0, 1);         /* of another build: nothing */
+    metrics_take(m, METRIC_SUCCESS, NULL, 0, 1);
+    groups = v;
+    n_groups = 3;
+    read_all(m, NULL);
+    for (size_t i = 0; i < n_samples; i++) {
+        const struct sample *s = &samples[i];
+        const char *last = s->n_labels ? s->label[s->n_labels - 1].value : "";
+        const bool grouped = s->n_labels && strcmp(s->label[s->n_labels - 1].name, "group") == 0;
+        if (strcmp(s->name, "omnidrop:kv_pages") == 0 && strcmp(s->label[s->n_labels - 2].value, "free") == 0) {
+            assert_true(grouped && s->value == (last[0] == '0' ? 4 : 7) && last[0] != '1');
+            n_free++;
+        }
+        if (strcmp(s->name, "omnidrop:group_up") == 0) n_up += grouped && s->value == (last[0] != '1');
+        if (strcmp(s->name, "omnidrop:group_jobs") == 0) n_jobs += (uint32_t)s->value;
+        if (strcmp(s->name, "omnidrop:prompt_tokens_total") == 0) n_prompt += (uint32_t)s->value;
+        if (strcmp(s->name, "omnidrop:request_success_total") == 0 && strcmp(last, "stop") == 0) n_stop += (uint32_t)s->value;
+    }
+    assert_int_equal(n_free, 2);
+    assert_int_equal(n_up, 3);
+    assert_int_equal(n_jobs, 3);
+    assert_int_equal(n_prompt, 123);
+    assert_int_equal(n_stop, 2);
+    groups = NULL;
+    n_groups = 0;
+    metrics_destroy(&m);
+    metrics_destroy(&far);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_before_the_model), cmocka_unit_test(test_names), cmocka_unit_test(test_buckets),
-        cmocka_unit_test(test_requests), cmocka_unit_test(test_threads_and_bounds),
+        cmocka_unit_test(test_requests), cmocka_unit_test(test_threads_and_bounds), cmocka_unit_test(test_groups),
     };
     samples = mem_must(SAMPLES_MAX, sizeof *samples);
     const int failed = cmocka_run_group_tests_name("metrics", tests, NULL, NULL);

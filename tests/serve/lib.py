@@ -139,12 +139,12 @@ class Server:
     alive = []
 
     def __init__(self, *options, model=None, key=None, port=None, wait=True, environment=None, uds=None, tls=None,
-                 directory=None, before=None, program=PROGRAM):
+                 directory=None, before=None, program=PROGRAM, launcher=()):
         self.key, self.uds, self.tls = key, uds, tls
         self.port = None if uds else port or free_port()
         self.directory = directory or tempfile.mkdtemp(dir=TEMPORARY)
         self.log_path = os.path.join(self.directory, "log")
-        command = [program, "serve"]
+        command = [*launcher, program, "serve"]
         command += ["--uds", uds] if uds else ["--port", str(self.port)]
         for name in ("spool", "state"):
             folder = os.path.join(self.directory, name)

@@ -137,17 +137,32 @@ static const struct fake_step hello[] = { { .kind = SERVICE_ADMITTED },
 
 static void say_hello(struct fake_script *s) { *s = (struct fake_script){ .step = hello, .n_step = 5 }; }
 
+/* Gauges cross every 200 ms: until rank 0 has heard that group k has so many free pages, unless it is gone. */
+static void heard(uint32_t k, uint32_t pages_free)
+{
+    const struct timespec t = { 0, 5000000 };
+    struct groups_view v[N];
+    for (int i = 0; i < 4000; i++) {
+        groups_list(groups, v, N);
+        if (v[k].state == GROUPS_GONE || v[k].gauges.pages_free == pages_free) return;
+        nanosleep(&t, NULL);
+    }
+    fail_msg("group %u is not heard", k);
+}
+
+static void set_pages(uint32_t k, uint32_t pages_free)
+{
+    struct service_gauges g = idle;
+    g.pages_free = pages_free;
+    g.n_decoding = pages_free == idle.pages_free ? 0 : 1;
+    fake_gauges(service[k], &g);
+}
+
 /* Wants group i to be the emptiest. */
 static void prefer(uint32_t i)
 {
-    const struct timespec t = { 0, 300000000 };
-    for (uint32_t k = 0; k < N; k++) {
-        struct service_gauges g = idle;
-        g.pages_free = k == i ? 100 : 20;
-        g.n_decoding = k == i ? 0 : 1;
-        fake_gauges(service[k], &g);
-    }
-    nanosleep(&t, NULL);               /* gauges cross every 200 ms */
+    for (uint32_t k = 0; k < N; k++) set_pages(k, k == i ? 100 : 20);
+    for (uint32_t k = 0; k < N; k++) heard(k, k == i ? 100 : 20);
 }
 
 static int open_all(void **state)
@@ -445,11 +460,8 @@ static void the_emptiest_group_and_the_same_media(void **state)
     begin(&c[2], FILM("https://example.org/b.mp4"));
     wait_done(&c[2]);
     assert_int_equal(submitted(1), 1);
-    struct service_gauges full = idle;
-    full.pages_free = 0;
-    full.n_decoding = 4;
-    fake_gauges(service[2], &full);
-    nanosleep(&(struct timespec){ 0, 300000000 }, NULL);
+    set_pages(2, 0);
+    heard(2, 0);
     begin(&c[3], FILM("https://example.org/a.mp4"));    /* a full group has it in vain */
     wait_done(&c[3]);
     assert_int_equal(submitted(2), 2);

@@ -215,12 +215,89 @@ struct select_args {
     void *scratch;                /* ops->select_scratch(n) bytes, host                               */
 };
 
-/* out[i] = cos(x[a[i]], x[b[i]]) as in pruning-methods.md 0.2: bit-equal rows give exactly 1. */
+/* out[i] = cos(x[a[i]], y[b[i]]) as in pruning-methods.md 0.2: bit-equal rows give exactly 1. */
 struct cosine_args {
     const float *x;               /* [*, d]                                                           */
     uint32_t d, n;
     const uint32_t *a, *b;        /* [n] host                                                         */
     float *out;                   /* [n] host                                                         */
+    const float *y;               /* [*, d] or NULL: x                                                */
+};
+
+/* Rows in groups: group g is row[start[g] .. start[g + 1]) of a matrix x [*, d]. Host lists; groups may be empty. */
+struct row_groups {
+    const float *x;
+    uint32_t d, n_groups;
+    const uint32_t *start;        /* [n_groups + 1], start[0] = 0                                     */
+    const uint32_t *row;          /* [start[n_groups]]                                                */
+};
+
+/* y row g = mean of the rows of group g, of the rows over their lengths with `unit`; 0 of an empty group. Summed in double
+ * in the order of the list: the mean of bit-equal rows is that row. Not in place. */
+struct means_args {
+    struct row_groups g;
+    bool unit;
+    float *y;                     /* [n_groups, d] out                                                */
+    void *scratch;                /* ops->pair_scratch(d, rows of all groups) bytes, host             */
+};
+
+/* For row i of x: the row of y in the same group with the greatest cosine, ties to the earlier in its list; cosine -1 and place
+ * UINT32_MAX where y has no row there. Groups of x and y correspond. */
+struct nearest_args {
+    struct row_groups x, y;       /* of one d and n_groups                                            */
+    float *best;                  /* [rows of x] out, host: the cosine                                */
+    uint32_t *which;              /* [rows of x] out, host: place in y.row                            */
+    void *scratch;                /* pair_scratch(d, rows of x + rows of y)                           */
+};
+
+/* Density peaks inside each group: with D = 1 - cos, p_i = exp(-mean of D to the min(k, n - 1) nearest others), 1 if there are
+ * none; delta_i = least D to a row of strictly higher p, for the densest the greatest D of the group; out = p delta.
+ * Source: pruning-methods.md 2.4. O(n^2 d) a group. Tolerance 1e-5. */
+struct density_args {
+    struct row_groups g;
+    uint32_t k;                   /* 1 .. OPS_NEIGHBOURS_MAX                                          */
+    float *out;                   /* [rows of all groups] host                                        */
+    void *scratch;                /* pair_scratch(d, rows of all groups)                              */
+};
+#define OPS_NEIGHBOURS_MAX 64
+
+/* Greedy choice of n_pick[g] rows of each group, each next one the row with the greatest weight x least distance (1 - cos) to
+ * those chosen; ties to the earlier. The first: by weight x distance to its nearest other row (FARTHEST_APART), or by the mean
+ * distance to all others (FARTHEST_MEAN). Weights that are NaN come last. O(n_pick n d) a group, FARTHEST_APART O(n^2 d).
+ * Source: pruning-methods.md 8.1 SEATS stage I, 5 step 4. */
+enum farthest_first { FARTHEST_APART, FARTHEST_MEAN };
+struct farthest_args {
+    struct row_groups g;
+    const float *weight;          /* [rows of all groups] host or NULL: 1                             */
+    enum farthest_first first;
+    const uint32_t *n_pick;       /* [n_groups] host, at most the group's rows                        */
+    uint32_t *pick;               /* [sum of n_pick] out, host: places in g.row, in order of choice   */
+    void *scratch;                /* pair_scratch(d, rows of all groups)                              */
+};
+
+/* y row i = c0[i] x[dst[i]] + sum over j in [start[i], start[i + 1]) of w[j] x[src[j]], in that order. Not in place.
+ * Tolerance 1e-5 of the largest of the row. */
+struct merge_args {
+    const float *x;               /* [*, d]                                                           */
+    uint32_t d, n;
+    const uint32_t *dst;          /* [n] host                                                         */
+    const float *c0;              /* [n] host                                                         */
+    const uint32_t *start;        /* [n + 1] host                                                     */
+    const uint32_t *src;          /* [start[n]] host                                                  */
+    const float *w;               /* [start[n]] host                                                  */
+    float *y;                     /* [n, d] out                                                       */
+};
+
+/* Importance by undamped walks (AIM, arXiv 2412.03248; pruning-methods.md 7.2): per head M = softmax over j <= i of
+ * scale q_i . k_j; dist starts at 1 / n and becomes dist M, `iterations` times; importance = root of the mean over heads of
+ * dist^2. Query head h uses K head h / (H / G). O(iterations n^2 H D). Tolerance 1e-5 of the largest. */
+struct pagerank_args {
+    const float *q, *k;           /* [n, ldq], [n, ldk] after rope                                    */
+    size_t ldq, ldk;
+    uint32_t n, H, G, D, iterations;
+    float scale;
+    float *importance;            /* [n] out, host                                                    */
+    void *scratch;                /* ops->pagerank_scratch(H, n) bytes, host                          */
 };
 
 /* y row i = x row row[i]. Not in place. */
@@ -280,6 +357,9 @@ struct ops {
     /* Scratch of attention, segment_attention and query_scores for up to n rows and max_keys keys a row. */
     size_t (*attention_scratch)(const struct stream *st, uint32_t H, uint32_t D, uint32_t n, uint32_t max_keys);
     size_t (*select_scratch)(const struct stream *st, uint32_t n);
+    /* Of means, nearest, density and farthest over n rows of width d in all. */
+    size_t (*pair_scratch)(const struct stream *st, uint32_t d, size_t n);
+    size_t (*pagerank_scratch)(const struct stream *st, uint32_t H, uint32_t n);
 
     status (*weight_create)(struct stream *st, const struct weight_args *a, struct weight **out, struct err *e);
     void (*weight_destroy)(struct stream *st, struct weight **w);
@@ -298,6 +378,12 @@ struct ops {
     status (*query_scores)(struct stream *st, const struct query_scores_args *a, struct err *e);
     status (*select)(struct stream *st, const struct select_args *a, struct err *e);
     status (*cosine)(struct stream *st, const struct cosine_args *a, struct err *e);
+    status (*means)(struct stream *st, const struct means_args *a, struct err *e);
+    status (*nearest)(struct stream *st, const struct nearest_args *a, struct err *e);
+    status (*density)(struct stream *st, const struct density_args *a, struct err *e);
+    status (*farthest)(struct stream *st, const struct farthest_args *a, struct err *e);
+    status (*merge)(struct stream *st, const struct merge_args *a, struct err *e);
+    status (*pagerank)(struct stream *st, const struct pagerank_args *a, struct err *e);
     status (*gather)(struct stream *st, const struct gather_args *a, struct err *e);
     status (*scatter)(struct stream *st, const struct scatter_args *a, struct err *e);
     status (*add_rows)(struct stream *st, const struct add_rows_args *a, struct err *e);

@@ -78,6 +78,8 @@ struct cpu_attention_kernels {
     void (*rotate)(const float *x, const float *cos, const float *sin, uint32_t D, float *y);
     /* x.y, x.x, y.y */
     void (*dots)(const float *x, const float *y, uint32_t d, float out[3]);
+    /* x.y alone, the bits of dots */
+    float (*dot)(const float *x, const float *y, uint32_t d);
 };
 
 /* Geometry of pages of this dtype on this stream. */

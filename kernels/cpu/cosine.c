@@ -19,7 +19,8 @@ static void cosine_pairs(void *arg, int thread, uint32_t begin, uint32_t end)
     const struct cosine_args *a = j->a;
     for (uint32_t i = begin; i < end; i++) {
         float s[3];
-        j->st->isa->attention->dots(a->x + (size_t)a->a[i] * a->d, a->x + (size_t)a->b[i] * a->d, a->d, s);
+        const float *y = a->y ? a->y : a->x;
+        j->st->isa->attention->dots(a->x + (size_t)a->a[i] * a->d, y + (size_t)a->b[i] * a->d, a->d, s);
         const double xx = s[1] > 1e-12f ? s[1] : 1e-12f, yy = s[2] > 1e-12f ? s[2] : 1e-12f;
         a->out[i] = (float)(s[0] / sqrt(xx * yy));
     }

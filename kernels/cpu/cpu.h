@@ -92,6 +92,17 @@ status cpu_query_scores(struct stream *st, const struct query_scores_args *a, st
 /* select.c */
 size_t cpu_select_scratch(const struct stream *st, uint32_t n);
 status cpu_select(struct stream *st, const struct select_args *a, struct err *e);
+/* cosine.c */
 status cpu_cosine(struct stream *st, const struct cosine_args *a, struct err *e);
+/* pairs.c */
+size_t cpu_pair_scratch(const struct stream *st, uint32_t d, size_t n);
+status cpu_means(struct stream *st, const struct means_args *a, struct err *e);
+status cpu_nearest(struct stream *st, const struct nearest_args *a, struct err *e);
+status cpu_density(struct stream *st, const struct density_args *a, struct err *e);
+status cpu_farthest(struct stream *st, const struct farthest_args *a, struct err *e);
+status cpu_merge(struct stream *st, const struct merge_args *a, struct err *e);
+/* pagerank.c */
+size_t cpu_pagerank_scratch(const struct stream *st, uint32_t H, uint32_t n);
+status cpu_pagerank(struct stream *st, const struct pagerank_args *a, struct err *e);
 
 #endif

@@ -527,6 +527,20 @@ static void dots(const float *x, const float *y, uint32_t d, float out[3])
     out[2] = vf_sum(yy[0] + yy[1]);
 }
 
+static float dot(const float *x, const float *y, uint32_t d)
+{
+    vf xy[2] = { vf_zero(), vf_zero() };
+    uint32_t k = 0;
+    for (; k + 2 * CPU_VEC <= d; k += 2 * CPU_VEC)
+        for (int i = 0; i < 2; i++)
+            xy[i] += vf_load(x + k + (uint32_t)i * CPU_VEC) * vf_load(y + k + (uint32_t)i * CPU_VEC);
+    for (; k < d; k += CPU_VEC) {
+        const uint32_t n = d - k < CPU_VEC ? d - k : CPU_VEC;
+        xy[0] += vf_load_n(x + k, n) * vf_load_n(y + k, n);
+    }
+    return vf_sum(xy[0] + xy[1]);
+}
+
 const struct cpu_attention_kernels CPU_ISA(cpu_attention_kernels) = {
     .pack_rows = pack_rows,
     .attend = attend,
@@ -537,4 +551,5 @@ const struct cpu_attention_kernels CPU_ISA(cpu_attention_kernels) = {
     .emit = emit,
     .rotate = rotate,
     .dots = dots,
+    .dot = dot,
 };

@@ -482,11 +482,15 @@ static status check_length(struct engine *en, struct eng_request *r, struct err 
 
 /* ---- plan and pages --------------------------------------------------------------------------------------- */
 
+/* What of a policy's needs this engine computes. */
+#define SERVED_NEEDS (PRUNE_NEEDS_AUDIO_SALIENCY | PRUNE_NEEDS_VISION_SALIENCY | PRUNE_NEEDS_EMBEDDINGS | PRUNE_NEEDS_ROW_SCORES)
+
 static status make_plan(struct engine *en, struct eng_request *r, struct err *e)
 {
     const uint32_t L = decoder_shape(en->dec)->L;
     r->policy = r->o.policy ? *r->o.policy : prune_params_none();
     TRY(prune_plan(&r->policy, &r->prompt, L, &r->plan, e));
+    if (prune_served(&r->policy, &r->plan, SERVED_NEEDS, e) != OK) return err_tag(e, "invalid_value", "omnidrop.policy");
     if (r->plan.needs & PRUNE_NEEDS_ROW_SCORES && r->prompt.n_av &&
         prompt_query(&r->prompt, r->plan.query, NULL) == 0)
         return err_set(e, E_ARG, "policy %s asks the text which media tokens matter, and no text comes after the media: "

@@ -16,7 +16,8 @@ size_t cpu_pagerank_scratch(const struct stream *st, uint32_t H, uint32_t n)
 }
 
 /* One head: dist after all walks, in from. */
-static void walk_head(const struct walk *w, uint32_t h, double *from, double *to, double *most, double *sum, float *logit)
+static void walk_head(const struct walk *w, uint32_t h, double *from, double *to, double *most, double *sum,
+                      float *logit)
 {
     const struct pagerank_args *a = w->a;
     const float *k = a->k + (size_t)(h / (a->H / a->G)) * a->D;
@@ -25,7 +26,8 @@ static void walk_head(const struct walk *w, uint32_t h, double *from, double *to
         for (uint32_t j = 0; j < a->n; j++) to[j] = 0;
         for (uint32_t i = 0; i < a->n; i++) {
             const float *q = a->q + i * a->ldq + (size_t)h * a->D;
-            for (uint32_t j = 0; j <= i; j++) logit[j] = a->scale * w->st->isa->attention->dot(q, k + j * a->ldk, a->D);
+            for (uint32_t j = 0; j <= i; j++)
+                logit[j] = a->scale * w->st->isa->attention->dot(q, k + j * a->ldk, a->D);
             if (t == 0) {
                 most[i] = logit[0], sum[i] = 0;
                 for (uint32_t j = 1; j <= i; j++) most[i] = logit[j] > most[i] ? logit[j] : most[i];
@@ -52,13 +54,15 @@ static void walk_body(void *arg, int thread, uint32_t begin, uint32_t end)
 
 status cpu_pagerank(struct stream *st, const struct pagerank_args *a, struct err *e)
 {
-    if (a->G == 0 || a->H % a->G != 0) return err_set(e, E_ARG, "pagerank: %u heads over %u of K", a->H, a->G);
+    if (a->G == 0 || a->H % a->G != 0)
+        return err_set(e, E_ARG, "pagerank: %u heads over %u of K", a->H, a->G);
     struct walk w = { cpu_stream_of(st), a };
     const double *all = a->scratch;
     cpu_for(st, a->H, 1, walk_body, &w);
     for (uint32_t i = 0; i < a->n; i++) {
         double sum = 0;
-        for (uint32_t h = 0; h < a->H; h++) sum += all[4 * (size_t)a->n * h + i] * all[4 * (size_t)a->n * h + i];
+        for (uint32_t h = 0; h < a->H; h++)
+            sum += all[4 * (size_t)a->n * h + i] * all[4 * (size_t)a->n * h + i];
         a->importance[i] = (float)sqrt(sum / a->H);
     }
     return OK;

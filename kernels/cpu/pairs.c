@@ -11,10 +11,10 @@ struct pairs {
     const struct cpu_stream *st;
     const struct row_groups *g;
     uint32_t n;
-    double *a, *b;   /* [n] each, the op's own    */
-    float *norm;     /* [n] x.x                   */
-    uint8_t *taken;  /* [n]                       */
-    double *sum;     /* [threads][d]              */
+    double *a, *b;  /* [n] each, the op's own    */
+    float *norm;    /* [n] x.x                   */
+    uint8_t *taken; /* [n]                       */
+    double *sum;    /* [threads][d]              */
 };
 
 size_t cpu_pair_scratch(const struct stream *st, uint32_t d, size_t n)
@@ -168,8 +168,8 @@ static void nearest_body(void *arg, int thread, uint32_t begin, uint32_t end)
 status cpu_nearest(struct stream *st, const struct nearest_args *a, struct err *e)
 {
     if (a->x.d != a->y.d || a->x.n_groups != a->y.n_groups)
-        return err_set(e, E_ARG, "nearest: %u groups of width %u against %u of %u", a->x.n_groups, a->x.d, a->y.n_groups,
-                       a->y.d);
+        return err_set(e, E_ARG, "nearest: %u groups of width %u against %u of %u", a->x.n_groups, a->x.d,
+                       a->y.n_groups, a->y.d);
     struct nearest_job j = { .st = cpu_stream_of(st), .a = a, .norm = a->scratch };
     const uint32_t n_x = a->x.start[a->x.n_groups], n_y = a->y.start[a->y.n_groups];
     cpu_for(st, n_y, grain_of(a->y.d, 0), y_norms_body, &j);
@@ -180,7 +180,7 @@ status cpu_nearest(struct stream *st, const struct nearest_args *a, struct err *
 /* ---- density peaks ---------------------------------------------------------------------------------------- */
 
 struct density_job {
-    struct pairs p;   /* a: density, b: the greatest distance of each row */
+    struct pairs p; /* a: density, b: the greatest distance of each row */
     const struct density_args *a;
 };
 
@@ -232,7 +232,8 @@ static void peak_body(void *arg, int thread, uint32_t begin, uint32_t end)
 status cpu_density(struct stream *st, const struct density_args *a, struct err *e)
 {
     if (a->k == 0 || a->k > OPS_NEIGHBOURS_MAX)
-        return err_set(e, E_ARG, "density: %u neighbours, this device takes 1 to %d", a->k, OPS_NEIGHBOURS_MAX);
+        return err_set(e, E_ARG, "density: %u neighbours, this device takes 1 to %d", a->k,
+                       OPS_NEIGHBOURS_MAX);
     struct density_job j = { .p = pairs_of(st, &a->g, a->scratch), .a = a };
     const uint32_t grain = grain_of(a->g.d, a->g.n_groups ? j.p.n / a->g.n_groups : 0);
     norms(st, &j.p);
@@ -244,9 +245,9 @@ status cpu_density(struct stream *st, const struct density_args *a, struct err *
 /* ---- farthest first --------------------------------------------------------------------------------------- */
 
 struct farthest_job {
-    struct pairs p;          /* a: least distance to what is chosen, b: key of the first choice */
+    struct pairs p; /* a: least distance to what is chosen, b: key of the first choice */
     const struct farthest_args *a;
-    uint32_t group, chosen;  /* of the loop inside one group */
+    uint32_t group, chosen; /* of the loop inside one group */
     const double *sum;
 };
 
@@ -349,7 +350,8 @@ status cpu_farthest(struct stream *st, const struct farthest_args *a, struct err
 {
     for (uint32_t g = 0; g < a->g.n_groups; g++)
         if (a->n_pick[g] > a->g.start[g + 1] - a->g.start[g])
-            return err_set(e, E_ARG, "farthest: %u to choose of %u", a->n_pick[g], a->g.start[g + 1] - a->g.start[g]);
+            return err_set(e, E_ARG, "farthest: %u to choose of %u", a->n_pick[g],
+                           a->g.start[g + 1] - a->g.start[g]);
     struct farthest_job j = { .p = pairs_of(st, &a->g, a->scratch), .a = a };
     norms(st, &j.p);
     memset(j.p.taken, 0, j.p.n);
@@ -357,7 +359,8 @@ status cpu_farthest(struct stream *st, const struct farthest_args *a, struct err
         cpu_for(st, a->g.n_groups, 1, groups_body, &j);
         return OK;
     }
-    for (uint32_t g = 0, at = 0; g < a->g.n_groups; at += a->n_pick[g++]) choose_group(&j, st, g, a->pick + at, j.p.sum);
+    for (uint32_t g = 0, at = 0; g < a->g.n_groups; at += a->n_pick[g++])
+        choose_group(&j, st, g, a->pick + at, j.p.sum);
     return OK;
 }
 

@@ -64,7 +64,8 @@ static void means_body(struct stream *st, const char *isa)
                 want[g * D + k] = sum;
             }
         twin_near(got, want, GROUPS * D, 1e-6, isa);
-        if (!unit) twin_same(got + (GROUPS - 1) * D, x + 80 * D, D, isa); /* the mean of equal rows is that row */
+        if (!unit)
+            twin_same(got + (GROUPS - 1) * D, x + 80 * D, D, isa); /* the mean of equal rows is that row */
     }
     free(scratch);
 }
@@ -81,14 +82,17 @@ static void nearest_body(struct stream *st, const char *isa)
     }
     y_start[GROUPS] = n;
     void *scratch = scratch_of(st);
-    const struct nearest_args a = { { x, D, GROUPS, start, row }, { x, D, GROUPS, y_start, y_row }, best, which, scratch };
+    const struct nearest_args a = {
+        { x, D, GROUPS, start, row }, { x, D, GROUPS, y_start, y_row }, best, which, scratch
+    };
     TWIN_OK(st->ops->nearest(st, &a, e));
     for (uint32_t g = 0; g < GROUPS; g++)
         for (uint32_t i = start[g]; i < start[g + 1]; i++) {
             want[i] = -1;
             uint32_t at = UINT32_MAX;
             for (uint32_t j = g ? start[g - 1] : 0; j < (g ? start[g] : 0); j++)
-                if (1 - distance(i, j) > want[i]) want[i] = 1 - distance(i, j), at = y_start[g] + j - start[g - 1];
+                if (1 - distance(i, j) > want[i])
+                    want[i] = 1 - distance(i, j), at = y_start[g] + j - start[g - 1];
             assert_int_equal(which[i], at);
         }
     twin_near(best, want, ROWS, 1e-6, isa);
@@ -123,7 +127,8 @@ static void density_body(struct stream *st, const char *isa)
     double want[ROWS], p[ROWS];
     void *scratch = scratch_of(st);
     for (uint32_t k = 1; k <= 9; k += 4) {
-        TWIN_OK(st->ops->density(st, &(struct density_args){ { x, D, GROUPS, start, row }, k, got, scratch }, e));
+        TWIN_OK(
+            st->ops->density(st, &(struct density_args){ { x, D, GROUPS, start, row }, k, got, scratch }, e));
         for (uint32_t g = 0; g < GROUPS; g++) {
             double most = 0;
             for (uint32_t i = start[g]; i < start[g + 1]; i++) {
@@ -139,13 +144,16 @@ static void density_body(struct stream *st, const char *isa)
         }
         twin_near(got, want, ROWS, 1e-5, isa);
         struct stream *one = twin_open(isa, 1);
-        TWIN_OK(one->ops->density(one, &(struct density_args){ { x, D, GROUPS, start, row }, k, again, scratch }, e));
+        TWIN_OK(one->ops->density(
+            one, &(struct density_args){ { x, D, GROUPS, start, row }, k, again, scratch }, e));
         twin_same(got, again, ROWS, isa);
         one->ops->close(&one);
     }
     struct err e;
     for (uint32_t k = 0; k <= OPS_NEIGHBOURS_MAX + 1; k += OPS_NEIGHBOURS_MAX + 1)
-        assert_int_equal(st->ops->density(st, &(struct density_args){ { x, D, GROUPS, start, row }, k, got, scratch }, &e), E_ARG);
+        assert_int_equal(
+            st->ops->density(st, &(struct density_args){ { x, D, GROUPS, start, row }, k, got, scratch }, &e),
+            E_ARG);
     free(scratch);
 }
 
@@ -170,9 +178,13 @@ static void farthest_body(struct stream *st, const char *isa)
     for (int round = 0; round < 4; round++) {
         const bool apart = round % 2 == 0, weighed = round < 2;
         uint32_t n = 0;
-        for (uint32_t g = 0; g < GROUPS; g++) n_pick[g] = round ? (start[g + 1] - start[g] + 1) / 2 : start[g + 1] - start[g];
-        struct farthest_args a = { .g = { x, D, GROUPS, start, row }, .weight = weighed ? weight : NULL,
-                                   .first = apart ? FARTHEST_APART : FARTHEST_MEAN, .n_pick = n_pick, .pick = pick,
+        for (uint32_t g = 0; g < GROUPS; g++)
+            n_pick[g] = round ? (start[g + 1] - start[g] + 1) / 2 : start[g + 1] - start[g];
+        struct farthest_args a = { .g = { x, D, GROUPS, start, row },
+                                   .weight = weighed ? weight : NULL,
+                                   .first = apart ? FARTHEST_APART : FARTHEST_MEAN,
+                                   .n_pick = n_pick,
+                                   .pick = pick,
                                    .scratch = scratch };
         TWIN_OK(st->ops->farthest(st, &a, e));
         for (uint32_t g = 0; g < GROUPS; g++) {
@@ -216,7 +228,9 @@ static void farthest_body(struct stream *st, const char *isa)
     struct err e;
     n_pick[0] = 1; /* of none */
     assert_int_equal(st->ops->farthest(st,
-                                       &(struct farthest_args){ .g = { x, D, GROUPS, start, row }, .n_pick = n_pick, .pick = pick,
+                                       &(struct farthest_args){ .g = { x, D, GROUPS, start, row },
+                                                                .n_pick = n_pick,
+                                                                .pick = pick,
                                                                 .scratch = scratch },
                                        &e),
                      E_ARG);
@@ -226,7 +240,8 @@ static void farthest_body(struct stream *st, const char *isa)
 static void merge_body(struct stream *st, const char *isa)
 {
     enum { N = 5 };
-    static const uint32_t dst[N] = { 7, 0, 41, 7, 89 }, from[N + 1] = { 0, 2, 2, 5, 6, 6 }, src[6] = { 1, 2, 3, 41, 5, 7 };
+    static const uint32_t dst[N] = { 7, 0, 41, 7, 89 }, from[N + 1] = { 0, 2, 2, 5, 6, 6 },
+                          src[6] = { 1, 2, 3, 41, 5, 7 };
     static const float c0[N] = { 0.5f, 1, 0, -2, 0.25f }, w[6] = { 0.25f, 0.25f, 1, 3, -0.5f, 1 };
     float got[N * D];
     double want[N * D];
@@ -253,7 +268,8 @@ static void cosine_body(struct stream *st, const char *isa)
         for (uint32_t k = 0; k < D; k++) xy += (double)x[a[i] * D + k] * y[b[i] * D + k];
         want[i] = xy / sqrt(norm2(x + a[i] * D) * norm2(y + b[i] * D));
     }
-    TWIN_OK(st->ops->cosine(st, &(struct cosine_args){ .x = x, .d = D, .n = ROWS, .a = a, .b = b, .out = got, .y = y }, e));
+    TWIN_OK(st->ops->cosine(
+        st, &(struct cosine_args){ .x = x, .d = D, .n = ROWS, .a = a, .b = b, .out = got, .y = y }, e));
     twin_near(got, want, ROWS, 1e-6, isa);
 }
 
@@ -270,7 +286,8 @@ static void pagerank_body(struct stream *st, const char *isa)
                 double sum = 0;
                 for (uint32_t j = 0; j <= i; j++) {
                     double s = 0;
-                    for (uint32_t c = 0; c < W; c++) s += (double)q[i * H * W + h * W + c] * k[j * G * W + h / (H / G) * W + c];
+                    for (uint32_t c = 0; c < W; c++)
+                        s += (double)q[i * H * W + h * W + c] * k[j * G * W + h / (H / G) * W + c];
                     sum += p[j] = exp(3 * s);
                 }
                 for (uint32_t j = 0; j <= i; j++) next[j] += dist[i] * p[j] / sum;
@@ -281,8 +298,18 @@ static void pagerank_body(struct stream *st, const char *isa)
     }
     for (uint32_t i = 0; i < N; i++) want[i] = sqrt(want[i]);
     void *scratch = twin_alloc(st->ops->pagerank_scratch(st, H, N));
-    struct pagerank_args a = { .q = q, .k = k, .ldq = H * W, .ldk = G * W, .n = N, .H = H, .G = G, .D = W, .iterations = TURNS,
-                               .scale = 3, .importance = got, .scratch = scratch };
+    struct pagerank_args a = { .q = q,
+                               .k = k,
+                               .ldq = H * W,
+                               .ldk = G * W,
+                               .n = N,
+                               .H = H,
+                               .G = G,
+                               .D = W,
+                               .iterations = TURNS,
+                               .scale = 3,
+                               .importance = got,
+                               .scratch = scratch };
     TWIN_OK(st->ops->pagerank(st, &a, e));
     twin_near(got, want, N, 1e-5, isa);
     struct stream *one = twin_open(isa, 1);
@@ -298,14 +325,14 @@ static void pagerank_body(struct stream *st, const char *isa)
     free(scratch);
 }
 
-#define CASE(name)                                                                                                     \
-    static void test_##name(void **state)                                                                              \
-    {                                                                                                                  \
-        (void)state;                                                                                                   \
-        twin_seed(#name);                                                                                              \
-        setup();                                                                                                       \
-        twin_each(2, name##_body);                                                                                     \
-        free(x);                                                                                                       \
+#define CASE(name)                                                                                           \
+    static void test_##name(void **state)                                                                    \
+    {                                                                                                        \
+        (void)state;                                                                                         \
+        twin_seed(#name);                                                                                    \
+        setup();                                                                                             \
+        twin_each(2, name##_body);                                                                           \
+        free(x);                                                                                             \
     }
 CASE(means)
 CASE(nearest)

@@ -32,9 +32,35 @@ struct layout {
     bool equal;
 };
 
+enum { N_TEXT = 3, N_BLOCKS = 4, D_KEY = 8, WIDTH = 16, HIDDEN = 8 };
+
 struct world {
     struct prompt p;
     float *audio, *vision, *saliency, *vision_saliency;
+    float *text, *blocks, *keys;
+};
+
+/* A selector for omnisift: every tensor is the start of one list of random numbers. */
+static float trained[3 * WIDTH * WIDTH];
+static const struct prune_tensor tensors[] = {
+    { "v_proj.weight", trained, WIDTH *D },
+    { "v_proj.bias", trained, WIDTH },
+    { "a_proj.weight", trained, WIDTH *D },
+    { "a_proj.bias", trained, WIDTH },
+    { "v_norm.weight", trained, WIDTH },
+    { "v_norm.bias", trained, WIDTH },
+    { "a_norm.weight", trained, WIDTH },
+    { "a_norm.bias", trained, WIDTH },
+    { "post_attn_norm.weight", trained, WIDTH },
+    { "post_attn_norm.bias", trained, WIDTH },
+    { "cross_attn.in_proj_weight", trained, 3 * WIDTH *WIDTH },
+    { "cross_attn.in_proj_bias", trained, 3 * WIDTH },
+    { "cross_attn.out_proj.weight", trained, WIDTH *WIDTH },
+    { "cross_attn.out_proj.bias", trained, WIDTH },
+    { "score_head.0.weight", trained, HIDDEN *WIDTH },
+    { "score_head.0.bias", trained, HIDDEN },
+    { "score_head.2.weight", trained, HIDDEN },
+    { "score_head.2.bias", trained, 1 },
 };
 
 /* text text [film with sound] [pictures] text: an item of its own each. */
@@ -93,6 +119,34 @@ static void build(struct world *w, const struct layout *y)
         w->vision[i] = y->equal ? 1.0f : (float)rnd(1000) / 500 - 1;
     for (uint32_t i = 0; i < p->n_audio; i++) w->saliency[i] = y->equal ? 0.5f : (float)rnd(1000);
     for (uint32_t i = 0; i < p->n_vision; i++) w->vision_saliency[i] = y->equal ? 0.5f : (float)rnd(1000);
+    w->text = mem_must(N_TEXT * D, sizeof(float));
+    w->blocks = mem_must((size_t)N_BLOCKS * p->n_vision, sizeof(float));
+    w->keys = mem_must((size_t)D_KEY * p->n_vision, sizeof(float));
+    const uint64_t state = rng_state; /* what the older tests draw stays as it was */
+    for (uint32_t i = 0; i < p->n_audio * D; i++) w->audio[i] = y->equal ? 1.0f : (float)rnd(1000) / 500 - 1;
+    for (uint32_t i = 0; i < N_TEXT * D; i++) w->text[i] = (float)rnd(1000) / 500 - 1;
+    for (uint32_t i = 0; i < N_BLOCKS * p->n_vision; i++) w->blocks[i] = y->equal ? 0.5f : (float)rnd(1000);
+    for (uint32_t i = 0; i < D_KEY * p->n_vision; i++)
+        w->keys[i] = y->equal ? 1.0f : (float)rnd(1000) / 500 - 1;
+    for (uint32_t i = 0; i < 3 * WIDTH * WIDTH; i++) trained[i] = (float)rnd(1000) / 500 - 1;
+    rng_state = state;
+}
+
+/* A policy with its defaults, and what it has none for. */
+static void params_of(struct policy_params *p, const char *name)
+{
+    struct err e;
+    double falling[L];
+    for (int l = 0; l < L; l++) falling[l] = 1 - l / (double)L;
+    assert_int_equal(prune_params_init(p, name, L, &e), OK);
+    if (strcmp(name, "exit") == 0) assert_int_equal(prune_params_set(p, "at", 4, &e), OK);
+    if (strcmp(name, "table") == 0) assert_int_equal(prune_params_set_list(p, "rates", falling, L, &e), OK);
+    if (strcmp(name, "omnifit") == 0) {
+        assert_int_equal(prune_params_set_list(p, "rates_a", falling, L, &e), OK);
+        falling[0] = 0.9;
+        assert_int_equal(prune_params_set_list(p, "rates_v", falling, L, &e), OK);
+    }
+    assert_int_equal(prune_params_finish(p, &e), OK);
 }
 
 static void tear_down(struct world *w)
@@ -107,6 +161,9 @@ static void tear_down(struct world *w)
     free(w->vision);
     free(w->saliency);
     free(w->vision_saliency);
+    free(w->text);
+    free(w->blocks);
+    free(w->keys);
 }
 
 static void check_keep(const struct prune_selection *s, const uint32_t *alive, uint32_t n_alive)
@@ -121,14 +178,15 @@ static void check_keep(const struct prune_selection *s, const uint32_t *alive, u
 /* Everything, or only what `needs` names. */
 static struct prune_embed_view view_of_needs(const struct world *w, uint32_t needs)
 {
-    return (struct prune_embed_view){ .st = st,
-                                      .d = D,
-                                      .audio = needs & PRUNE_NEEDS_EMBEDDINGS ? w->audio : NULL,
-                                      .vision = needs & PRUNE_NEEDS_EMBEDDINGS ? w->vision : NULL,
-                                      .audio_saliency =
-                                          needs & PRUNE_NEEDS_AUDIO_SALIENCY ? w->saliency : NULL,
-                                      .vision_saliency =
-                                          needs & PRUNE_NEEDS_VISION_SALIENCY ? w->vision_saliency : NULL };
+    struct prune_embed_view v = { .st = st, .d = D, .n_text = N_TEXT, .n_blocks = N_BLOCKS, .d_key = D_KEY };
+    if (needs & PRUNE_NEEDS_EMBEDDINGS) v.audio = w->audio, v.vision = w->vision;
+    if (needs & (PRUNE_NEEDS_AUDIO_SALIENCY | PRUNE_NEEDS_AUDIO_GLOBAL)) v.audio_saliency = w->saliency;
+    if (needs & PRUNE_NEEDS_VISION_SALIENCY) v.vision_saliency = w->vision_saliency;
+    if (needs & PRUNE_NEEDS_VISION_BLOCKS) v.vision_blocks = w->blocks;
+    if (needs & PRUNE_NEEDS_VISION_KEYS) v.vision_keys = w->keys;
+    if (needs & PRUNE_NEEDS_TEXT_EMBEDDINGS) v.text = w->text;
+    if (needs & PRUNE_NEEDS_WEIGHTS) v.tensor = tensors, v.n_tensors = sizeof tensors / sizeof *tensors;
+    return v;
 }
 
 static struct prune_embed_view view_of(const struct world *w)
@@ -136,20 +194,68 @@ static struct prune_embed_view view_of(const struct world *w)
     return view_of_needs(w, ~0u);
 }
 
+static bool is_in(const uint32_t *list, uint32_t n, uint32_t x)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (list[i] == x) return true;
+    return false;
+}
+
+/* Into survivors in ascending order, from other AV tokens of the same tower, by finite weights. */
+static void check_merges(const struct prune_selection *s, const struct prompt *p, bool allowed)
+{
+    const struct prune_merges *m = &s->merges;
+    assert_true(m->n == 0 || allowed);
+    for (uint32_t i = 0; i < m->n; i++) {
+        assert_true(i == 0 || m->dst[i] > m->dst[i - 1]);
+        assert_true(is_in(s->keep, s->n_keep, m->dst[i]) && isfinite(m->c0[i]));
+        for (uint32_t k = m->start[i]; k < m->start[i + 1]; k++) {
+            assert_true(m->src[k] != m->dst[i] && m->src[k] < p->n && isfinite(m->w[k]));
+            assert_true(p->kind[m->src[k]] != TOKEN_TEXT);
+            assert_true((p->kind[m->src[k]] == TOKEN_AUDIO) == (p->kind[m->dst[i]] == TOKEN_AUDIO));
+        }
+    }
+}
+
+/* Of dropped tokens alone, each once, ascending. */
+static void check_why(const struct prune_selection *s, const uint32_t *alive, uint32_t n_alive)
+{
+    assert_true(s->want_why || s->n_why == 0);
+    for (uint32_t i = 0, k = 0, a = 0; i < s->n_why; i++) {
+        const uint32_t x = s->why[i].index;
+        assert_true(i == 0 || x > s->why[i - 1].index);
+        while (a < n_alive && alive[a] < x) a++;
+        assert_true(a < n_alive && alive[a] == x);
+        while (k < s->n_keep && s->keep[k] < x) k++;
+        assert_true(k == s->n_keep || s->keep[k] != x);
+        assert_true(s->why[i].rank < n_alive);
+    }
+}
+
+/* The promise of the plan about layer l. */
+static void check_promise(const struct policy_plan *plan, uint32_t bound, uint32_t n)
+{
+    assert_true(n <= bound);
+    if (plan->exact) assert_int_equal(n, bound);
+}
+
+static bool want_why;
+
 /* All stages once; out gets the survivors of each. */
 static void run_once(const struct policy_params *params, struct world *w, uint32_t *out, uint32_t *n_out)
 {
     struct policy_plan plan;
     struct policy_run *run;
-    struct prune_selection s = { 0 };
+    struct prune_selection s = { .want_why = want_why };
     struct err e;
     assert_int_equal(prune_plan(params, &w->p, L, &plan, &e), OK);
     assert_int_equal(prune_begin(params, &plan, &w->p, &run, &e), OK);
     const struct prune_embed_view ev = view_of_needs(w, plan.needs);
-    const bool scored = plan.needs & PRUNE_NEEDS_ROW_SCORES;
     assert_int_equal(prune_embed(run, &ev, &s, &e), OK);
     check_keep(&s, w->p.av, w->p.n_av);
-    assert_int_equal(s.n_keep, plan.alive[0]);
+    check_promise(&plan, plan.n_entry, s.n_keep);
+    check_merges(&s, &w->p, plan.needs & PRUNE_NEEDS_MERGES);
+    check_why(&s, w->p.av, w->p.n_av);
     assert_true(w->p.n_av == 0 || s.n_keep > 0);
     uint32_t n = s.n_keep, at = 0;
     uint32_t *alive = mem_must(n + 1, sizeof *alive);
@@ -158,17 +264,21 @@ static void run_once(const struct policy_params *params, struct world *w, uint32
     rng_state = 7;
     for (uint32_t l = 0; l < L; l++) {
         for (uint32_t i = 0; i < n; i++) out[at++] = alive[i];
+        const uint32_t bound = plan.alive[plan.go ? l : l + 1];
         if (!prune_selects_at(run, l)) {
-            assert_int_equal(plan.alive[l + 1], n);
+            check_promise(&plan, bound, n);
             continue;
         }
         for (uint32_t i = 0; i < n; i++) score[i] = (float)rnd(20); /* many ties */
+        if (want_why && n) score[rnd(n)] = NAN;
         const struct prune_layer_view lv = {
-            .st = st, .n_alive = n, .alive = alive, .score = scored ? score : NULL
+            .st = st, .n_alive = n, .alive = alive, .score = plan.scored[l] ? score : NULL
         };
         assert_int_equal(prune_layer(run, l, &lv, &s, &e), OK);
         check_keep(&s, alive, n);
-        assert_int_equal(s.n_keep, plan.alive[l + 1]);
+        check_promise(&plan, bound, s.n_keep);
+        check_why(&s, alive, n);
+        assert_int_equal(s.merges.n, 0);
         n = s.n_keep;
         memcpy(alive, s.keep, n * sizeof *alive);
     }
@@ -180,6 +290,16 @@ static void run_once(const struct policy_params *params, struct world *w, uint32
     prune_plan_free(&plan);
 }
 
+/* An hour of film in a moment: the choice takes a time that grows with the tokens, and not by much. */
+static bool is_cheap(const struct policy *policy)
+{
+    static const char *const names[] = { "none", "random",   "omnidrop", "random-layers", "uniform", "step0",
+                                         "ttm",  "saliency", "fastv",    "exit",          "vtc-cls" };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(policy->name, names[i]) == 0) return true;
+    return false;
+}
+
 static void test_every_policy_on_every_layout(void **state)
 {
     (void)state;
@@ -188,6 +308,7 @@ static void test_every_policy_on_every_layout(void **state)
                                              { 0, 1, 12, 0, false },    { 0, 7, 36, 0, false },
                                              { 0, 0, 0, 3, false },     { 30, 4, 144, 2, true },
                                              { 0, 8, 1, 1, true },      { 300, 12, 9, 1, false },
+                                             { 1, 1, 1, 0, false },     { 0, 0, 0, 9, true },
                                              { 90000, 1, 4, 0, false }, { 90000, 3600, 36, 0, false } };
     for (const struct policy *const *pol = prune_list(); *pol; pol++)
         for (size_t y = 0; y < sizeof layouts / sizeof *layouts; y++) {
@@ -197,9 +318,17 @@ static void test_every_policy_on_every_layout(void **state)
             uint32_t n1, n2;
             rng_state = 1000 + y;
             build(&w, &layouts[y]);
-            assert_int_equal(prune_params_init(&p, (*pol)->name, L, &e), OK);
+            params_of(&p, (*pol)->name);
             if (prune_has(&p, "vision")) assert_int_equal(prune_params_set(&p, "vision", 0.4, &e), OK);
-            assert_int_equal(prune_params_finish(&p, &e), OK);
+            if (w.p.n_av > 50000 && !is_cheap(*pol)) {
+                struct policy_plan plan;
+                assert_int_equal(prune_plan(&p, &w.p, L, &plan, &e), OK);
+                assert_true(plan.n_orig == w.p.n_av && plan.n_entry > 0 && plan.n_entry <= plan.n_orig);
+                for (uint32_t l = 0; l < L; l++) assert_true(plan.alive[l + 1] <= plan.alive[l]);
+                prune_plan_free(&plan);
+                tear_down(&w);
+                continue;
+            }
             uint32_t *a = mem_must((size_t)(w.p.n_av + 1) * L, sizeof *a),
                      *b = mem_must((size_t)(w.p.n_av + 1) * L, sizeof *b);
             run_once(&p, &w, a, &n1);
@@ -210,6 +339,98 @@ static void test_every_policy_on_every_layout(void **state)
             free(b);
             tear_down(&w);
         }
+}
+
+/* Every policy on random layouts: the promises of run_once, twice the same, with reasons and without. */
+static void test_every_policy_on_random_layouts(void **state)
+{
+    (void)state;
+    for (const struct policy *const *pol = prune_list(); *pol; pol++)
+        for (uint64_t round = 0; round < 12; round++) {
+            struct policy_params p;
+            struct world w;
+            uint32_t n1, n2;
+            rng_state = 77 + round;
+            const struct layout y = { rnd(3) ? rnd(160) : 0, rnd(3) ? rnd(9) : 0, 1 + rnd(30), rnd(3),
+                                      rnd(4) == 0 };
+            build(&w, &y);
+            params_of(&p, (*pol)->name);
+            uint32_t *a = mem_must((size_t)(w.p.n_av + 1) * L, sizeof *a),
+                     *b = mem_must((size_t)(w.p.n_av + 1) * L, sizeof *b);
+            want_why = round % 2;
+            run_once(&p, &w, a, &n1);
+            run_once(&p, &w, b, &n2);
+            want_why = false;
+            assert_int_equal(n1, n2);
+            assert_memory_equal(a, b, n1 * sizeof *a);
+            free(a);
+            free(b);
+            tear_down(&w);
+        }
+}
+
+/* An engine that lacks something says what; one that has all takes all. */
+static void test_what_an_engine_lacks(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *policy, *says;
+    } cases[] = { { "omnizip", "merging" }, { "pyramiddrop", "K and V" },       { "aim", "PageRank" },
+                  { "vtc-cls", "blocks" },  { "omnifocus", "the user's text" }, { "omnisift", "weights" } };
+    const struct prune_item item = { .kind = TOKEN_VIDEO, .n_audio = 100, .steps = 4, .step_tokens = 9 };
+    const uint32_t some = PRUNE_NEEDS_AUDIO_SALIENCY | PRUNE_NEEDS_VISION_SALIENCY | PRUNE_NEEDS_EMBEDDINGS |
+                          PRUNE_NEEDS_ROW_SCORES;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct policy_params p;
+        struct policy_plan plan;
+        struct err e;
+        params_of(&p, cases[i].policy);
+        assert_int_equal(prune_plan_shape(&p, &(struct prune_shape){ L, 1, &item }, &plan, &e), OK);
+        assert_int_equal(prune_served(&p, &plan, ~0u, &e), OK);
+        assert_int_equal(prune_served(&p, &plan, some, &e), E_ARG);
+        if (strstr(e.text, cases[i].says) == NULL) fail_msg("%s: \"%s\"", cases[i].policy, e.text);
+        prune_plan_free(&plan);
+    }
+}
+
+/* Lists as text and as JSON; what does not fit is refused. */
+static void test_lists(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *says;
+    } bad[] = { { "1,x", "no number" },
+                { "1;2", "no number" },
+                { "-1", "from 0" },
+                { "5,5", "ascending" },
+                { "3,9", "below 9" } };
+    struct policy_params p, under;
+    struct err e;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(prune_params_init(&p, "pyramiddrop", L, &e), OK);
+        status r = prune_params_set_text(&p, "at", bad[i].text, &e);
+        if (r == OK) r = prune_params_finish(&p, &e);
+        assert_int_equal(r, E_ARG);
+        if (strstr(e.text, bad[i].says) == NULL) fail_msg("%s: \"%s\"", bad[i].text, e.text);
+    }
+    assert_int_equal(prune_params_init(&p, "pyramiddrop", L, &e), OK);
+    assert_int_equal(prune_params_set_text(&p, "at", " 2, 5 7\n", &e), OK);
+    json_t *o = prune_params_to_json(&p), *at = json_object_get(o, "at");
+    assert_int_equal(json_array_size(at), 3);
+    assert_true(json_number_value(json_array_get(at, 2)) == 7);
+    json_decref(o);
+    assert_int_equal(prune_params_init(&under, "pyramiddrop", L, &e), OK);
+    prune_params_under(&under, &p);
+    assert_true(under.list[0].n == 3 && under.list[0].v[1] == 5);
+    o = json_pack("{s:s, s:[f, f]}", "name", "pyramiddrop", "at", 1.0, 2.0);
+    assert_int_equal(prune_params_json(&p, o, L, &e), OK);
+    assert_true(p.list[0].n == 2 && p.list[0].v[1] == 2);
+    json_decref(o);
+    o = json_pack("{s:s, s:[s]}", "name", "pyramiddrop", "at", "x");
+    assert_int_equal(prune_params_json(&p, o, L, &e), E_ARG);
+    json_decref(o);
+    assert_int_equal(prune_params_init(&p, "exit", L, &e), OK);
+    assert_int_equal(prune_params_finish(&p, &e), E_ARG); /* no default */
 }
 
 /* kappa .2, 144 tokens a step: 144, 28, 28, 28 per group; equal steps keep the first 28 places of each. */
@@ -693,7 +914,7 @@ static void test_out_of_memory(void **state)
         build(&w, &(struct layout){ 60, 8, 9, 1, false });
         const struct prune_embed_view v = view_of(&w);
         uint32_t *alive = mem_must(w.p.n_av, sizeof *alive);
-        assert_int_equal(prune_params_init(&p, (*pol)->name, L, &e), OK);
+        params_of(&p, (*pol)->name);
         bool failed = true;
         for (int n = 1; failed; n++) {
             struct policy_plan plan = { 0 };
@@ -742,6 +963,9 @@ static int close_stream(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_every_policy_on_every_layout),
+                                        cmocka_unit_test(test_every_policy_on_random_layouts),
+                                        cmocka_unit_test(test_what_an_engine_lacks),
+                                        cmocka_unit_test(test_lists),
                                         cmocka_unit_test(test_merging_counts),
                                         cmocka_unit_test(test_random_follows_its_seed),
                                         cmocka_unit_test(test_uniform_is_evenly_spaced),

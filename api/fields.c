@@ -348,6 +348,21 @@ static bool is_own_key(const char *key)
     return strcmp(key, "policy") == 0 || strcmp(key, "return_pruning") == 0 || strcmp(key, "detail") == 0;
 }
 
+static status set_list(struct policy_params *p, const struct doc_at *at, struct err *e)
+{
+    double v[PRUNE_LIST_MAX];
+    struct doc_at one;
+    char path[128];
+    const size_t n = json_array_size(at->v);
+    if (n > PRUNE_LIST_MAX) return doc_err_as(at, "invalid_value", e, "has %zu entries, at most %d", n, PRUNE_LIST_MAX);
+    for (size_t i = 0; i < n; i++) {
+        doc_element(at, i, &one);
+        TRY(doc_as_double(&one, -INFINITY, INFINITY, &v[i], e));
+    }
+    if (prune_params_set_list(p, at->key, v, n, e) == OK) return OK;
+    return err_tag(e, "invalid_value", doc_path(at, path, sizeof path));
+}
+
 static status set_param(struct policy_params *p, const struct doc_at *at, struct err *e)
 {
     char path[128];
@@ -356,12 +371,13 @@ static status set_param(struct policy_params *p, const struct doc_at *at, struct
     bool flag = false;
     const char *word = NULL;
     status st;
+    if (d && d->kind == PARAM_LIST && json_is_array(at->v)) return set_list(p, at, e);
     if (d == NULL) {
         st = prune_params_set(p, at->key, 0, e);     /* says what there is */
     } else if (d->kind == PARAM_BOOL) {
         TRY(doc_as_bool(at, &flag, e));
         st = prune_params_set(p, at->key, flag, e);
-    } else if (d->kind == PARAM_WORD) {
+    } else if (d->kind == PARAM_WORD || (d->kind == PARAM_LIST && json_is_string(at->v))) {
         TRY(doc_as_string(at, &word, NULL, e));
         st = prune_params_set_text(p, at->key, word, e);
     } else {

@@ -198,6 +198,10 @@ static json_t *request_schema(unsigned where, const char *required)
 static json_t *param_schema(const struct prune_param *d)
 {
     if (d->kind == PARAM_BOOL) return json_pack("{s:s,s:s}", "type", "boolean", "description", d->help);
+    if (d->kind == PARAM_LIST) /* one number is a list too */
+        return json_pack("{s:[{s:s,s:i,s:{s:s,s:f,s:f}},{s:s,s:f,s:f}],s:s}", "anyOf", "type", "array", "maxItems", PRUNE_LIST_MAX,
+                         "items", "type", "number", "minimum", d->lo, "maximum", d->hi, "type", "number", "minimum", d->lo,
+                         "maximum", d->hi, "description", d->help);
     if (d->kind != PARAM_WORD)
         return json_pack("{s:s,s:f,s:f,s:s}", "type", d->kind == PARAM_INTEGER ? "integer" : "number", "minimum", d->lo,
                          "maximum", d->hi, "description", d->help);
@@ -215,7 +219,7 @@ static json_t *omnidrop_schema(void)
         json_array_append_new(names, json_string((*q)->name));
         for (uint32_t i = 0; i < (*q)->n_param; i++) {
             const struct prune_param *d = &(*q)->param[i];
-            if (json_object_get(p, d->name) == NULL) json_object_set_new(p, d->name, param_schema(d));
+            if (json_object_get(p, d->name) == NULL || d->kind == PARAM_LIST) json_object_set_new(p, d->name, param_schema(d));
             if (d->alias && json_object_get(p, d->alias) == NULL) json_object_set_new(p, d->alias, param_schema(d));
         }
     }

@@ -52,7 +52,7 @@ const struct cli_option cli_policy_options[] = {
     { "lambda-div", 0, CLI_NUMBER, "X", NULL, "weight of the temporal diversity score", NULL, NULL },
     { "tds-start-layer", 0, CLI_NUMBER, "L", NULL, "first layer that uses it", NULL, NULL },
     { "step0", 0, CLI_FLAG, NULL, NULL, "pruning before layer 0 (--no-step0: without)", NULL, NULL },
-    { "policy-param", 0, CLI_TEXT, "KEY=VALUE", NULL, "any parameter of the policy (repeatable); inspect policies lists them",
+    { "policy-param", 0, CLI_TEXT, "KEY=VALUE", NULL, "a parameter (repeatable; VALUE or @FILE); inspect policies lists them",
       .repeat = true },
     { 0 }
 };
@@ -484,6 +484,22 @@ status cli_policy(const struct cli *c, const char *fallback, uint32_t n_layers, 
     return cli_policy_with(c, fallback, n_layers, model, "", NULL, out, e);
 }
 
+/* A value given as @FILE: the file's text into room, which holds cap bytes; else the value itself. */
+static status value_text(const char *value, char *room, size_t cap, const char **out, struct err *e)
+{
+    *out = value;
+    if (value[0] != '@') return OK;
+    FILE *f = fopen(value + 1, "rb");
+    if (f == NULL) return err_set(e, E_ARG, "%s: %s", value + 1, strerror(errno));
+    const size_t n = fread(room, 1, cap, f);
+    const bool failed = ferror(f) || n == cap;
+    fclose(f);
+    if (failed) return err_set(e, E_ARG, "%s: cannot be read, or is longer than %zu bytes", value + 1, cap - 1);
+    room[n] = 0;
+    *out = room;
+    return OK;
+}
+
 status cli_policy_with(const struct cli *c, const char *fallback, uint32_t n_layers, const struct model_defaults *model,
                        const char *over, const char *value, struct policy_params *out, struct err *e)
 {
@@ -506,7 +522,9 @@ status cli_policy_with(const struct cli *c, const char *fallback, uint32_t n_lay
         if (eq == NULL || (size_t)(eq - text) >= sizeof key)
             return err_set(e, E_ARG, "--policy-param %s: give KEY=VALUE, such as kappa=0.3", text);
         snprintf(key, sizeof key, "%.*s", (int)(eq - text), text);
-        if (strcmp(key, over) != 0) TRY(prune_params_set_text(out, key, eq + 1, e));
+        char room[8192];
+        TRY(value_text(eq + 1, room, sizeof room, &text, e));
+        if (strcmp(key, over) != 0) TRY(prune_params_set_text(out, key, text, e));
     }
     if (value != NULL) TRY(prune_params_set_text(out, over, value, e));
     if (cli_given(c, "seed") && prune_has(out, "seed") && !prune_is_set(out, "seed"))

@@ -392,7 +392,7 @@ static json_t *param_value(const struct prune_param *q, double v)
 
 static json_t *param_json(const struct prune_param *q)
 {
-    static const char *const kind[] = { "number", "integer", "bool", "word" };
+    static const char *const kind[] = { "number", "integer", "bool", "word", "list" };
     json_t *o = json_pack("{s:s, s:s, s:o, s:s}", "name", q->name, "type", kind[q->kind], "default",
                           param_value(q, q->fallback), "help", q->help);
     if (q->kind == PARAM_WORD) {

@@ -82,6 +82,10 @@ is "text and JSON agree" "[$(inspect schedule --retention 0.4 | awk '$1 ~ /^[0-9
     "$(inspect schedule --retention 0.4 --json | "$json" alive)"
 is "layers of the model that is named" "$(inspect schedule -m $random --json | "$json" layers)" 5
 is "of the bundled one" "$(inspect schedule --json | "$json" layers)" 12
+for ((l = 0; l < 28; l++)); do echo "$((l < 14))"; done | sed 's/^0$/0.25/' >"$dir/rates"
+is "a retention for each layer from a file" "$(inspect schedule --layers 28 --policy table --policy-param rates=@"$dir/rates" --json \
+    | "$json" alive.13 alive.14 alive.27 | tr '\n' ' ')" "10140 2535 2535 "
+exits "a file that is not there" 2 'no-such-rates' inspect schedule --layers 28 --policy table --policy-param rates=@no-such-rates
 exits "a retention out of reach" 2 'cannot be reached: .*28 layers.* it lies from' inspect schedule --layers 28 --retention 0.01
 
 # --- policies

@@ -84,7 +84,7 @@ static status pair_up(struct choice *c, struct merging *m, uint32_t s, struct er
     const uint32_t from = m->s_start[s], n = m->s_start[s + 1] - from, r = m->d_start[s + 1] - m->d_start[s];
     if (r == 0) return OK;
     for (uint32_t i = 0; i < n; i++) c->score[i] = m->best[from + i];
-    TRY(choice_pick(c, n, r, e));
+    TRY(choose_pick(c, n, r, e));
     for (uint32_t i = 0; i < r; i++) {
         const uint32_t at = from + c->kept[i], d = m->dest[m->which[at]];
         m->into[m->source[at]] = d;
@@ -179,9 +179,9 @@ static status report(struct choice *c, const struct merging *m, struct err *e)
         if (start[d] == from) continue;
         c->keep[g->vision[d]] = 1;
         if (start[d] - from == 1) continue;
-        TRY(choice_merge_into(c, g->vision[d], (float)m->w[d], e));
+        TRY(choose_merge_into(c, g->vision[d], (float)m->w[d], e));
         for (uint32_t k = from; k < start[d]; k++)
-            if (list[k] != d) TRY(choice_merge_from(c, g->vision[list[k]], (float)m->w[list[k]], e));
+            if (list[k] != d) TRY(choose_merge_from(c, g->vision[list[k]], (float)m->w[list[k]], e));
     }
     return OK;
 }
@@ -207,7 +207,7 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
     struct choice c;
     struct merging m = { 0 };
     if (!(r->plan->needs & PRUNE_NEEDS_MERGES)) return OK;
-    status st = choice_begin(&c, r, v, out, e);
+    status st = choose_begin(&c, r, v, out, e);
     const size_t n = c.g.n_vision, steps = (size_t)c.g.n_steps + 1;
     if (st == OK) st = c.ops->alloc(v->st, 2 * n * v->d * sizeof(float), (void **)&m.x, e);
     if (st == OK) st = mem_alloc(&m.owner, 7 * n + 3 * steps, sizeof *m.owner, e);
@@ -219,14 +219,14 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
         m.into = m.which + n;
         m.count = m.into + n, m.start = m.count + n, m.s_start = m.start + steps,
         m.d_start = m.s_start + steps;
-        choice_all(&c, c.g.audio, c.g.n_audio);
+        choose_all(&c, c.g.audio, c.g.n_audio);
         st = rounds(&c, &m, e);
     }
     if (c.ops) c.ops->release(v->st, m.x);
     free(m.owner);
     free(m.w);
     free(m.best);
-    return choice_end(&c, st, e);
+    return choose_end(&c, st, e);
 }
 
 static status layer(struct policy_run *r, uint32_t l, const struct prune_layer_view *v,

@@ -159,7 +159,7 @@ static status best_of(struct policy_run *r, struct stream *st, const float *scor
 
 /* ---- a choice before layer 0 ------------------------------------------------------------------------------ */
 
-status choice_begin(struct choice *c, struct policy_run *r, const struct prune_embed_view *v,
+status choose_begin(struct choice *c, struct policy_run *r, const struct prune_embed_view *v,
                     struct prune_selection *out, struct err *e)
 {
     const size_t n = r->prompt->n_av;
@@ -192,7 +192,7 @@ static void keep_one(struct choice *c)
     c->keep[c->g.audio[best]] = 1;
 }
 
-status choice_end(struct choice *c, status st, struct err *e)
+status choose_end(struct choice *c, status st, struct err *e)
 {
     (void)e;
     if (st == OK) {
@@ -211,19 +211,19 @@ status choice_end(struct choice *c, status st, struct err *e)
     return st;
 }
 
-void choice_all(struct choice *c, const uint32_t *place, uint32_t n)
+void choose_all(struct choice *c, const uint32_t *place, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) c->keep[place[i]] = 1;
 }
 
-status choice_pick(struct choice *c, uint32_t n, uint32_t m, struct err *e)
+status choose_pick(struct choice *c, uint32_t n, uint32_t m, struct err *e)
 {
     return best_of(c->r, c->v->st, c->score, n, m, c->kept, e);
 }
 
-status choice_best(struct choice *c, const uint32_t *place, uint32_t n, uint32_t m, struct err *e)
+status choose_best(struct choice *c, const uint32_t *place, uint32_t n, uint32_t m, struct err *e)
 {
-    TRY(choice_pick(c, n, m, e));
+    TRY(choose_pick(c, n, m, e));
     for (uint32_t i = 0; i < m; i++) c->keep[place[c->kept[i]]] = 1;
     if (!c->out->want_why || m == n) return OK;
     uint32_t *index;
@@ -234,7 +234,7 @@ status choice_best(struct choice *c, const uint32_t *place, uint32_t n, uint32_t
     return st;
 }
 
-void choice_saliency(struct choice *c, const uint32_t *place, uint32_t n)
+void choose_saliency(struct choice *c, const uint32_t *place, uint32_t n)
 {
     const struct prompt *p = c->r->prompt;
     for (uint32_t i = 0; i < n; i++) {
@@ -243,7 +243,7 @@ void choice_saliency(struct choice *c, const uint32_t *place, uint32_t n)
     }
 }
 
-status choice_cosine(struct choice *c, const float *x, const uint32_t *a, const float *y, const uint32_t *b,
+status choose_cosine(struct choice *c, const float *x, const uint32_t *a, const float *y, const uint32_t *b,
                      uint32_t n, float *out, struct err *e)
 {
     return c->ops->cosine(
@@ -288,22 +288,22 @@ static status keep_steps(struct choice *c, const uint32_t *turn, const uint32_t 
         const struct av_step *step = &g->step[s];
         const uint32_t *place = g->vision + step->first;
         if (keep[s] >= step->n) {
-            choice_all(c, place, step->n);
+            choose_all(c, place, step->n);
             continue;
         }
         if (turn[s] % 2) {
-            TRY(choice_cosine(c, c->v->vision, g->vision_row + step->first, NULL,
+            TRY(choose_cosine(c, c->v->vision, g->vision_row + step->first, NULL,
                               g->vision_row + g->step[s - 1].first, step->n, c->score, e));
             for (uint32_t i = 0; i < step->n; i++) c->score[i] = -c->score[i];
         } else {
             memcpy(c->score, peak + step->first, step->n * sizeof *c->score);
         }
-        TRY(choice_best(c, place, step->n, keep[s], e));
+        TRY(choose_best(c, place, step->n, keep[s], e));
     }
     return OK;
 }
 
-status choice_steps(struct choice *c, const uint32_t *turn, const uint32_t *keep, uint32_t knn, struct err *e)
+status choose_steps(struct choice *c, const uint32_t *turn, const uint32_t *keep, uint32_t knn, struct err *e)
 {
     float *peak;
     if (c->g.n_vision == 0) return OK;
@@ -316,7 +316,7 @@ status choice_steps(struct choice *c, const uint32_t *turn, const uint32_t *keep
 
 /* ---- merges ----------------------------------------------------------------------------------------------- */
 
-status choice_merge_into(struct choice *c, uint32_t dst, float c0, struct err *e)
+status choose_merge_into(struct choice *c, uint32_t dst, float c0, struct err *e)
 {
     struct prune_merges *m = &c->out->merges;
     TRY(mem_grow(&m->dst, &m->dst_cap, m->n + 1, sizeof *m->dst, e));
@@ -330,7 +330,7 @@ status choice_merge_into(struct choice *c, uint32_t dst, float c0, struct err *e
     return OK;
 }
 
-status choice_merge_from(struct choice *c, uint32_t src, float w, struct err *e)
+status choose_merge_from(struct choice *c, uint32_t src, float w, struct err *e)
 {
     struct prune_merges *m = &c->out->merges;
     const uint32_t n = m->start[m->n];
@@ -344,18 +344,18 @@ status choice_merge_from(struct choice *c, uint32_t src, float w, struct err *e)
 
 /* ---- audio of OmniZip and DASH ---------------------------------------------------------------------------- */
 
-static uint32_t dominant(const struct choice_anchors *a, uint32_t n)
+static uint32_t dominant(const struct choose_anchors *a, uint32_t n)
 {
     return prune_round((1 - a->rho) * (double)n);
 }
 
-static uint32_t anchors(const struct choice_anchors *a, uint32_t n)
+static uint32_t anchors(const struct choose_anchors *a, uint32_t n)
 {
     const uint32_t k = prune_round(a->anchor * (double)n), rest = n - dominant(a, n);
     return k < rest ? k : rest;
 }
 
-uint32_t choice_audio_kept(const struct choice_anchors *a, uint32_t n_audio)
+uint32_t choose_audio_kept(const struct choose_anchors *a, uint32_t n_audio)
 {
     return dominant(a, n_audio) + anchors(a, n_audio);
 }
@@ -398,9 +398,9 @@ static status take_in(struct choice *c, const uint32_t *place, const struct cons
         if (n > G) n = G;
         const double top = own[0].score;
         for (uint32_t i = 0; i < n; i++) sum += exp(own[i].score - top);
-        st = choice_merge_into(c, place[k->anchor[a]], 0.5f, e);
+        st = choose_merge_into(c, place[k->anchor[a]], 0.5f, e);
         for (uint32_t i = 0; st == OK && i < n; i++)
-            st = choice_merge_from(c, place[k->pool[own[i].i]], (float)(0.5 * exp(own[i].score - top) / sum),
+            st = choose_merge_from(c, place[k->pool[own[i].i]], (float)(0.5 * exp(own[i].score - top) / sum),
                                    e);
     }
     free(own);
@@ -427,13 +427,13 @@ static status consolidate(struct choice *c, const struct av_item *it, struct con
     return st;
 }
 
-status choice_audio(struct choice *c, uint32_t item, const struct choice_anchors *a, struct err *e)
+status choose_audio(struct choice *c, uint32_t item, const struct choose_anchors *a, struct err *e)
 {
     const struct av_item *it = &c->g.item[item];
     const uint32_t n = it->n_audio, n_ctx = anchors(a, n), *place = c->g.audio + it->audio;
     uint32_t *rest = NULL, n_rest = 0;
     if (n == 0) return OK;
-    TRY(choice_best(c, place, n, dominant(a, n), e));
+    TRY(choose_best(c, place, n, dominant(a, n), e));
     TRY(mem_alloc(&rest, 4 * (size_t)n, sizeof *rest, e));
     uint32_t *anchor = rest + n, *pool = anchor + n;
     struct consolidation k = { .anchor = anchor, .pool = pool, .owner = pool + n };

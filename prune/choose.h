@@ -42,41 +42,41 @@ struct choice {
     uint8_t *keep;                                  /* [n_av] by place; 0 at first                                 */
     float *score;                                   /* [n_av] scratch, for who calls                               */
     uint32_t *list[4];                              /* [n_av + 1] each, scratch for who calls                      */
-    uint32_t *kept;                                 /* [n_av] by choice_pick and choice_best                        */
+    uint32_t *kept;                                 /* [n_av] by choose_pick and choose_best                        */
     void *pair;                                     /* pair_scratch of 2 n_av rows of width d                      */
 };
 
-/* choice_end turns keep into out->keep, sees to it that not nothing is kept, and frees; call it whatever came of it, with that
+/* choose_end turns keep into out->keep, sees to it that not nothing is kept, and frees; call it whatever came of it, with that
  * status, and return what it returns. */
-status choice_begin(struct choice *c, struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out,
+status choose_begin(struct choice *c, struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out,
                     struct err *e);
-status choice_end(struct choice *c, status st, struct err *e);
+status choose_end(struct choice *c, status st, struct err *e);
 
 /* c->kept gets the m of 0 .. n-1 with the highest c->score, ascending; ties keep the lower index, NaN ranks last. */
-status choice_pick(struct choice *c, uint32_t n, uint32_t m, struct err *e);
+status choose_pick(struct choice *c, uint32_t n, uint32_t m, struct err *e);
 /* The same of n tokens at `place`, which are kept. */
-status choice_best(struct choice *c, const uint32_t *place, uint32_t n, uint32_t m, struct err *e);
+status choose_best(struct choice *c, const uint32_t *place, uint32_t n, uint32_t m, struct err *e);
 /* Keep all n. */
-void choice_all(struct choice *c, const uint32_t *place, uint32_t n);
+void choose_all(struct choice *c, const uint32_t *place, uint32_t n);
 /* Saliency of n tokens at `place` into c->score. */
-void choice_saliency(struct choice *c, const uint32_t *place, uint32_t n);
+void choose_saliency(struct choice *c, const uint32_t *place, uint32_t n);
 /* Cosines of n rows a of x to rows b of y into out. */
-status choice_cosine(struct choice *c, const float *x, const uint32_t *a, const float *y, const uint32_t *b, uint32_t n, float *out,
+status choose_cosine(struct choice *c, const float *x, const uint32_t *a, const float *y, const uint32_t *b, uint32_t n, float *out,
                      struct err *e);
 
 /* Of grid step s keep keep[s] tokens: of even turn[s] by density peaks among its own (knn neighbours), of odd ones those least
  * like the same place of the step before (docs/pruning-methods.md 2.4). [n_steps] both. */
-status choice_steps(struct choice *c, const uint32_t *turn, const uint32_t *keep, uint32_t knn, struct err *e);
+status choose_steps(struct choice *c, const uint32_t *turn, const uint32_t *keep, uint32_t knn, struct err *e);
 
 /* OmniZip's and DASH's audio (2.1, 2.2): of item i the rn((1 - rho) n) of highest c->score [n_audio of the item] are kept, then
  * anchors, a share `anchor` of all, take in up to G others each. */
-struct choice_anchors { double rho, anchor; uint32_t G; };
-uint32_t choice_audio_kept(const struct choice_anchors *a, uint32_t n_audio);
-status choice_audio(struct choice *c, uint32_t item, const struct choice_anchors *a, struct err *e);
+struct choose_anchors { double rho, anchor; uint32_t G; };
+uint32_t choose_audio_kept(const struct choose_anchors *a, uint32_t n_audio);
+status choose_audio(struct choice *c, uint32_t item, const struct choose_anchors *a, struct err *e);
 
 /* Merges, in ascending order of dst: one dst, then its sources. Places. */
-status choice_merge_into(struct choice *c, uint32_t dst, float c0, struct err *e);
-status choice_merge_from(struct choice *c, uint32_t src, float w, struct err *e);
+status choose_merge_into(struct choice *c, uint32_t dst, float c0, struct err *e);
+status choose_merge_from(struct choice *c, uint32_t src, float w, struct err *e);
 
 /* ---- a choice at a layer ---------------------------------------------------------------------------------- */
 

@@ -25,9 +25,9 @@ static const struct prune_param PARAMS[] = {
 
 #define BLOCK 256 /* rows of audio brought to the host at a time */
 
-static struct choice_anchors anchors_of(const struct policy_params *p)
+static struct choose_anchors anchors_of(const struct policy_params *p)
 {
-    return (struct choice_anchors){ p->value[RHO_A], p->value[ANCHOR], (uint32_t)p->value[G] };
+    return (struct choose_anchors){ p->value[RHO_A], p->value[ANCHOR], (uint32_t)p->value[G] };
 }
 
 /* Removal rate of a segment whose audio is kept to the share S; NaN: a film without audio. */
@@ -41,12 +41,12 @@ static status plan(const struct policy_params *p, const struct prune_shape *s, s
                    struct err *e)
 {
     (void)e;
-    const struct choice_anchors a = anchors_of(p);
+    const struct choose_anchors a = anchors_of(p);
     uint32_t n = 0;
     for (uint32_t i = 0; i < s->n_items; i++) {
         const struct prune_item *it = &s->item[i];
         const double rate = rate_of(p->value[RHO_V], it->n_audio ? 1 : NAN);
-        n += choice_audio_kept(&a, it->n_audio) + it->steps * prune_floor(it->step_tokens * (1 - rate));
+        n += choose_audio_kept(&a, it->n_audio) + it->steps * prune_floor(it->step_tokens * (1 - rate));
     }
     prune_plan_entry(out, n == 0 && out->n_orig ? 1 : n);
     out->exact = out->n_orig == 0;
@@ -171,8 +171,8 @@ static status score_audio(struct choice *c, const struct av_item *it, float *cos
         .c = c, .row = c->g.audio_row + it->audio, .n = it->n_audio, .d = c->v->d, .half = c->v->d / 2
     };
     status st;
-    TRY(choice_cosine(c, c->v->audio, w.row, NULL, w.row + 1, w.n - 1, cos, e));
-    choice_saliency(c, c->g.audio + it->audio, w.n);
+    TRY(choose_cosine(c, c->v->audio, w.row, NULL, w.row + 1, w.n - 1, cos, e));
+    choose_saliency(c, c->g.audio + it->audio, w.n);
     TRY(c->ops->alloc(c->v->st, (size_t)BLOCK * w.d * sizeof(float), (void **)&w.gathered, e));
     TRY_GOTO(st, mem_alloc(&w.block, (size_t)BLOCK * w.d, sizeof *w.block, e), undo);
     TRY_GOTO(st, mem_alloc(&w.mean, 2 * (size_t)w.d + w.n, sizeof *w.mean, e), undo);
@@ -226,12 +226,12 @@ static status item(struct choice *c, uint32_t i, float *cos, uint32_t *turn, uin
 {
     const struct av_item *it = &c->g.item[i];
     const double *value = c->r->params->value;
-    const struct choice_anchors a = anchors_of(c->r->params);
+    const struct choose_anchors a = anchors_of(c->r->params);
     uint32_t *cut = c->list[0], n = 2;
     cut[0] = 0, cut[1] = 0;
     if (it->n_audio) {
         TRY(score_audio(c, it, cos, e));
-        TRY(choice_audio(c, i, &a, e));
+        TRY(choose_audio(c, i, &a, e));
         n = dash_cuts(cos, it->n_audio, value[THRESHOLD], (uint32_t)value[GAP], cut);
     }
     if (it->n_steps) film(c, it, cut, n, turn, keep);
@@ -243,12 +243,12 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
 {
     struct choice c;
     float *cos = NULL;
-    status st = choice_begin(&c, r, v, out, e);
+    status st = choose_begin(&c, r, v, out, e);
     if (st == OK) st = mem_alloc(&cos, c.g.n_audio, sizeof *cos, e);
     for (uint32_t i = 0; st == OK && i < c.g.n_items; i++) st = item(&c, i, cos, c.list[2], c.list[3], e);
-    if (st == OK) st = choice_steps(&c, c.list[2], c.list[3], (uint32_t)r->params->value[KNN], e);
+    if (st == OK) st = choose_steps(&c, c.list[2], c.list[3], (uint32_t)r->params->value[KNN], e);
     free(cos);
-    return choice_end(&c, st, e);
+    return choose_end(&c, st, e);
 }
 
 const struct policy policy_dash = {

@@ -48,7 +48,7 @@ static status signal_of(struct choice *c, float *s, struct err *e)
     const struct av_groups *g = &c->g;
     float *mean;
     if (c->r->params->value[SIGNAL] == BY_SALIENCY) {
-        choice_saliency(c, g->vision, g->n_vision);
+        choose_saliency(c, g->vision, g->n_vision);
         for (uint32_t i = 0; i < g->n_vision; i++) s[i] = c->score[i];
         return OK;
     }
@@ -64,7 +64,7 @@ static status signal_of(struct choice *c, float *s, struct err *e)
         &(struct means_args){
             .g = { c->v->vision, c->v->d, g->n_steps, start, g->vision_row }, .y = mean, .scratch = c->pair },
         e);
-    if (st == OK) st = choice_cosine(c, c->v->vision, g->vision_row, mean, group, g->n_vision, s, e);
+    if (st == OK) st = choose_cosine(c, c->v->vision, g->vision_row, mean, group, g->n_vision, s, e);
     c->ops->release(c->v->st, mean);
     return st;
 }
@@ -72,7 +72,7 @@ static status signal_of(struct choice *c, float *s, struct err *e)
 static status choose(struct choice *c, float *s, float *work, struct err *e)
 {
     const struct av_groups *g = &c->g;
-    choice_all(c, g->audio, g->n_audio);
+    choose_all(c, g->audio, g->n_audio);
     TRY(signal_of(c, s, e));
     for (uint32_t k = 0; k < g->n_steps; k++) {
         const struct av_step *step = &g->step[k];
@@ -80,7 +80,7 @@ static status choose(struct choice *c, float *s, float *work, struct err *e)
         uint32_t m = knee_of_unsorted(s + step->first, n, work) + 1;
         m = at_least_one(m < low ? low : m > high ? high : m);
         for (uint32_t i = 0; i < n; i++) c->score[i] = s[step->first + i];
-        TRY(choice_best(c, g->vision + step->first, n, m, e));
+        TRY(choose_best(c, g->vision + step->first, n, m, e));
     }
     return OK;
 }
@@ -90,11 +90,11 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
 {
     struct choice c;
     float *s = NULL;
-    status st = choice_begin(&c, r, v, out, e);
+    status st = choose_begin(&c, r, v, out, e);
     if (st == OK) st = mem_alloc(&s, 2 * (size_t)r->prompt->n_av, sizeof *s, e);
     if (st == OK) st = choose(&c, s, s + r->prompt->n_av, e);
     free(s);
-    return choice_end(&c, st, e);
+    return choose_end(&c, st, e);
 }
 
 /* The second round: of n vision tokens alive the knee, half of them at least. */

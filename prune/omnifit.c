@@ -80,7 +80,7 @@ static status find_anchors(struct choice *c, struct side *s, struct err *e)
                                                 .out = c->score,
                                                 .scratch = c->pair },
                         e));
-    TRY(choice_pick(c, s->n, k, e));
+    TRY(choose_pick(c, s->n, k, e));
     for (uint32_t i = 0; i < k; i++) s->anchor[i] = s->row[c->kept[i]];
     s->n_anchors = k;
     return OK;
@@ -127,7 +127,7 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
 {
     struct choice c;
     float *host = NULL;
-    status st = choice_begin(&c, r, v, out, e);
+    status st = choose_begin(&c, r, v, out, e);
     struct side a = { v->audio, c.g.audio_row, c.g.audio, c.g.n_audio, c.list[0], 0 };
     struct side b = { v->vision, c.g.vision_row, c.g.vision, c.g.n_vision, c.list[1], 0 };
     if (st == OK) st = mem_alloc(&r->stored, r->prompt->n_av, sizeof *r->stored, e);
@@ -138,10 +138,10 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
     if (st == OK) st = score(&c, &b, &a, host, e);
     free(host);
     if (st == OK) {
-        choice_all(&c, c.g.audio, c.g.n_audio);
-        choice_all(&c, c.g.vision, c.g.n_vision);
+        choose_all(&c, c.g.audio, c.g.n_audio);
+        choose_all(&c, c.g.vision, c.g.n_vision);
     }
-    return choice_end(&c, st, e);
+    return choose_end(&c, st, e);
 }
 
 /* ---- at a layer ------------------------------------------------------------------------------------------- */

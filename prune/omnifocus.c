@@ -49,7 +49,7 @@ static status cosines(struct choice *c, int m, const float *y, const uint32_t *g
                       struct err *e)
 {
     const struct av_groups *g = &c->g;
-    return choice_cosine(c, m ? c->v->audio : c->v->vision, m ? g->audio_row : g->vision_row, y, group,
+    return choose_cosine(c, m ? c->v->audio : c->v->vision, m ? g->audio_row : g->vision_row, y, group,
                          m ? g->n_audio : g->n_vision, out, e);
 }
 
@@ -113,13 +113,13 @@ static status halves(struct choice *c, const uint32_t *place, uint32_t n, uint32
     const uint32_t first = like ? (k + 1) / 2 : 0;
     uint32_t *left = c->list[1], n_left = 0;
     for (uint32_t i = 0; i < n && like; i++) c->score[i] = like[i];
-    if (first) TRY(choice_best(c, place, n, first, e));
+    if (first) TRY(choose_best(c, place, n, first, e));
     for (uint32_t i = 0; i < n; i++) {
         if (c->keep[place[i]]) continue;
         c->score[n_left] = -own[i];
         left[n_left++] = place[i];
     }
-    return choice_best(c, left, n_left, k - first, e);
+    return choose_best(c, left, n_left, k - first, e);
 }
 
 static status choose_chunk(struct choice *c, const struct av_chunk *q, uint32_t k, const float *const like[2],
@@ -171,7 +171,7 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
 {
     struct choice c;
     struct focus f = { 0 };
-    status st = choice_begin(&c, r, v, out, e);
+    status st = choose_begin(&c, r, v, out, e);
     const size_t n = c.g.n_chunks, n_av = r->prompt->n_av, row = v->d * sizeof(float);
     if (st == OK) st = c.ops->alloc(v->st, (2 * n + 1) * row, (void **)&f.text, e);
     if (st == OK) st = mem_alloc(&f.cos, 3 * n_av, sizeof *f.cos, e);
@@ -187,7 +187,7 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
     free(f.cos);
     free(f.rate);
     free(f.n);
-    return choice_end(&c, st, e);
+    return choose_end(&c, st, e);
 }
 
 const struct policy policy_omnifocus = {

@@ -62,12 +62,12 @@ static status likeness(struct choice *c, float *cos, struct err *e)
         &(struct means_args){
             .g = { c->v->vision, c->v->d, g->n_steps, start, g->vision_row }, .y = mean, .scratch = c->pair },
         e);
-    if (st == OK) st = choice_cosine(c, c->v->vision, g->vision_row, mean, group, g->n_vision, cos, e);
+    if (st == OK) st = choose_cosine(c, c->v->vision, g->vision_row, mean, group, g->n_vision, cos, e);
     c->ops->release(c->v->st, mean);
     for (uint32_t k = 0; k < g->n_chunks; k++)
         for (uint32_t t = 1; t < g->chunk[k].n_steps && st == OK; t += 2) {
             const struct av_step *y = &g->step[g->chunk[k].step + t], *x = y - 1;
-            st = choice_cosine(c, c->v->vision, g->vision_row + y->first, NULL, g->vision_row + x->first,
+            st = choose_cosine(c, c->v->vision, g->vision_row + y->first, NULL, g->vision_row + x->first,
                                y->n, cos + y->first, e);
         }
     return st;
@@ -83,7 +83,7 @@ static status film(struct choice *c, struct err *e)
     for (uint32_t s = 0; s < g->n_steps && st == OK; s++) {
         const struct av_step *step = &g->step[s];
         for (uint32_t i = 0; i < step->n; i++) c->score[i] = -cos[step->first + i];
-        st = choice_best(c, g->vision + step->first, step->n, left(c->r->params->value[RHO_V], step->n), e);
+        st = choose_best(c, g->vision + step->first, step->n, left(c->r->params->value[RHO_V], step->n), e);
     }
     free(cos);
     return st;
@@ -318,10 +318,10 @@ static status trained_audio(struct choice *c, struct err *e)
             }
         const uint32_t m = audio_kept(c->r->params, q->n_audio, n_v);
         if (m == q->n_audio)
-            choice_all(c, g->audio + q->audio, q->n_audio);
+            choose_all(c, g->audio + q->audio, q->n_audio);
         else
             st = ask_film(&s, q, row, n_v, e);
-        if (m < q->n_audio && st == OK) st = choice_best(c, g->audio + q->audio, q->n_audio, m, e);
+        if (m < q->n_audio && st == OK) st = choose_best(c, g->audio + q->audio, q->n_audio, m, e);
     }
     release(&s);
     return st;
@@ -334,8 +334,8 @@ static status salient_audio(struct choice *c, struct err *e)
     for (uint32_t k = 0; k < c->g.n_chunks; k++) {
         const struct av_chunk *q = &c->g.chunk[k];
         const uint32_t *place = c->g.audio + q->audio;
-        choice_saliency(c, place, q->n_audio);
-        TRY(choice_best(c, place, q->n_audio, left(c->r->params->value[RHO_A], q->n_audio), e));
+        choose_saliency(c, place, q->n_audio);
+        TRY(choose_best(c, place, q->n_audio, left(c->r->params->value[RHO_A], q->n_audio), e));
     }
     return OK;
 }
@@ -344,10 +344,10 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
                     struct err *e)
 {
     struct choice c;
-    status st = choice_begin(&c, r, v, out, e);
+    status st = choose_begin(&c, r, v, out, e);
     if (st == OK) st = film(&c, e);
     if (st == OK) st = r->params->policy == &policy_omnisift ? trained_audio(&c, e) : salient_audio(&c, e);
-    return choice_end(&c, st, e);
+    return choose_end(&c, st, e);
 }
 
 const struct policy policy_omnisift_lite = {

@@ -33,9 +33,9 @@ static status check(struct policy_params *p, struct err *e)
     return OK;
 }
 
-static struct choice_anchors anchors_of(const struct policy_params *p)
+static struct choose_anchors anchors_of(const struct policy_params *p)
 {
-    return (struct choice_anchors){ p->value[RHO_A], p->value[ANCHOR], (uint32_t)p->value[G] };
+    return (struct choose_anchors){ p->value[RHO_A], p->value[ANCHOR], (uint32_t)p->value[G] };
 }
 
 /* Video tokens kept of an item: all of them with exact rates, else at most. */
@@ -50,10 +50,10 @@ static status plan(const struct policy_params *p, const struct prune_shape *s, s
                    struct err *e)
 {
     (void)e;
-    const struct choice_anchors a = anchors_of(p);
+    const struct choose_anchors a = anchors_of(p);
     uint32_t n = 0;
     for (uint32_t i = 0; i < s->n_items; i++)
-        n += choice_audio_kept(&a, s->item[i].n_audio) +
+        n += choose_audio_kept(&a, s->item[i].n_audio) +
              video_kept(p, s->item[i].steps, s->item[i].step_tokens);
     prune_plan_entry(out, n == 0 && out->n_orig ? 1 : n);
     out->exact = p->value[NORM] == EXACT;
@@ -169,7 +169,7 @@ static status film(struct choice *c, struct err *e)
         for (uint32_t i = 0; st == OK && i < c->g.n_items; i++)
             st = item_steps(c, &c->g.item[i], &w, turn, keep, e);
     }
-    if (st == OK) st = choice_steps(c, turn, keep, (uint32_t)c->r->params->value[KNN], e);
+    if (st == OK) st = choose_steps(c, turn, keep, (uint32_t)c->r->params->value[KNN], e);
     free(w.chunk);
     free(w.share);
     return st;
@@ -179,14 +179,14 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
                     struct err *e)
 {
     struct choice c;
-    const struct choice_anchors a = anchors_of(r->params);
-    status st = choice_begin(&c, r, v, out, e);
+    const struct choose_anchors a = anchors_of(r->params);
+    status st = choose_begin(&c, r, v, out, e);
     for (uint32_t i = 0; st == OK && i < c.g.n_items; i++) {
-        choice_saliency(&c, c.g.audio + c.g.item[i].audio, c.g.item[i].n_audio);
-        st = choice_audio(&c, i, &a, e);
+        choose_saliency(&c, c.g.audio + c.g.item[i].audio, c.g.item[i].n_audio);
+        st = choose_audio(&c, i, &a, e);
     }
     if (st == OK) st = film(&c, e);
-    return choice_end(&c, st, e);
+    return choose_end(&c, st, e);
 }
 
 const struct policy policy_omnizip = {

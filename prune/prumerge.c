@@ -78,7 +78,7 @@ static status mark(struct choice *c, const struct step_work *s, uint32_t n, stru
     uint32_t count = m;
     memset(s->kept, 0, n);
     for (uint32_t i = 0; i < n; i++) c->score[i] = s->v[i];
-    TRY(choice_pick(c, n, m, e));
+    TRY(choose_pick(c, n, m, e));
     for (uint32_t i = 0; i < m; i++) s->kept[c->kept[i]] = 1;
     if (c->r->params->value[PLUS] == 0) return OK;
     const uint32_t third = all ? n / all / 3 : n, by = third ? third : 1;
@@ -125,8 +125,8 @@ static status take_near(struct choice *c, const struct step_work *s, const uint3
     if (m > most) m = most;
     if (m == 0) return OK;
     qsort(near, m, sizeof *near, by_place);
-    TRY(choice_merge_into(c, place[i], 1.0f, e));
-    for (uint32_t k = 0; k < m; k++) TRY(choice_merge_from(c, place[near[k].i], s->w[near[k].i], e));
+    TRY(choose_merge_into(c, place[i], 1.0f, e));
+    for (uint32_t k = 0; k < m; k++) TRY(choose_merge_from(c, place[near[k].i], s->w[near[k].i], e));
     return OK;
 }
 
@@ -136,7 +136,7 @@ static status choose_step(struct choice *c, const struct step_work *s, const str
     const uint32_t n = step->n, *place = c->g.vision + step->first, *row = c->g.vision_row + step->first;
     double sum = 0;
     uint32_t extra = UINT32_MAX, n_rest = 0;
-    choice_saliency(c, place, n);
+    choose_saliency(c, place, n);
     for (uint32_t i = 0; i < n; i++) {
         s->v[i] = isnan(c->score[i]) ? 0 : c->score[i];
         sum += s->v[i];
@@ -155,9 +155,9 @@ static status choose_step(struct choice *c, const struct step_work *s, const str
             TRY(take_near(c, s, place, row, n, i, near, e));
             continue;
         }
-        TRY(choice_merge_into(c, place[i], s->w[i], e));
+        TRY(choose_merge_into(c, place[i], s->w[i], e));
         for (uint32_t k = 0; k < n && n_rest > 1; k++)
-            if (!s->kept[k] && k != i) TRY(choice_merge_from(c, place[k], s->w[k], e));
+            if (!s->kept[k] && k != i) TRY(choose_merge_from(c, place[k], s->w[k], e));
     }
     return OK;
 }
@@ -169,8 +169,8 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
     struct step_work s = { 0 };
     struct near *near = NULL;
     uint32_t n = 0;
-    status st = choice_begin(&c, r, v, out, e);
-    if (st == OK) choice_all(&c, c.g.audio, c.g.n_audio);
+    status st = choose_begin(&c, r, v, out, e);
+    if (st == OK) choose_all(&c, c.g.audio, c.g.n_audio);
     for (uint32_t k = 0; k < c.g.n_steps; k++) n = c.g.step[k].n > n ? c.g.step[k].n : n;
     if (st == OK) st = mem_alloc(&s.v, 4 * (size_t)n, sizeof *s.v, e);
     if (st == OK) st = mem_alloc(&s.kept, n, 1, e);
@@ -182,7 +182,7 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
     free(s.kept);
     free(s.a);
     free(near);
-    return choice_end(&c, st, e);
+    return choose_end(&c, st, e);
 }
 
 const struct policy policy_prumerge = {

@@ -182,7 +182,7 @@ static status diverse(struct choice *c, bool audio, struct err *e)
         n_groups++;
     }
     if (n == 0) return OK;
-    choice_saliency(c, place, n);
+    choose_saliency(c, place, n);
     TRY(c->ops->farthest(
         c->v->st,
         &(struct farthest_args){ .g = { audio ? c->v->audio : c->v->vision, c->v->d, n_groups, start,
@@ -211,12 +211,12 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
                     struct err *e)
 {
     struct choice c;
-    status st = choice_begin(&c, r, v, out, e);
+    status st = choose_begin(&c, r, v, out, e);
     if (st == OK) st = diverse(&c, false, e);
     if (st == OK) st = diverse(&c, true, e);
     if (st == OK) st = mem_alloc(&r->stored, r->prompt->n_av, sizeof *r->stored, e);
     if (st == OK) number_windows(r, &c.g);
-    return choice_end(&c, st, e);
+    return choose_end(&c, st, e);
 }
 
 /* ---- stage II --------------------------------------------------------------------------------------------- */

@@ -69,7 +69,7 @@ static status apart(struct choice *c, const struct trim *t, double *D, struct er
     for (uint32_t k = 0; k + 1 < t->images; k++) {
         const uint32_t n = t->images - k - 1;
         for (uint32_t i = 0; i < n; i++) c->list[0][i] = k, c->list[1][i] = k + 1 + i;
-        TRY(choice_cosine(c, t->mean, c->list[0], NULL, c->list[1], n, c->score, e));
+        TRY(choose_cosine(c, t->mean, c->list[0], NULL, c->list[1], n, c->score, e));
         for (uint32_t i = 0; i < n; i++) sum += 1 - (double)c->score[i];
     }
     if (t->images > 1) *D = sum / (0.5 * t->images * (t->images - 1.0));
@@ -234,7 +234,7 @@ static status measure(struct choice *c, struct trim *t, struct candidate *x, uin
         uint32_t m = 0;
         for (uint32_t k = 0; k < n; k++)
             if (k != i) c->list[0][m] = t->row[i], c->list[1][m++] = t->row[k];
-        TRY(choice_cosine(c, c->v->vision, c->list[0], NULL, c->list[1], m, c->score, e));
+        TRY(choose_cosine(c, c->v->vision, c->list[0], NULL, c->list[1], m, c->score, e));
         for (uint32_t k = 0; k < m; k++) most = c->score[k] > most ? c->score[k] : most;
         x[i] = (struct candidate){ .f1 = m ? 1 - most : 0, .i = i };
     }
@@ -249,7 +249,7 @@ static status measure(struct choice *c, struct trim *t, struct candidate *x, uin
         e);
     free(row);
     for (uint32_t i = 0; i < n; i++) c->list[0][i] = 0;
-    if (st == OK) st = choice_cosine(c, c->v->vision, t->row, t->mean, c->list[0], n, c->score, e);
+    if (st == OK) st = choose_cosine(c, c->v->vision, t->row, t->mean, c->list[0], n, c->score, e);
     for (uint32_t i = 0; st == OK && i < n; i++) x[i].f2 = c->score[i];
     return st;
 }
@@ -290,11 +290,11 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
 {
     struct choice c;
     struct trim t = { 0 };
-    status st = choice_begin(&c, r, v, out, e);
+    status st = choose_begin(&c, r, v, out, e);
     t.images = c.g.n_steps;
     t.M = c.g.n_vision;
     t.K = kept_of(r->params, t.M);
-    if (st == OK) choice_all(&c, c.g.audio, c.g.n_audio);
+    if (st == OK) choose_all(&c, c.g.audio, c.g.n_audio);
     if (st == OK && t.M) {
         st = c.ops->alloc(v->st, ((size_t)t.images + 1) * v->d * sizeof(float), (void **)&t.mean, e);
         if (st == OK) st = mem_alloc(&t.D, 3 * (size_t)t.images, sizeof *t.D, e);
@@ -310,7 +310,7 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
         free(t.D);
         free(t.budget);
     }
-    return choice_end(&c, st, e);
+    return choose_end(&c, st, e);
 }
 
 const struct policy policy_trim_lc = {

@@ -26,7 +26,7 @@ static status plan(const struct policy_params *p, const struct prune_shape *s, s
 static status choose(struct choice *c, struct err *e)
 {
     const struct av_groups *g = &c->g;
-    choice_all(c, g->audio, g->n_audio);
+    choose_all(c, g->audio, g->n_audio);
     for (uint32_t s = 0; s < g->n_steps; s++) {
         const struct av_step *step = &g->step[s];
         for (uint32_t i = 0; i < step->n; i++) {
@@ -35,7 +35,7 @@ static status choose(struct choice *c, struct err *e)
                 sum += c->v->vision_blocks[(size_t)b * g->n_vision + g->vision_row[step->first + i]];
             c->score[i] = (float)sum;
         }
-        TRY(choice_best(c, g->vision + step->first, step->n, prune_kept(c->r->params->value[RETAIN], step->n),
+        TRY(choose_best(c, g->vision + step->first, step->n, prune_kept(c->r->params->value[RETAIN], step->n),
                         e));
     }
     return OK;
@@ -45,9 +45,9 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
                     struct err *e)
 {
     struct choice c;
-    status st = choice_begin(&c, r, v, out, e);
+    status st = choose_begin(&c, r, v, out, e);
     if (st == OK) st = choose(&c, e);
-    return choice_end(&c, st, e);
+    return choose_end(&c, st, e);
 }
 
 const struct policy policy_vtc_cls = {

@@ -427,10 +427,19 @@ static void the_extension_object(void **state)
         { CHAT(",\"omnidrop\":{\"policy\":\"omnidrop\",\"query\":\"first\"}"), "invalid_value", "omnidrop.query" },
         { CHAT(",\"omnidrop\":{\"policy\":\"omnidrop\",\"tds\":false}"), "invalid_type", "omnidrop.tds" },
         { CHAT(",\"omnidrop\":{\"policy\":\"random-layers\",\"query\":\"last\"}"), "invalid_value", "omnidrop.query" },
+        { CHAT(",\"omnidrop\":{\"policy\":\"pyramiddrop\",\"at\":[2,\"x\"]}"), "invalid_type", "omnidrop.at[1]" },
+        { CHAT(",\"omnidrop\":{\"policy\":\"pyramiddrop\",\"at\":[-1]}"), "invalid_value", "omnidrop.at" },
+        { CHAT(",\"omnidrop\":{\"policy\":\"pyramiddrop\",\"at\":[2,1]}"), "invalid_value", "omnidrop" },
+        { CHAT(",\"omnidrop\":{\"policy\":\"pyramiddrop\",\"at\":true}"), "invalid_type", "omnidrop.at" },
+        { CHAT(",\"omnidrop\":{\"policy\":\"exit\"}"), "invalid_value", "omnidrop" },
+        { CHAT(",\"omnidrop\":{\"policy\":\"exit\",\"at\":[1]}"), "invalid_type", "omnidrop.at" },
     };
     struct api *a = make((struct api_options){ 0 });
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         refuses(a, true, bad[i].body, strlen(bad[i].body), bad[i].code, bad[i].param);
+    struct api_job *lists = takes(a, true, CHAT(",\"omnidrop\":{\"policy\":\"pyramiddrop\",\"at\":[1,2],\"R\":0.25}"));
+    assert_true(lists->omnidrop.policy.list[0].n == 2 && lists->omnidrop.policy.list[0].v[1] == 2);
+    api_job_free(&lists);
     struct api_job *j = takes(a, true, CHAT(",\"omnidrop\":{\"policy\":\"omnidrop\",\"retention\":0.3,\"t_mid\":null,\"step0\":false,"
                                             "\"trim\":false,\"query\":\"last\",\"tds\":\"max\","
                                             "\"return_pruning\":true,\"detail\":\"tokens\"}"));

@@ -2,10 +2,10 @@
  * name left). Ours, since the library's loop moves every byte through its own fragments and adds in an order of its own.
  *
  * Layout: a token; one counter a rank, each on its own cache line; three buffers of one slot of `chunk` bytes a rank.
- * A *meeting* is: raise your counter, wait for all others': a short spin, then asleep on a futex, since a processor that is
- * given away by yielding comes back a time slice later, and who is woken comes first. Chunk t uses buffer t mod 3: after the meeting of chunk t a
- * rank reads results of t, adds t + 1 and writes inputs of t + 2, and nobody is further than one meeting ahead; so one
- * meeting a chunk is enough, and none is needed at the end of a call.
+ * A *meeting* is: raise your counter, wait for all others': a short spin, then asleep on a futex, since a processor that
+ * is given away by yielding comes back a time slice later, and who is woken comes first. Chunk t uses buffer t mod 3:
+ * after the meeting of chunk t a rank reads results of t, adds t + 1 and writes inputs of t + 2, and nobody is further
+ * than one meeting ahead; so one meeting a chunk is enough, and none is needed at the end of a call.
  *
  * All-reduce of n floats by p ranks. Counted for one rank, with n in bytes:
  *   short (one meeting):   writes n, reads (p-1) n of the others, adds all n itself

@@ -271,6 +271,9 @@ static const struct ask ASKS[] = {
     { NULL, PART_TEXT, "One word.", 0, 1, NULL },
     { FILM, PART_VIDEO, "What is there to see?", 0, 8, "random-layers", false, 0.5 },
     { FILM, PART_VIDEO, "And now?", 0, 6, "uniform" },
+    { FILM, PART_VIDEO, "Who speaks?", 0, 7, "fastv" },
+    { FILM, PART_VIDEO, "What colour?", 0, 5, "knee" },    /* its counts are bounds */
+    { FILM, PART_VIDEO, "Is it loud?", 0, 6, "omnisift-lite" },
 };
 enum { N_ASKS = sizeof ASKS / sizeof *ASKS };
 

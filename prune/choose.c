@@ -507,6 +507,13 @@ status layer_best(struct policy_run *r, const struct prune_layer_view *v, const 
     return st;
 }
 
+status layer_why(const struct prune_layer_view *v, const uint32_t *kept, uint32_t m,
+                 struct prune_selection *out, struct err *e)
+{
+    if (!out->want_why || m == v->n_alive) return OK;
+    return note_why(out, v->alive, v->score, v->n_alive, kept, m, e);
+}
+
 void layer_places(const struct policy_run *r, const struct prune_layer_view *v, uint32_t *place)
 {
     for (uint32_t i = 0, k = 0; i < v->n_alive; i++) {

@@ -88,6 +88,8 @@ uint32_t kinds_spared(const struct prune_shape *s, int kinds);
 /* Of those alive with score[i] (all, or of the vision tower, or audio) keep the k best; the others stay. */
 status layer_best(struct policy_run *r, const struct prune_layer_view *v, const float *score, int kinds, uint32_t k,
                   struct prune_selection *out, struct err *e);
+/* Where reasons are wanted: those of the tokens alive that are not among kept[0..m), indices into them, by v->score. */
+status layer_why(const struct prune_layer_view *v, const uint32_t *kept, uint32_t m, struct prune_selection *out, struct err *e);
 /* The place of every token alive. */
 void layer_places(const struct policy_run *r, const struct prune_layer_view *v, uint32_t *place);
 

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "prune/choose.h"
 #include "prune/policies.h"
 #include "prune/schedule.h"
 
@@ -135,7 +136,7 @@ static status layer(struct policy_run *r, uint32_t l, const struct prune_layer_v
                     e));
     out->n_keep = v->n_alive - k;
     for (uint32_t i = 0; i < out->n_keep; i++) out->keep[i] = v->alive[r->index[i]];
-    return OK;
+    return layer_why(v, r->index, out->n_keep, out, e);
 }
 
 const struct policy policy_omnidrop = {

@@ -393,6 +393,46 @@ static void test_what_an_engine_lacks(void **state)
     }
 }
 
+/* The score of a dropped token and its rank among those it was compared with; NaN ranks last. */
+static void test_reasons(void **state)
+{
+    (void)state;
+    static const float score[] = { 0.4f, 0.1f, NAN, 0.3f, 0.1f };
+    static const struct {
+        const char *policy, *key;
+        double value;
+        uint32_t l, n, token[3], rank[3];
+    } cases[] = { { "fastv", "K", 1, 0, 3, { 1, 2, 4 }, { 2, 4, 3 } },
+                  { "omnidrop", "p_init", 0.2, 0, 1, { 2 }, { 4 } } };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        struct world w;
+        struct policy_params p;
+        struct policy_plan plan;
+        struct policy_run *run;
+        struct prune_selection s = { .want_why = true };
+        struct err e;
+        build(&w, &(struct layout){ 5, 0, 0, 0, false });
+        assert_int_equal(prune_params_init(&p, cases[k].policy, L, &e), OK);
+        assert_int_equal(prune_params_set(&p, cases[k].key, cases[k].value, &e), OK);
+        if (prune_has(&p, "step0")) assert_int_equal(prune_params_set(&p, "step0", 0, &e), OK);
+        assert_int_equal(prune_plan(&p, &w.p, L, &plan, &e), OK);
+        assert_int_equal(prune_begin(&p, &plan, &w.p, &run, &e), OK);
+        const struct prune_layer_view v = { .st = st, .n_alive = 5, .alive = w.p.av, .score = score };
+        assert_int_equal(prune_layer(run, cases[k].l, &v, &s, &e), OK);
+        assert_int_equal(s.n_why, cases[k].n);
+        for (uint32_t i = 0; i < s.n_why; i++) {
+            const uint32_t t = cases[k].token[i];
+            assert_int_equal(s.why[i].index, w.p.av[t]);
+            assert_int_equal(s.why[i].rank, cases[k].rank[i]);
+            assert_memory_equal(&s.why[i].score, &score[t], sizeof score[t]);
+        }
+        prune_selection_free(&s);
+        prune_end(&run);
+        prune_plan_free(&plan);
+        tear_down(&w);
+    }
+}
+
 /* Lists as text and as JSON; what does not fit is refused. */
 static void test_lists(void **state)
 {
@@ -966,6 +1006,7 @@ int main(void)
                                         cmocka_unit_test(test_every_policy_on_random_layouts),
                                         cmocka_unit_test(test_what_an_engine_lacks),
                                         cmocka_unit_test(test_lists),
+                                        cmocka_unit_test(test_reasons),
                                         cmocka_unit_test(test_merging_counts),
                                         cmocka_unit_test(test_random_follows_its_seed),
                                         cmocka_unit_test(test_uniform_is_evenly_spaced),

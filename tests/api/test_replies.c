@@ -502,6 +502,7 @@ static void statistics(void **state)
     struct err e;
     char want[4000], resolved[600];
     assert_int_equal(prune_params_init(&p, "omnidrop", a->n_layers, &e), OK);
+    model_defaults_policy(a->defaults, &p);        /* the bundled model has its own */
     assert_int_equal(prune_params_finish(&p, &e), OK);
     json_t *r = prune_params_to_json(&p);
     char *text = json_dumps(r, JSON_COMPACT | JSON_REAL_PRECISION(6));

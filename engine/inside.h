@@ -27,6 +27,9 @@
 
 struct service_loader;
 
+/* What of a policy's needs (enum prune_needs) this engine computes; a policy that needs more is refused before any work. */
+#define SERVED_NEEDS (PRUNE_NEEDS_AUDIO_SALIENCY | PRUNE_NEEDS_VISION_SALIENCY | PRUNE_NEEDS_EMBEDDINGS | PRUNE_NEEDS_ROW_SCORES)
+
 struct engine {
     struct engine_info info;
     bool textbook_order;

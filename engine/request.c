@@ -482,9 +482,6 @@ static status check_length(struct engine *en, struct eng_request *r, struct err 
 
 /* ---- plan and pages --------------------------------------------------------------------------------------- */
 
-/* What of a policy's needs this engine computes. */
-#define SERVED_NEEDS (PRUNE_NEEDS_AUDIO_SALIENCY | PRUNE_NEEDS_VISION_SALIENCY | PRUNE_NEEDS_EMBEDDINGS | PRUNE_NEEDS_ROW_SCORES)
-
 static status make_plan(struct engine *en, struct eng_request *r, struct err *e)
 {
     const uint32_t L = decoder_shape(en->dec)->L;

@@ -80,7 +80,8 @@ const struct model_defaults *engine_defaults(const struct engine *en);     /* of
 uint32_t engine_pages_free(const struct engine *en);
 
 /* Pages that admission reserves for a request with the media of s, n_text tokens of text and an answer of at most n_new,
- * under policy p; the pool holds engine_info()->n_pages / *out of them at once. E_ARG: the policy has no plan for it, or needs what this engine lacks. */
+ * under policy p; the pool holds engine_info()->n_pages / *out of them at once. E_ARG: the policy has no plan for it, or needs
+ * what this engine lacks. */
 status engine_pages_of(const struct engine *en, const struct policy_params *p, const struct prune_shape *s, uint32_t n_text,
                        uint32_t n_new, uint64_t *out, struct err *e);
 

@@ -113,7 +113,7 @@ status segment_open(struct comm *c, const uint32_t *member, uint32_t n, uint32_t
     *out = NULL;
     struct part *p;
     TRY(mem_alloc(&p, n, sizeof *p, e));
-    const char *call = "setting up shared memory";
+    const char *call = "comm_split, shared memory";
     struct invitation v = { .bytes = head_bytes(n) + bytes };
     uint8_t *base = NULL, all = 1;
     uint8_t *had = mem_must(n, 1);

@@ -49,7 +49,7 @@ for np in 2 4; do
 done
 
 # Nothing comes in time on a machine with several times more to do than it has processors.
-limit=$(awk -v n="$(nproc)" '{ print $1 > 2 * n + 4 ? 5.5 : 3.5 }' /proc/loadavg)
+limit=$(awk -v n="$(nproc)" '{ print ($1 > 2 * n + 4 ? 5.5 : 3.5) }' /proc/loadavg)
 now() { cut -d' ' -f1 /proc/uptime; }
 for call in all_reduce take; do
     export RANKS_LOG=$dir/log-$call

@@ -437,7 +437,7 @@ static status warm_up(struct service *service, struct err *e)
     pthread_mutex_unlock(&w.lock);
     if (w.st == OK) return OK;
     *e = w.e;
-    return err_prefix(e, "the warm-up request: ");
+    return err_prefix(e, "the warm-up request");
 }
 
 static const char *fetch_result(const struct err *e)

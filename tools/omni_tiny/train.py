@@ -14,6 +14,9 @@ that reads its evidence early (docs/quality.md says what they do to a comparison
 * in a part of the batches media tokens vanish: some before the decoder, as step 0 of OmniDrop drops them or
   at random, the rest layer by layer on random schedules, those that hold the answer late.
 
+A part of the transcripts is read back with wrong words in it (misremember), so that one slip, or a word that occurs
+twice, does not send the model to another place of the sound.
+
     python -m torch.distributed.run --nproc-per-node 2 train.py --work DIR [--steps 2500]
 
 Two processes of one thread each, which average their gradients: faster than one of two threads. A run
@@ -143,8 +146,15 @@ def prefix(tok, n_audio, grid, image):
     return _PREFIX[key]
 
 
-def sequence(enc, clip, chat=False):
-    """ids [n], pos [n, 3], seg [n] (0 = prefix), kind, second, target [n] (-100 = no loss), weight [n],
+def misremember(enc, ids, rng, share=0.12):
+    """The transcript as a reader of its own mistakes sees it: some of its tokens are other words, half of them from the same
+    transcript. What is to be written stays the truth, so the place in the sound has to come from more than the last word."""
+    words = [enc(" " + w)[0] for w in world.LEXICON] if rng.random() < 0.5 else ids[:-1]
+    return [words[rng.integers(len(words))] if rng.random() < share else i for i in ids[:-1]] + ids[-1:]
+
+
+def sequence(enc, clip, chat=False, rng=None):
+    """With rng, some transcripts are misremembered. ids [n], pos [n, 3], seg [n] (0 = prefix), kind, second, target [n] (-100 = no loss), weight [n],
     row [n] (number of the question, -1 elsewhere)."""
     n_audio = 0 if clip.wave is None else M.n_audio_tokens(-(-len(clip.wave) // 160))
     grid = None if clip.frames is None else \
@@ -162,7 +172,8 @@ def sequence(enc, clip, chat=False):
         a = enc(answer) + [M.ID["<|im_end|>"]]
         if not chat:
             at = first
-        more += [(i, at + j) for j, i in enumerate(q + a)]
+        said = misremember(enc, a, rng) if rng is not None and what == "transcribe" and rng.random() < 0.6 else a
+        more += [(i, at + j) for j, i in enumerate(q + said)]
         at += len(q) + len(a)
         seg += [0 if chat else k + 1] * (len(q) + len(a))
         start = len(seg) - 1 - len(a)                       # the place that writes the first token of the answer
@@ -206,8 +217,8 @@ def padded(points, heads, S):
     return torch.from_numpy(at), torch.from_numpy(ok), torch.from_numpy(on)
 
 
-def collate(enc, clips, chat=False):
-    rows = [sequence(enc, c, chat) for c in clips]
+def collate(enc, clips, chat=False, rng=None):
+    rows = [sequence(enc, c, chat, rng) for c in clips]
     S = -(-max(len(r["ids"]) for r in rows) // 32) * 32            # few shapes: oneDNN compiles each one
     fill = dict(hint=NO_HELP, ids=M.ID["<|endoftext|>"], pos=0, kind=0, second=-1, seg=-1, target=-100, weight=0, row=-1)
     out = {}
@@ -513,7 +524,7 @@ def main():
         clips, secs = draw_batch(rng, own, bank, ladder, a.budget if frac > 0.3 else a.budget * 2 // 3)
         chat, fade = rng.random() < 0.12, rng.random() < a.vanish
         fade = fade and not chat and frac > 0.12 and clips[0].kind in ("av", "speech", "phrase", "video")
-        b = collate(enc, clips, chat)
+        b = collate(enc, clips, chat, own if frac > 0.2 else None)
         grad = frac > a.open_towers
         p = {n: x.to(BF) for n, x in params.items()}
         saliency = [] if fade and clips[0].wave is not None else None

@@ -251,6 +251,27 @@ status choose_cosine(struct choice *c, const float *x, const uint32_t *a, const 
         e);
 }
 
+status choose_step_likeness(struct choice *c, float *out, struct err *e)
+{
+    const struct av_groups *g = &c->g;
+    float *mean;
+    uint32_t *start = c->list[0], *group = c->list[1];
+    start[0] = 0;
+    for (uint32_t k = 0; k < g->n_steps; k++) {
+        start[k + 1] = start[k] + g->step[k].n;
+        for (uint32_t i = 0; i < g->step[k].n; i++) group[start[k] + i] = k;
+    }
+    TRY(c->ops->alloc(c->v->st, (size_t)(g->n_steps + 1) * c->v->d * sizeof(float), (void **)&mean, e));
+    status st = c->ops->means(
+        c->v->st,
+        &(struct means_args){
+            .g = { c->v->vision, c->v->d, g->n_steps, start, g->vision_row }, .y = mean, .scratch = c->pair },
+        e);
+    if (st == OK) st = choose_cosine(c, c->v->vision, g->vision_row, mean, group, g->n_vision, out, e);
+    c->ops->release(c->v->st, mean);
+    return st;
+}
+
 /* Density peaks of the even steps that lose something: their scores, in the order of the vision list, to out. */
 static status peaks(struct choice *c, const uint32_t *turn, const uint32_t *keep, uint32_t knn, float *out,
                     struct err *e)

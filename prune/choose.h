@@ -63,6 +63,8 @@ void choose_saliency(struct choice *c, const uint32_t *place, uint32_t n);
 /* Cosines of n rows a of x to rows b of y into out. */
 status choose_cosine(struct choice *c, const float *x, const uint32_t *a, const float *y, const uint32_t *b, uint32_t n, float *out,
                      struct err *e);
+/* Cosine of every vision token, in the order of the list, to the mean of its grid step: out [n_vision]. Uses list[0], list[1]. */
+status choose_step_likeness(struct choice *c, float *out, struct err *e);
 
 /* Of grid step s keep keep[s] tokens: of even turn[s] by density peaks among its own (knn neighbours), of odd ones those least
  * like the same place of the step before (docs/pruning-methods.md 2.4). [n_steps] both. */

@@ -46,27 +46,12 @@ static status plan(const struct policy_params *p, const struct prune_shape *s, s
 static status signal_of(struct choice *c, float *s, struct err *e)
 {
     const struct av_groups *g = &c->g;
-    float *mean;
     if (c->r->params->value[SIGNAL] == BY_SALIENCY) {
         choose_saliency(c, g->vision, g->n_vision);
         for (uint32_t i = 0; i < g->n_vision; i++) s[i] = c->score[i];
         return OK;
     }
-    uint32_t *start = c->list[0], *group = c->list[1];
-    start[0] = 0;
-    for (uint32_t k = 0; k < g->n_steps; k++) {
-        start[k + 1] = start[k] + g->step[k].n;
-        for (uint32_t i = 0; i < g->step[k].n; i++) group[start[k] + i] = k;
-    }
-    TRY(c->ops->alloc(c->v->st, (size_t)(g->n_steps + 1) * c->v->d * sizeof(float), (void **)&mean, e));
-    status st = c->ops->means(
-        c->v->st,
-        &(struct means_args){
-            .g = { c->v->vision, c->v->d, g->n_steps, start, g->vision_row }, .y = mean, .scratch = c->pair },
-        e);
-    if (st == OK) st = choose_cosine(c, c->v->vision, g->vision_row, mean, group, g->n_vision, s, e);
-    c->ops->release(c->v->st, mean);
-    return st;
+    return choose_step_likeness(c, s, e);
 }
 
 static status choose(struct choice *c, float *s, float *work, struct err *e)

@@ -49,21 +49,7 @@ static status plan(const struct policy_params *p, const struct prune_shape *s, s
 static status likeness(struct choice *c, float *cos, struct err *e)
 {
     const struct av_groups *g = &c->g;
-    uint32_t *start = c->list[0], *group = c->list[1];
-    float *mean;
-    start[0] = 0;
-    for (uint32_t s = 0; s < g->n_steps; s++) {
-        start[s + 1] = start[s] + g->step[s].n;
-        for (uint32_t i = 0; i < g->step[s].n; i++) group[start[s] + i] = s;
-    }
-    TRY(c->ops->alloc(c->v->st, (size_t)(g->n_steps + 1) * c->v->d * sizeof(float), (void **)&mean, e));
-    status st = c->ops->means(
-        c->v->st,
-        &(struct means_args){
-            .g = { c->v->vision, c->v->d, g->n_steps, start, g->vision_row }, .y = mean, .scratch = c->pair },
-        e);
-    if (st == OK) st = choose_cosine(c, c->v->vision, g->vision_row, mean, group, g->n_vision, cos, e);
-    c->ops->release(c->v->st, mean);
+    status st = choose_step_likeness(c, cos, e);
     for (uint32_t k = 0; k < g->n_chunks; k++)
         for (uint32_t t = 1; t < g->chunk[k].n_steps && st == OK; t += 2) {
             const struct av_step *y = &g->step[g->chunk[k].step + t], *x = y - 1;

@@ -548,44 +548,18 @@ status api_audio_start(struct api_audio_job **pj, const struct api_audio_sink *s
 struct outcome {
     struct api_audio_reply reply;
     struct err error;
-    pthread_mutex_t lock;
-    pthread_cond_t over;
-    bool done;
+    struct api_wait wait;
 };
 
 static void on_done(void *self, struct api_audio_reply *reply, const struct err *error)
 {
     struct outcome *o = self;
-    pthread_mutex_lock(&o->lock);
     if (reply) o->reply = *reply;
     if (error) o->error = *error;
-    o->done = true;
-    pthread_cond_signal(&o->over);
-    pthread_mutex_unlock(&o->lock);
+    api_wait_over(&o->wait);
 }
 
-/* Looks at *stop every 50 ms. */
-static void wait_elsewhere(struct api_audio *a, struct outcome *o, uint64_t id, const atomic_bool *stop)
-{
-    bool told = false;
-    pthread_mutex_lock(&o->lock);
-    while (!o->done) {
-        struct timespec t;
-        clock_gettime(CLOCK_REALTIME, &t);
-        t.tv_nsec += 50000000;
-        if (t.tv_nsec >= 1000000000) {
-            t.tv_sec++;
-            t.tv_nsec -= 1000000000;
-        }
-        pthread_cond_timedwait(&o->over, &o->lock, &t);
-        if (o->done || told || stop == NULL || !atomic_load(stop)) continue;
-        told = true;
-        pthread_mutex_unlock(&o->lock);
-        api_audio_cancel(a, id);
-        pthread_mutex_lock(&o->lock);
-    }
-    pthread_mutex_unlock(&o->lock);
-}
+static void cancel_waited(void *self, uint64_t id) { api_audio_cancel(self, id); }
 
 /* Here or elsewhere. */
 static void run_waiting(struct api_audio_job **pj, struct outcome *o, const atomic_bool *stop)
@@ -596,7 +570,7 @@ static void run_waiting(struct api_audio_job **pj, struct outcome *o, const atom
     bool taken;
     if (start_elsewhere(pj, &sink, &id, &taken, &o->error) != OK) return;
     if (taken) {
-        wait_elsewhere(a, o, id, stop);
+        api_wait_for(&o->wait, stop, cancel_waited, a, id);
         return;
     }
     struct api_audio_job *j = *pj;
@@ -610,7 +584,7 @@ void api_audio_run(struct api_audio *a, const char *endpoint, const char *body, 
 {
     const bool translate = strcmp(endpoint, "/v1/audio/translations") == 0;
     struct api_audio_job *j = NULL;
-    struct outcome o = { .lock = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER };
+    struct outcome o = { .wait = API_WAIT };
     struct api_caller who = *c;
     who.batch = true;
     if (!translate && strcmp(endpoint, "/v1/audio/transcriptions") != 0) {
@@ -620,8 +594,7 @@ void api_audio_run(struct api_audio *a, const char *endpoint, const char *body, 
         run_waiting(&j, &o, stop);
     }
     api_audio_job_free(&j);
-    pthread_cond_destroy(&o.over);
-    pthread_mutex_destroy(&o.lock);
+    api_wait_end(&o.wait);
     *status_code = o.error.code == OK ? 200 : api_error_of(&o.error).status;
     if (o.error.code != OK) *reply = api_error_json(&o.error);
     else if (o.reply.json) *reply = json_incref(o.reply.json);

@@ -139,6 +139,15 @@ void api_text_put(struct api_text *t, const void *bytes, size_t n);        /* as
 void api_text_free(struct api_text *t);
 json_t *api_text_json(const struct api_text *t);
 
+/* run.c: a thread that waits for a job of other threads. What the job leaves is written before api_wait_over and read after
+ * api_wait_for. */
+struct api_wait { pthread_mutex_t lock; pthread_cond_t over; bool done; };
+#define API_WAIT { .lock = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER }
+void api_wait_over(struct api_wait *w);
+/* Looks at *stop (may be NULL) every 50 ms and then cancels, once; a cancelled job still says that it is over. */
+void api_wait_for(struct api_wait *w, const atomic_bool *stop, void (*cancel)(void *self, uint64_t id), void *self, uint64_t id);
+void api_wait_end(struct api_wait *w);
+
 /* reply.c; all return new references. */
 json_t *reply_token(const struct api_job *j, const struct service_token *t, size_t text_offset);
 json_t *reply_whole(struct api_job *j);

@@ -5,27 +5,15 @@
 
 #include "api/inside.h"
 
-struct waiter {
-    pthread_mutex_t lock;
-    pthread_cond_t over;
-    bool done;
-    json_t *reply;
-    struct err error;
-};
-
-static void on_done(void *self, json_t *reply, const struct err *error)
+void api_wait_over(struct api_wait *w)
 {
-    struct waiter *w = self;
     pthread_mutex_lock(&w->lock);
-    w->reply = reply;
-    if (error) w->error = *error;
     w->done = true;
     pthread_cond_signal(&w->over);
     pthread_mutex_unlock(&w->lock);
 }
 
-/* Looks at *stop every 50 ms; a cancelled job still says that it is over. */
-static void wait_for(struct api *a, struct waiter *w, uint64_t id, const atomic_bool *stop)
+void api_wait_for(struct api_wait *w, const atomic_bool *stop, void (*cancel)(void *self, uint64_t id), void *self, uint64_t id)
 {
     bool told = false;
     pthread_mutex_lock(&w->lock);
@@ -41,11 +29,33 @@ static void wait_for(struct api *a, struct waiter *w, uint64_t id, const atomic_
         if (w->done || told || stop == NULL || !atomic_load(stop)) continue;
         told = true;
         pthread_mutex_unlock(&w->lock);
-        api_job_cancel(a, id);
+        cancel(self, id);
         pthread_mutex_lock(&w->lock);
     }
     pthread_mutex_unlock(&w->lock);
 }
+
+void api_wait_end(struct api_wait *w)
+{
+    pthread_cond_destroy(&w->over);
+    pthread_mutex_destroy(&w->lock);
+}
+
+struct waiter {
+    struct api_wait wait;
+    json_t *reply;
+    struct err error;
+};
+
+static void on_done(void *self, json_t *reply, const struct err *error)
+{
+    struct waiter *w = self;
+    w->reply = reply;
+    if (error) w->error = *error;
+    api_wait_over(&w->wait);
+}
+
+static void cancel(void *self, uint64_t id) { api_job_cancel(self, id); }
 
 static status start(struct api *a, const char *endpoint, const char *body, size_t n, const struct api_caller *c,
                     const struct api_sink *sink, uint64_t *id, struct err *e)
@@ -70,12 +80,11 @@ static status start(struct api *a, const char *endpoint, const char *body, size_
 void api_run(struct api *a, const char *endpoint, const char *body, size_t n, const struct api_caller *c,
              const atomic_bool *stop, int *status_code, json_t **reply)
 {
-    struct waiter w = { .lock = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER };
+    struct waiter w = { .wait = API_WAIT };
     const struct api_sink sink = { .self = &w, .done = on_done };
     uint64_t id = 0;
-    if (start(a, endpoint, body, n, c, &sink, &id, &w.error) == OK) wait_for(a, &w, id, stop);
-    pthread_cond_destroy(&w.over);
-    pthread_mutex_destroy(&w.lock);
+    if (start(a, endpoint, body, n, c, &sink, &id, &w.error) == OK) api_wait_for(&w.wait, stop, cancel, a, id);
+    api_wait_end(&w.wait);
     *status_code = w.reply ? 200 : api_error_of(&w.error).status;
     *reply = w.reply ? w.reply : api_error_json(&w.error);
 }

@@ -119,7 +119,7 @@ $(foreach i,$(ISAS),$(eval $(call isa_rule,$(i))))
 define test_rule
 $(BUILD)/tests/$(1)/%: tests/$(1)/%.c $(call obj_of,$(1))
 	@echo "  TEST $$@"; mkdir -p $$(@D)
-	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP $(LDFLAGS) -o $$@ $$^ $$(LIBS) -lcmocka
+	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP $(LDFLAGS) -o $$@ $$(filter %.c %.o,$$^) $$(LIBS) -lcmocka
 endef
 $(foreach m,$(MODULES),$(eval $(call test_rule,$(m))))
 # A service by script, in place of the engine's.

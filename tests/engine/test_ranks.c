@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -354,64 +353,9 @@ static void test_refused(void **state)
     X(gather, gather_args) X(scatter, scatter_args) X(kv_compact, kv_compact_args)                                 \
     X(segment_attention, segment_attention_args)
 
-#define NUMBER(name, args) OP_##name,
-enum { OPS(NUMBER) OP_upload, OP_download, OP_alloc, N_OPS };
-#define NAME(name, args) #name,
-static const char *const OP_NAME[] = { OPS(NAME) "upload", "download", "alloc" };
-static struct ops real;
-static atomic_int which = -1, countdown, who, code, n_calls[N_OPS];
-
-static bool fails(int op)
-{
-    if ((int)ranks_me != atomic_load(&who)) return false;
-    atomic_fetch_add(&n_calls[op], 1);
-    return atomic_load(&which) == op && atomic_fetch_sub(&countdown, 1) == 1;
-}
-
-static status failure(int op, struct err *e)
-{
-    return err_set(e, (status)atomic_load(&code), "the op %s was made to fail", OP_NAME[op]);
-}
-
-#define WRAP(name, args)                                                                                           \
-    static status faulty_##name(struct stream *st, const struct args *a, struct err *e)                            \
-    {                                                                                                              \
-        return fails(OP_##name) ? failure(OP_##name, e) : real.name(st, a, e);                                     \
-    }
-OPS(WRAP)
-
-static status faulty_upload(struct stream *st, void *dst, const void *host, size_t n, struct err *e)
-{
-    return fails(OP_upload) ? failure(OP_upload, e) : real.upload(st, dst, host, n, e);
-}
-static status faulty_download(struct stream *st, void *host, const void *src, size_t n, struct err *e)
-{
-    return fails(OP_download) ? failure(OP_download, e) : real.download(st, host, src, n, e);
-}
-static status faulty_alloc(struct stream *st, size_t n, void **out, struct err *e)
-{
-    return fails(OP_alloc) ? failure(OP_alloc, e) : real.alloc(st, n, out, e);
-}
-
-#define SET(name, args) t->name = faulty_##name;
-
-/* The table is constant data: its pages are made writable for the moment. */
-static void patch(const struct ops *table, bool faulty)
-{
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)table & ~(page - 1);
-    const size_t n = ((uintptr_t)table + sizeof *table - from + page - 1) & ~(page - 1);
-    if (mprotect((void *)from, n, PROT_READ | PROT_WRITE) != 0) fail_msg("the ops table cannot be written");
-    struct ops *t = (struct ops *)table;
-    if (!faulty) {
-        *t = real;
-        return;
-    }
-    real = *t;
-    OPS(SET)
-    t->upload = faulty_upload;
-    t->download = faulty_download;
-    t->alloc = faulty_alloc;
-}
+static atomic_int who;             /* the rank whose calls may fail */
+#define FAULTY_HERE ((int)ranks_me == atomic_load(&who))
+#include "tests/engine/faulty_ops.h"
 
 /* Want of memory in any op of a rank ends the requests that ran with that rank's text, and the next ones are as ever. */
 static void faults_of(struct engine *en, int rank, const struct answer *want)

@@ -86,14 +86,16 @@ exits "a model that cannot be loaded" 4 '' "$bin" batch -m /nonexistent -i "$dir
 # --- killed and resumed
 n=120
 for ((i = 0; i < n; i++)); do
-    line "id-$i" "{\"messages\":[{\"role\":\"user\",\"content\":\"Question $i\"}],\"max_tokens\":$((40 + i % 5 * 60)),\"ignore_eos\":true}"
+    line "id-$i" "{\"messages\":[{\"role\":\"user\",\"content\":\"Question $i\"}],\"max_tokens\":$((200 + i % 5 * 100)),\"ignore_eos\":true}"
 done >"$dir/long.jsonl"
 batch=("$bin" batch -q -m "$random" --resume -i "$dir/long.jsonl" -o "$dir/long.out")
 killed=0; lost=""
+# Four at once, so that no machine is fast enough to end the work between two looks at it.
 for ((round = 0; round < 6; round++)); do
     before=$(wc -l 2>/dev/null <"$dir/long.out" || echo 0)
     cp "$dir/long.out" "$dir/long.before" 2>/dev/null || : >"$dir/long.before"
-    "${batch[@]}" >/dev/null 2>&1 & pid=$!
+    (( before < n / 2 )) || break
+    "${batch[@]}" --max-concurrency 4 >/dev/null 2>&1 & pid=$!
     more() { (( $(wc -l 2>/dev/null <"$dir/long.out" || echo 0) > before + 2 )) || ! kill -0 $pid 2>/dev/null; }
     wait_for more
     kill -KILL $pid 2>/dev/null && killed=$((killed + 1))

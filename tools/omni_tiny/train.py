@@ -147,20 +147,29 @@ def prefix(tok, n_audio, grid, image):
 
 
 def misremember(enc, ids, rng, share=0.12):
-    """The transcript as a reader of its own mistakes sees it: some of its tokens are other words, half of them from the same
-    transcript. What is to be written stays the truth, so the place in the sound has to come from more than the last word."""
-    words = [enc(" " + w)[0] for w in world.LEXICON] if rng.random() < 0.5 else ids[:-1]
-    return [words[rng.integers(len(words))] if rng.random() < share else i for i in ids[:-1]] + ids[-1:]
+    """The transcript as a reader of its own mistakes sees it: some of its words are others (any, or of the same transcript), or a run
+    of words is one from elsewhere in it, as a reader has written who took one of two equal words for the other. What is to be
+    written stays the truth, so the place in the sound has to come from more than the last words."""
+    *out, end = ids
+    how = rng.random()
+    if how < 0.4 and len(out) > 4:
+        for _ in range(1 + len(out) // 16):
+            n = int(rng.integers(1, min(8, len(out) - 1)))
+            to, of = (int(rng.integers(len(out) - n + 1)) for _ in range(2))
+            out[to:to + n] = ids[of:of + n]
+        return out + [end]
+    words = [enc(" " + w)[0] for w in world.LEXICON] if how < 0.7 else ids[:-1]
+    return [words[rng.integers(len(words))] if rng.random() < share else i for i in out] + [end]
 
 
 def sequence(enc, clip, chat=False, rng=None):
-    """With rng, some transcripts are misremembered. ids [n], pos [n, 3], seg [n] (0 = prefix), kind, second, target [n] (-100 = no loss), weight [n],
-    row [n] (number of the question, -1 elsewhere)."""
+    """With rng, some transcripts are misremembered. ids [n], pos [n, 3], seg [n] (0 = prefix), kind, second, target [n] (-100 = no
+    loss), weight [n], row [n] (number of the question, -1 elsewhere), true [n] (0 in a misremembered transcript)."""
     n_audio = 0 if clip.wave is None else M.n_audio_tokens(-(-len(clip.wave) // 160))
     grid = None if clip.frames is None else \
         (max(1, len(clip.frames) // 2), clip.frames.shape[1] // 14, clip.frames.shape[2] // 14)
     ids, pos, kind, second, first = prefix(enc.tok, n_audio, grid, clip.kind == "image")
-    seg, target, weight, row = ([v] * len(ids) for v in (0, -100, 0.0, -1))
+    seg, target, weight, row, true = ([v] * len(ids) for v in (0, -100, 0.0, -1, 1))
     none = lambda n: np.full((n, 6), NO_HELP, np.int64)
     hints = [none(len(ids))]
     more, at = [], first
@@ -172,7 +181,8 @@ def sequence(enc, clip, chat=False, rng=None):
         a = enc(answer) + [M.ID["<|im_end|>"]]
         if not chat:
             at = first
-        said = misremember(enc, a, rng) if rng is not None and what == "transcribe" and rng.random() < 0.6 else a
+        slip = rng is not None and what == "transcribe" and rng.random() < 0.6
+        said = misremember(enc, a, rng) if slip else a
         more += [(i, at + j) for j, i in enumerate(q + said)]
         at += len(q) + len(a)
         seg += [0 if chat else k + 1] * (len(q) + len(a))
@@ -185,12 +195,16 @@ def sequence(enc, clip, chat=False, rng=None):
         row += [-1] * (len(q) - 1) + [k] * len(a) + [-1]
         target += [-100] * (len(q) - 1) + a + [-100]
         weight += [0.0] * (len(q) - 1) + [len(a) ** -0.5] * len(a) + [0.0]
-        hints += [none(len(q) - 1), row_help(enc, what, question, answer, len(a)), none(1)]
+        true += [1] * len(q) + [1 - slip] * len(a)
+        help_ = row_help(enc, what, question, answer, len(a))
+        help_[1:][np.array(said[:-1]) != np.array(a[:-1]), 3] = NO_HELP                   # the true word before stands nowhere
+        hints += [none(len(q) - 1), help_, none(1)]
     m = np.array(more)
     pad = np.zeros(len(m), np.int64)
     return dict(proof=proof, search=search, lives=lives, ids=np.concatenate([ids, m[:, 0]]), pos=np.concatenate([pos, np.repeat(m[:, 1:], 3, 1)]),
                 kind=np.concatenate([kind, pad]), second=np.concatenate([second, pad - 1]), seg=np.array(seg),
-                hint=np.concatenate(hints), target=np.array(target), weight=np.array(weight, np.float32), row=np.array(row))
+                hint=np.concatenate(hints), target=np.array(target), weight=np.array(weight, np.float32), row=np.array(row),
+                true=np.array(true))
 
 
 def by_row(search, layer):
@@ -220,7 +234,7 @@ def padded(points, heads, S):
 def collate(enc, clips, chat=False, rng=None):
     rows = [sequence(enc, c, chat, rng) for c in clips]
     S = -(-max(len(r["ids"]) for r in rows) // 32) * 32            # few shapes: oneDNN compiles each one
-    fill = dict(hint=NO_HELP, ids=M.ID["<|endoftext|>"], pos=0, kind=0, second=-1, seg=-1, target=-100, weight=0, row=-1)
+    fill = dict(hint=NO_HELP, ids=M.ID["<|endoftext|>"], pos=0, kind=0, second=-1, seg=-1, target=-100, weight=0, row=-1, true=1)
     out = {}
     for k, v in fill.items():
         x = np.full((len(rows), S) + rows[0][k].shape[1:], v, rows[0][k].dtype)
@@ -539,7 +553,7 @@ def main():
         ce = F.cross_entropy(F.linear(h.flatten(0, 1)[on], p["lm_head.weight"]).float(),
                              b["target"].flatten()[on], reduction="none")
         loss = (ce * w).sum() / w.sum()
-        spoken = ((b["hint"][..., 0] > 0).flatten()[on] & (w > 0))
+        spoken = ((b["hint"][..., 0] > 0) & (b["true"] > 0)).flatten()[on] & (w > 0)
         heard = float(ce.detach()[spoken].mean()) if clips[0].wave is not None and bool(spoken.any()) else loss.item()
         helped = helping_loss(p, mid, b, clips)
         guided = guide(qk, b)

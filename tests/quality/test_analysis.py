@@ -136,10 +136,13 @@ def _():
 WORDS = {"tds": {"default": "printed"}, "query": {"default": "text"}}
 ENGINE = {"none": {}, "random": {"retention": {}, "seed": {}}, "uniform": {"retention": {}}, "saliency": {}, "step0": {}, "ttm": {},
           "omnidrop": WORDS, "random-layers": {"seed": {}}}
+ENGINE |= {v.policy: {} for v in C.VARIANTS if v.policy not in ENGINE}
 
 
 def reach(policy, options):
     """30 % and more with t_mid up to 0.3; with step 0 20 % too; never 100 % with it."""
+    if policy not in ("omnidrop", "random-layers"):
+        return "not at 10 %" if policy == "fastv" and options["R"] < 0.05 else None
     target, step0 = options["retention"], options.get("step0", True)
     if target == 1 and step0 or target < (0.2 if step0 else 0.3):
         return "out of reach"
@@ -155,9 +158,26 @@ def _():
     assert at["omnidrop", 0.5].options == {"retention": 0.5, "t_mid": 0.5, "tds": "printed", "query": "text"}
     assert at["omnidrop", 0.3].options["t_mid"] == 0.3 and at["plp", 0.3].options["step0"] is False
     assert [(m[0], m[1]) for m in missed if m[0] == "omnidrop"] == [("omnidrop", 1.0), ("omnidrop", 0.1)]
+    assert [(t, why) for name, t, why in missed if name == "fastv"] == [(0.2, "not at 10 %"), (0.1, "keeps more than 10 % with the share 0")]
     assert ("plp", 0.2) in [m[:2] for m in missed] and ("plp", 0.2) not in at
     assert at["random", 0.1].options == {"retention": 0.1} and at["saliency", 0.4].options == {"audio": 0.4, "vision": 0.4}
     assert len({c.key for c in cells if not c.study}) == len([c for c in cells if not c.study])
+
+
+@case("cells: how policies with other words than a share are told a budget")
+def _():
+    mean = lambda shares: sum(shares) / len(shares)
+    for layers in (12, 28):
+        for target in (0.5, 0.3, 0.2):
+            r = C.once(2)(target, layers)["R"]
+            assert abs(mean([1] * 2 + [r] * (layers - 2)) - target) < 1e-3
+            shares = C.falling("a", "b")(target, layers)
+            assert shares["a"] == shares["b"] and shares["a"][0] == 1 and abs(mean(shares["a"]) - target) < 1e-3
+            assert C.leaves(target, layers)["at"] == round(layers * target) and C.removed("x")(target, layers) == {"x": 1 - target}
+        r = C.stages(0.5, layers)["R"]
+        assert abs(mean([r ** (4 * i // layers) for i in range(layers)]) - 0.5) < 1e-3
+        assert C.stages(0.2, layers) is None and C.once(2)(0.05, layers) is None
+    assert C.seats(0.3, 28)["exit_at"] == 24 and C.seats(0.3, 12)["exit_at"] == 10
 
 
 @case("cells: the study crosses all choices, and says which is the default")

@@ -118,7 +118,8 @@ class Engine:
 
     def refuses(self, policy, options, shapes, p_final_max):
         """None where it takes these options for every shape with p_final not above the limit, else why not."""
-        words = [x for k, v in options.items() for x in ("--policy-param", f"{k}={str(v).lower() if isinstance(v, bool) else v}")]
+        text = lambda v: ",".join(map(text, v)) if isinstance(v, list) else str(v).lower() if isinstance(v, bool) else str(v)
+        words = [x for k, v in options.items() for x in ("--policy-param", f"{k}={text(v)}")]
         for audio, steps in shapes:
             r = subprocess.run([self.program, "inspect", "schedule", "--json", "-m", self.model, "--policy", policy, *words, "--audio-tokens",
                                 str(audio), "--video-steps", str(steps), "--step-tokens", "12"], capture_output=True, text=True, env=environment())

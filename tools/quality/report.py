@@ -65,7 +65,7 @@ def by_budget(f, cells, figure):
     """Policies down, budgets across."""
     main = [c for c in cells if c.target is not None and not c.study]
     at = {(c.label, c.target): c for c in main}
-    labels = list(dict.fromkeys(c.label for c in main))
+    labels = list(dict.fromkeys(c.label for c in main if f.whole(c)))
     budgets = [b for b in C.BUDGETS if any(t == b for _, t in at)]
     return rows_of(["policy"] + [percent(b) for b in budgets],
                    [[label] + [f.text(at[label, b], figure, b) if (label, b) in at else "-" for b in budgets] for label in labels])
@@ -75,7 +75,7 @@ def own(f, cells):
     """Policies without a budget: what they keep on films and on speech."""
     out = []
     for c in cells:
-        if c.target is None:
+        if c.target is None and f.whole(c):
             kept = [f.store.kept(c, f.questions, media=m) for m in ("video", "audio")]
             out.append([c.label] + ["-" if k is None else f"{100 * k:.1f}" for k in kept] + [f.text(c, x) for x, _ in FIGURES])
     return rows_of(["policy", "kept of films, %", "kept of speech, %"] + [x for x, _ in FIGURES], out) if out else []
@@ -87,9 +87,10 @@ def differences(f, cells):
     none, out = at.get(("none", 1.0)), []
     for target in COUNTED:
         for c in cells:
-            if none and c.target == target and not c.study:
+            if none and c.target == target and not c.study and f.whole(c):
                 out.append([f"{c.label} {percent(target)} less none"] + [f.difference(none, c, x) for x, _ in FIGURES])
-        for guided, drawn in (("omnidrop", "random-layers"), ("plp", "random-layers, no step 0"), ("omnidrop", "random"), ("omnidrop", "uniform")):
+        for guided, drawn in (("omnidrop", "random-layers"), ("omnidrop, kappa 0.5", "random-layers"), ("plp", "random-layers, no step 0"),
+                              ("omnidrop", "random"), ("omnidrop", "uniform")):
             if (guided, target) in at and (drawn, target) in at:
                 out.append([f"**{guided} less {drawn}**, {percent(target)}"] +
                            [f.difference(at[drawn, target], at[guided, target], x) for x, _ in FIGURES])
@@ -145,11 +146,14 @@ def document(who, f, cells, missed, messages, speed, image):
                 "and 5). On the right: less the default's, paired by question.", ""]
         out += study_table
     out += ["## By kind of question at 30 %, % right", ""] + by_kind(f, cells, 0.3)
-    out += ["## The settings", ""] + rows_of(["setting", "policy", "parameters"], [[c.name, c.policy, f"`{json.dumps(c.options)}`"] for c in cells])
+    out += ["## The settings", ""] + rows_of(["setting", "policy", "parameters"], [[c.name, c.policy, f"`{json.dumps(c.options)}`"] for c in cells if f.whole(c)])
     if f.store.older:
         out += [f"Answers that stood already, of the engine at commit {f.store.older}, were kept (`--same-engine`).", ""]
-    notes = [f"{label}, {percent(t)}: {why}" for label, t, why in missed] + messages
-    notes += [f"{c.name}: not whole: {(f.store.errors(c) or ['questions without an answer'])[0]}" for c in cells if not f.whole(c)]
+    why = {}                                            # (label, reason): the targets
+    for label, target, reason in missed + [(c.label, c.target, (f.store.errors(c) or ["questions without an answer"])[0])
+                                           for c in cells if not f.whole(c)]:
+        why.setdefault((label, reason), []).append(target)
+    notes = [f"{label}{'' if None in at else ', ' + ', '.join(map(percent, at))}: {reason}" for (label, reason), at in why.items()] + messages
     if notes:
         out += ["## Not measured", ""] + [f"* {x}" for x in notes] + [""]
     return "\n".join(out)
@@ -165,7 +169,7 @@ def plot(f, cells, path):
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "omnidrop", "font.size": 9})
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 3, figsize=(13, 4.6))
-    labels = [x for x in dict.fromkeys(c.label for c in cells if c.target is not None and not c.study) if x != "none"]
+    labels = [x for x in dict.fromkeys(c.label for c in cells if c.target is not None and not c.study and f.whole(c)) if x != "none"]
     none = next((c for c in cells if c.label == "none"), None)
     for axis, (figure, title) in zip(axes, (("screen", "screen, % right"), ("cross", "cross-modal, % right"), ("wer", "word error rate, %"))):
         for i, label in enumerate(labels):

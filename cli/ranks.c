@@ -23,6 +23,7 @@
 #define TAG_GROUPS 900             /* of messages between leaders */
 #define PROBE_FLOATS ((size_t)1 << 18)
 #define PROBES 4
+#define FATAL_S 3                  /* from a death that is the end of this process to that end at most, `fatal` included */
 
 const struct cli_option cli_rank_options[] = {
     { "tp", 0, CLI_UINT, "T", "1", "under mpirun: ranks that share one model, layer by layer" },
@@ -84,9 +85,7 @@ static status take(void *self, double wait_s, uint32_t *from, uint8_t **bytes, s
 
 void ranks_exit(struct ranks *r, int code)
 {
-    fflush(NULL);
-    if (r->world) comm_exit(r->world, code);
-    _exit(code);
+    comm_exit(r->world, code);
 }
 
 static void *fatal_main(void *arg)
@@ -105,18 +104,20 @@ static void front_lost(struct ranks *r, uint32_t rank, const struct err *why)
     }
     if (atomic_exchange(&r->is_fatal, true)) return;
     r->why = *why;
+    comm_exit_within(FATAL_S, CLI_FAILED);
     fprintf(stderr, "omnidrop: error: %s; it belongs to group 0, without which nothing goes on\n", why->text);
     if (r->fatal == NULL || pthread_create(&t, NULL, fatal_main, r) != 0) ranks_exit(r, CLI_FAILED);
     pthread_detach(t);
 }
 
-/* On comm's watcher. */
+/* On comm's watcher. Whoever holds the lock of stderr must not keep us. */
 static void told(void *self, uint32_t rank, const struct err *why)
 {
     struct ranks *r = self;
     if (r->role == RANKS_FRONT) {
         front_lost(r, rank, why);
     } else if (rank == 0 || rank / r->tp == r->rank / r->tp) {
+        comm_exit_within(FATAL_S, CLI_FAILED);
         fprintf(stderr, "omnidrop: rank %u ends: %s\n", r->rank, why->text);
         ranks_exit(r, CLI_FAILED);
     }

@@ -697,13 +697,33 @@ void comm_close(struct comm **cp)
     world_free(&w);
 }
 
+static volatile sig_atomic_t exit_code;
+
+static void exit_now(int sig)
+{
+    (void)sig;
+    _exit(exit_code);
+}
+
+void comm_exit_within(unsigned seconds, int code)
+{
+    sigset_t alone;
+    exit_code = code;
+    signal(SIGALRM, exit_now);
+    sigemptyset(&alone);
+    sigaddset(&alone, SIGALRM);
+    pthread_sigmask(SIG_UNBLOCK, &alone, NULL);
+    alarm(seconds);
+}
+
 _Noreturn void comm_exit(struct comm *world, int code)
 {
     char why[64];
     snprintf(why, sizeof why, "the process has ended itself with exit code %d", code);
     if (world != NULL) watch_ends(world->w->watch, why);
-    signal(SIGALRM, SIG_DFL);
-    alarm(2);                      /* a pipe that nobody reads must not hold us */
+    /* A pipe that nobody reads must not hold us, nor must a thread that waits in a read with its file locked. */
+    comm_exit_within(1, code);
+    fflush(stdout);
     fflush(NULL);
     _exit(code);
 }

@@ -67,8 +67,10 @@ status comm_self_open(struct comm **out, struct err *e);
 status comm_split(struct comm *c, uint32_t color, uint32_t key, struct comm **out, struct err *e);
 /* The world is closed last; finalizes MPI where all live, else leaves that out. */
 void comm_close(struct comm **c);
-/* Ends the process now with `code`, MPI or not. */
+/* Ends the process now with `code`, MPI or not: within 1 s, also where another thread keeps a file locked. */
 _Noreturn void comm_exit(struct comm *world, int code);
+/* It ends after so many seconds at the latest, whatever happens until then. */
+void comm_exit_within(unsigned seconds, int code);
 
 uint32_t comm_rank(const struct comm *c);
 uint32_t comm_size(const struct comm *c);

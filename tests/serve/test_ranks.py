@@ -2,6 +2,7 @@
 stopped while weights load, a prompt is read, an answer is written, or nothing happens; and omnidrop batch on the same ranks.
 Nothing may take longer than ten seconds to be noticed, and nobody but the group that lost a rank may suffer.
 """
+import errno
 import json
 import os
 import re
@@ -23,18 +24,21 @@ SMALL = ("--threads", 1, "--max-num-seqs", 4, "--drain-timeout", 2)
 FILM = os.path.join(lib.FILES, "film.mp4")
 
 
-def mpirun(n):
+def mpirun(n, recovery=True):
     if shutil.which("mpirun") is None or not os.path.exists(os.path.join(BUILD, "omnidrop-mpi.so")):
         raise Skip("no MPI on this machine")
-    return ["mpirun", "--enable-recovery", "-np", str(n)]
+    return ["mpirun"] + ["--enable-recovery"] * recovery + ["-np", str(n)]
 
 
 class Ranks(Server):
-    """The server on tp x dp ranks; pid_of[rank] from the table that it prints."""
+    """The server on tp x dp ranks; pid_of[rank] from the table that it prints. folder: what it has under the number of a group
+    is the current folder of that group's ranks."""
 
-    def __init__(self, *options, tp=2, dp=2, wait=True, **more):
-        super().__init__("--tp", tp, "--dp", dp, *SMALL, *options, launcher=mpirun(tp * dp), environment=ENVIRONMENT,
-                         wait=False, **more)
+    def __init__(self, *options, tp=2, dp=2, wait=True, recovery=True, folder=None, **more):
+        launcher = mpirun(tp * dp, recovery)
+        if folder:
+            launcher += ["bash", "-c", f'cd "$0/$((OMPI_COMM_WORLD_RANK / {tp}))" && exec "$@"', folder]
+        super().__init__("--tp", tp, "--dp", dp, *SMALL, *options, launcher=launcher, environment=ENVIRONMENT, wait=False, **more)
         self.tp, self.dp, self.pid_of = tp, dp, {}
         wait_for("the table of ranks is there", self.read_table, 60, 0.05)
         if wait:
@@ -224,10 +228,12 @@ def kill_one(s, rank, how):
     return time.monotonic()
 
 
-def group1_is_lost(s, since):
+def group1_is_lost(s, since=None):
     wait_for("group 1 is known to be gone", lambda: s.groups()[1]["state"] == "gone", 10, 0.05)
-    took = time.monotonic() - since
-    assert took < LIMIT, took
+    if since:
+        took = time.monotonic() - since
+        assert took < LIMIT, took
+        note(f"noticed after {took:.1f} s")
     g = s.groups()
     assert g[0]["state"] == "ready" and "rank 3" in g[1]["why"], g
     wait_for("the log names it", lambda: re.search(r"group 1 is gone.*rank 3\b", s.log_text()), 5)
@@ -235,57 +241,156 @@ def group1_is_lost(s, since):
     assert 'group_up{' in s.get("/metrics", check=False).body.decode()
     s.chat("still there?", max_tokens=4)
     wait_for("its leader has ended too", lambda: gone(s.pid_of[2]), 10)
-    note(f"noticed after {took:.1f} s")
+
+
+class Slow:
+    """Current folders for two groups, with the model in each; that of `slow` has a file that comes through a pipe, so that
+    the leader of that group is loading until this says otherwise."""
+
+    def __init__(self, slow):
+        self.folder = tempfile.mkdtemp(dir=lib.TEMPORARY)
+        self.end = -1
+        for group in "01":
+            model = os.path.join(self.folder, group, "model")
+            os.makedirs(model)
+            for name in os.listdir(RANDOM_MODEL):
+                os.symlink(os.path.join(RANDOM_MODEL, name), os.path.join(model, name))
+        self.pipe = os.path.join(self.folder, str(slow), "model", "omnidrop.ini")
+        os.mkfifo(self.pipe)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.end >= 0:
+            os.close(self.end)
+
+    def reading(self):
+        """Nobody can open a pipe for writing, without waiting, before somebody reads it."""
+        try:
+            self.end = os.open(self.pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            assert error.errno == errno.ENXIO, error
+        return self.end >= 0
+
+
+def enter(phase, started, running):
+    """A request (None in idle) that is seen to be in that phase; running(): requests of its group."""
+    if phase == "idle":
+        wait_for("the group is idle", lambda: running() == 0, 20, 0.01)
+        return None
+    if phase == "decode":
+        talk = started()
+        assert talk.started.wait(60 * PATIENCE), talk.error
+        return talk
+    for words in (2000, 9000):                 # the longer one is for a machine that has read 2000 before anyone looks
+        talk = started("red green blue " * words, 50)
+        wait_for("its prompt is read", lambda: running() == 1 or talk.started.is_set(), 60, 0.01)
+        if talk.text == 0:
+            return talk
+        talk.over.wait(60 * PATIENCE)
+    raise AssertionError("prompts are read before anyone sees that")
+
+
+def ended_by(talk, since, phase):
+    assert talk.over.wait(LIMIT), "the request has not ended"
+    took = time.monotonic() - since
+    assert took < LIMIT, took
+    assert talk.error, "it has an answer"
+    assert phase == "decode" or talk.text == 0, "a token came: the prompt was read already"
+    return took
 
 
 def lost_while(how, phase):
     with Ranks(model=RANDOM_MODEL) as s:
-        witness = Talk(s)
+        witness = Talk(s)                      # on group 0: the next one is group 1's
         assert witness.started.wait(60 * PATIENCE), witness.error
-        talk = None
-        if phase != "idle":
-            talk = Talk(s) if phase == "decode" else Talk(s, "red green blue " * 2000, 50)
+
+        def started(*given):
+            talk = Talk(s, *given)
             wait_for("group 1 has it", lambda: s.groups()[1]["jobs"] == 1, 20, 0.01)
-            if phase == "decode":
-                assert talk.started.wait(60 * PATIENCE), talk.error
-            else:
-                wait_for("group 1 reads it", lambda: s.groups()[1]["requests"]["running"] == 1, 30, 0.01)
-                assert talk.text == 0
+            return talk
+        talk = enter(phase, started, lambda: s.groups()[1]["requests"]["running"])
         since = kill_one(s, 3, how)
         if talk:
-            assert talk.over.wait(LIMIT), "the request of group 1 has not ended"
-            assert time.monotonic() - since < LIMIT
+            took = ended_by(talk, since, phase)
             status, error = talk.error
             assert error["code"] in ("group_lost", "engine_error", "engine_dead") and status in (200, 500, 503), talk.error
+            note(f"its request ended after {took:.1f} s: {status} {error['code']}: {error['message'][:160]}")
         group1_is_lost(s, since)
         before = witness.text
         wait_for("the others go on", lambda: witness.over.is_set() or witness.text > before, 20)
         assert witness.error is None, witness.error
 
 
-for _how, _name in ((signal.SIGKILL, "killed"), (signal.SIGSTOP, "stopped")):
+def lost_while_loading(how):
+    with Slow(1) as slow:
+        s = Ranks(model="model", folder=slow.folder, wait=False)
+        try:
+            wait_for("the leader of group 1 loads", slow.reading, 60, 0.01)
+            since = kill_one(s, 3, how)
+            wait_for("the leader of group 1 has ended", lambda: gone(s.pid_of[2]), 10, 0.05)
+            took = time.monotonic() - since
+            assert took < LIMIT, took
+            note(f"noticed after {took:.1f} s")
+            s.wait_ready(60)
+            group1_is_lost(s)
+        finally:
+            s.kill()
+
+
+HOW = ((signal.SIGKILL, "killed"), (signal.SIGSTOP, "stopped"))
+for _how, _name in HOW:
+    case(f"a worker of group 1 is {_name} in loading: noticed within 10 s, the others load on")(
+        lambda how=_how: lost_while_loading(how))
     for _phase in ("idle", "prefill", "decode"):
         case(f"a worker of group 1 is {_name} in {_phase}: noticed within 10 s, the others go on")(
             lambda how=_how, phase=_phase: lost_while(how, phase))
 
 
-@case("a worker of group 1 is killed or stopped while weights load: the others load on")
-def lost_while_loading():
-    for how in (signal.SIGKILL, signal.SIGSTOP):
-        s = Ranks(model=RANDOM_MODEL, wait=False)      # the table is printed before weights are looked at
-        try:
-            since = kill_one(s, 3, how)
-            wait_for("the leader of group 1 has ended", lambda: gone(s.pid_of[2]), 10, 0.05)
-            assert time.monotonic() - since < LIMIT
-            s.wait_ready(60)
-            group1_is_lost(s, time.monotonic())
-        finally:
-            s.kill()
+def named_end(s, rank, since):
+    """Rank 0 has named who is gone and ended, and so has mpirun, not with 0."""
+    wait_for("rank 0 has ended", lambda: gone(s.pid_of[0]), 10, 0.05)
+    took = time.monotonic() - since
+    assert took < LIMIT, took
+    s.end_stopped()
+    status = s.process.wait(10 * PATIENCE)
+    assert status != 0, status
+    assert re.search(rf"error: .*rank {rank}\b|mpirun noticed that process rank {rank} ", s.log_text()), s.log_text()
+    note(f"rank 0 ended after {took:.1f} s, mpirun with status {status}")
 
 
-@case("a worker of group 0 is killed or stopped: requests end with an error, the job ends, the rank is named")
+def job_ends(how, phase):
+    """One group, and mpirun as people start it."""
+    slow = Slow(0) if phase == "loading" else None
+    s = Ranks(model="model" if slow else RANDOM_MODEL, dp=1, recovery=False, wait=not slow, folder=slow and slow.folder)
+    try:
+        talk = None
+        if slow:
+            wait_for("rank 0 loads", slow.reading, 60, 0.01)
+        else:
+            talk = enter(phase, lambda *given: Talk(s, *given), lambda: s.metrics()["num_requests_running"])
+        since = kill_one(s, 1, how)
+        if talk:
+            ended_by(talk, since, phase)
+            if how == signal.SIGSTOP:          # one that is killed has mpirun end all at once
+                assert talk.error[0] in (200, 500, 503) and "rank 1" in talk.error[1]["message"], talk.error
+        named_end(s, 1, since)
+    finally:
+        if slow:
+            slow.__exit__()
+        s.kill()
+
+
+for _how, _name in HOW:
+    for _phase in ("loading", "idle", "prefill", "decode"):
+        case(f"the worker of the only group is {_name} in {_phase}: requests end with an error, the job ends, not with 0")(
+            lambda how=_how, phase=_phase: job_ends(how, phase))
+
+
+@case("a worker of group 0 of two is killed or stopped: requests end with an error, rank 0 names the rank and ends, and all with it")
 def group0():
-    for how in (signal.SIGKILL, signal.SIGSTOP):
+    for how, _ in HOW:
         s = Ranks(model=RANDOM_MODEL)
         try:
             talks = [Talk(s), Talk(s)]
@@ -302,6 +407,20 @@ def group0():
             note(f"over after {took:.1f} s; {talks[0].error}")
         finally:
             s.kill()
+
+
+@case("rank 0 is killed, or asked to end, while it loads: all end")
+def rank0_loading():
+    for how in (signal.SIGKILL, signal.SIGTERM):
+        with Slow(0) as slow:
+            s = Ranks(model="model", folder=slow.folder, wait=False)
+            try:
+                wait_for("rank 0 loads", slow.reading, 60, 0.01)
+                since = kill_one(s, 0, how)
+                wait_for("all have ended", lambda: all(gone(p) for p in s.pid_of.values()), 10, 0.05)
+                note(f"over after {time.monotonic() - since:.1f} s")
+            finally:
+                s.kill()
 
 
 @case("rank 0 is killed: the others end by themselves")
@@ -382,6 +501,55 @@ def batch():
             text = open(log).read()
             assert answers(os.path.join(d, out)) == want, text
             assert ("group 1 is gone" in text) == kill, text
+
+
+@case("omnidrop batch on one group: its worker is killed or stopped, the job ends, not with 0, and --resume goes on")
+def batch_ends():
+    with tempfile.TemporaryDirectory() as d:
+        n = 12
+        given, out, log = (os.path.join(d, name) for name in ("in.jsonl", "out.jsonl", "log"))
+        with open(given, "w") as f:
+            f.writelines(json.dumps({"custom_id": f"l{i}", "method": "POST", "url": "/v1/chat/completions",
+                                     "body": {"messages": [{"role": "user", "content": f"count to {i}"}], "max_tokens": 800,
+                                              "temperature": 0, "ignore_eos": True}}) + "\n" for i in range(n))
+        env = {k: v for k, v in os.environ.items() if not k.startswith("OMNIDROP")} | ENVIRONMENT
+
+        def answered():
+            return open(out).read().count("\n") if os.path.exists(out) else 0
+
+        def start():
+            with open(log, "w") as f:
+                return subprocess.Popen(mpirun(2, recovery=False) + [
+                    PROGRAM, "batch", "-m", RANDOM_MODEL, "-i", given, "-o", out, "--threads", "1", "--max-concurrency", "2",
+                    "--tp", "2", "--resume"], cwd=ROOT, env=env, stderr=f, stdout=f)
+        for how, _ in HOW:
+            before, p, pids = answered(), start(), {}
+            try:
+                wait_for("a line is answered", lambda: answered() > before, 120, 0.02)
+                pids = {int(r): int(i) for r, i in re.findall(r"^(?:omnidrop: )?\s*(\d+)  \S+\s+(\d+)  +\d+  ", open(log).read(), re.M)}
+                since = time.monotonic()
+                os.kill(pids[1], how)
+                wait_for("rank 0 has ended", lambda: gone(pids[0]), 10, 0.05)
+                took = time.monotonic() - since
+                assert took < LIMIT, took
+                if how == signal.SIGSTOP:
+                    os.kill(pids[1], signal.SIGKILL)       # mpirun waits for one that is stopped
+                status = p.wait(20 * PATIENCE)
+            finally:
+                for pid in pids.values():
+                    if not gone(pid):
+                        os.kill(pid, signal.SIGKILL)
+                p.kill()
+            text = open(log).read()
+            assert status != 0 and answered() < n, (status, answered())
+            assert re.search(r"error: .*rank 1\b|mpirun noticed that process rank 1 ", text), text
+            note(f"rank 0 ended after {took:.1f} s, mpirun with status {status}, {answered()} of {n} lines answered")
+        p = start()
+        assert p.wait(300 * PATIENCE) == 0, open(log).read()
+        with open(out) as f:
+            rows = [json.loads(x) for x in f]
+        assert sorted(r["custom_id"] for r in rows) == sorted(f"l{i}" for i in range(n))
+        assert all(r["response"]["status_code"] == 200 for r in rows)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,19 @@ MPI_LIBS   = $(shell pkg-config --libs ompi-c 2>/dev/null || pkg-config --libs m
 HAVE_MPI   = $(shell $(CC) -E $(MPI_CFLAGS) -include mpi.h -x c /dev/null >/dev/null 2>&1 && echo yes)
 PLUGINS    = $(if $(HAVE_MPI),$(BUILD)/omnidrop-mpi.so) $(if $(and $(wildcard $(CUDA)/include/nccl.h),$(wildcard $(CUDA)/include/cuda_runtime_api.h)),$(BUILD)/omnidrop-nccl.so)
 
-all: $(BUILD)/omnidrop plugins
+# Kernels for CUDA. nvcc compiles them for every GPU from the A100 on where it is; a C++ compiler compiles them for the CPU, where
+# their tests run them (tests/kernels/simt.h). The engine does not hold them before a backend of the ops table does (docs/cuda.md).
+NVCC    ?= $(or $(wildcard $(CUDA)/bin/nvcc),$(shell command -v nvcc))
+CXX     := g++
+CU_SRC  := $(wildcard kernels/cuda/*.cu)
+CU_ARCHS ?= 80 86 89 90a
+CU_OBJ  := $(CU_SRC:%.cu=$(BUILD)/%.o)
+SIMT_OBJ := $(CU_SRC:%.cu=$(BUILD)/simt/%.o) $(BUILD)/simt/simt.o
+CXXSTD  := -std=c++17 -I. -fno-exceptions -fno-rtti -Wall -Wextra $(if $(WERROR),-Werror)
+# A register that spills, or an array that is not in registers, fails the build.
+NVFLAGS := -std=c++17 -I. -O3 -lineinfo -Xptxas -warn-spills,-warn-lmem-usage,-Werror
+
+all: $(BUILD)/omnidrop plugins cuda
 
 # By name, since `make deps` may install the headers first.
 plugins:
@@ -86,6 +98,23 @@ $(BUILD)/omnidrop-mpi.so: comm/mpi.c comm/inside.h comm/comm.h base/err.h
 $(BUILD)/omnidrop-nccl.so: comm/nccl.c comm/inside.h comm/comm.h base/err.h
 	@echo "  SO   $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -isystem $(CUDA)/include -fPIC -shared -fvisibility=hidden -o $@ $< -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lnccl -lcudart
+
+cuda:
+	@$(if $(NVCC),$(MAKE) --no-print-directory $(CU_OBJ),echo "  no nvcc: no kernels for CUDA")
+
+# The machine code of each GPU stays beside the object, for tests/tidy/test_machine_code.sh.
+$(BUILD)/kernels/cuda/%.o: kernels/cuda/%.cu
+	@echo "  NVCC $<"; rm -rf $(@:.o=.code); mkdir -p $(@:.o=.code)
+	$(Q)$(NVCC) $(NVFLAGS) $(foreach a,$(CU_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_90,code=compute_90 \
+	    --keep --keep-dir $(@:.o=.code) -MMD -MP -MF $(@:.o=.d) -c -o $@ $< && find $(@:.o=.code) -type f ! -name '*.cubin' -delete
+
+$(BUILD)/simt/%.o: %.cu
+	@echo "  SIMT $<"; mkdir -p $(@D)
+	$(Q)$(CXX) $(CXXSTD) $(OPT_$(MODE)) -x c++ -include tests/kernels/simt.h -MMD -MP -c -o $@ $<
+
+$(BUILD)/simt/simt.o: tests/kernels/simt.cpp
+	@echo "  SIMT $<"; mkdir -p $(@D)
+	$(Q)$(CXX) $(CXXSTD) $(OPT_$(MODE)) -MMD -MP -c -o $@ $<
 
 # Sums of tensors between ranks are loops over floats.
 $(BUILD)/comm/segment.o: CFLAGS += -O3
@@ -124,6 +153,10 @@ endef
 $(foreach m,$(MODULES),$(eval $(call test_rule,$(m))))
 # A service by script, in place of the engine's.
 $(BUILD)/tests/api/test_fields $(BUILD)/tests/api/test_replies $(BUILD)/tests/api/test_live $(BUILD)/tests/api/test_groups: tests/api/fake_service.c tests/api/schema.c
+
+# The CUDA kernels, compiled for the CPU.
+$(patsubst %.c,$(BUILD)/%,$(wildcard tests/kernels/test_cuda_*.c)): $(SIMT_OBJ)
+$(BUILD)/tests/kernels/test_cuda_simt: $(BUILD)/simt/tests/kernels/simt_bad.o
 
 # Ranks that are threads of the test, in place of comm/.
 RANK_TESTS := test_ranks test_ranks_engine test_ranks_service
@@ -188,6 +221,6 @@ lint:
 clean:
 	rm -rf build
 
-.PHONY: all plugins deps demo test test-build asan bench soak quality quality-refresh quality-reference fuzz format lint clean
+.PHONY: all plugins cuda deps demo test test-build asan bench soak quality quality-refresh quality-reference fuzz format lint clean
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

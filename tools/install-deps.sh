@@ -3,7 +3,7 @@
 # A machine that has all of it needs no root; one without root or without apt is told what is missing.
 set -eu
 
-PACKAGES="gcc make pkg-config libc6-dev
+PACKAGES="gcc g++ make pkg-config libc6-dev
 libavformat-dev libavcodec-dev libswscale-dev libswresample-dev libavutil-dev ffmpeg
 libjansson-dev libpcre2-dev libutf8proc-dev zlib1g-dev libjemalloc-dev libcmocka-dev
 libevent-dev libssl-dev libhttp-parser-dev libcurl4-openssl-dev libseccomp-dev

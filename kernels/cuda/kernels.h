@@ -1,0 +1,144 @@
+/* kernels/cuda/kernels.h - the launchers of the CUDA kernels: what the backend of the ops table calls.
+ *
+ * The meaning of each is that of its namesake in kernels/ops.h, with these differences: every pointer is device memory,
+ * lists of rows and pages too; shapes were checked by the caller; scratch is named. What is launched runs after what the
+ * same stream (a cudaStream_t) was given before; the launcher returns at once. E_DEVICE: it was not launched.
+ *
+ * Layouts of this device. A matrix and an operand are row-major and dense (an operand of k columns has rows of k). Pages
+ * hold PAGE_TOKENS tokens of one layer: [K, V][KV head][band][token][128 bytes], a band being 128 bytes of head dims (64
+ * of bf16, 32 of f32; what a head lacks of whole bands is 0). The 16-byte piece c of a row lies at piece c ^ (token % 8):
+ * that is the 128-byte swizzle of the tensor cores, so ldmatrix reads it without bank conflicts and a band of 8 KiB is
+ * one bulk copy. */
+#ifndef KERNELS_CUDA_KERNELS_H
+#define KERNELS_CUDA_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "kernels/ops.h"
+
+enum { CUDA_PAGE_TOKENS = 64, CUDA_BAND_BYTES = 128 };
+
+/* ---- rows.cu: bound by memory ---------------------------------------------------------------------------- */
+
+/* y row i = table row id[i]; the table [V, d] in its own dtype. */
+struct cuda_embed_args { const void *table; enum dtype dtype; const int32_t *id; uint32_t n, d; float *y; };
+status cuda_embed(void *stream, const struct cuda_embed_args *a, struct err *e);
+
+/* RMSNorm (b NULL) or LayerNorm into an operand; `row` makes it the gather of survivors too. out [rows, group * d]. */
+struct cuda_norm_args {
+    const float *x;
+    const uint32_t *row;
+    uint32_t rows, d, group;
+    const float *w, *b;
+    float eps;
+    void *out;
+    enum dtype out_dtype;
+};
+status cuda_norm(void *stream, const struct cuda_norm_args *a, struct err *e);
+
+struct cuda_pack_args { const float *x; size_t ldx; uint32_t rows, k; void *out; enum dtype out_dtype; };
+status cuda_pack(void *stream, const struct cuda_pack_args *a, struct err *e);
+
+/* out = silu(gate) * up of gu [rows, 2 n] of `dtype`, gate and up interleaved by groups of 8 columns: a weight of the form
+ * WEIGHT_SWIGLU is stored so that one thread finds both. n is a multiple of 8. */
+struct cuda_swiglu_args { const void *gu; enum dtype dtype; uint32_t rows, n; void *out; enum dtype out_dtype; };
+status cuda_swiglu(void *stream, const struct cuda_swiglu_args *a, struct err *e);
+
+/* out = gelu(x + bias), erf form; bias NULL: none. out_dtype DT_F32 may be in place. */
+struct cuda_gelu_args { const float *x; size_t ldx; const float *bias; uint32_t rows, n; void *out; size_t ldo; enum dtype out_dtype; };
+status cuda_gelu(void *stream, const struct cuda_gelu_args *a, struct err *e);
+
+/* y row to[i] = x row from[i]; from or to NULL: i. Gather, scatter. */
+struct cuda_move_args { const float *x; const uint32_t *from, *to; uint32_t n, d; float *y; };
+status cuda_move(void *stream, const struct cuda_move_args *a, struct err *e);
+
+/* first[c]: where the rows of chunk c begin, [n_chunks + 1]. */
+struct cuda_add_rows_args { float *y; const float *table; uint32_t d, n_chunks, rows; const uint32_t *first; };
+status cuda_add_rows(void *stream, const struct cuda_add_rows_args *a, struct err *e);
+
+struct cuda_mean_pairs_args { const float *x; uint32_t n, d; float *y; };
+status cuda_mean_pairs(void *stream, const struct cuda_mean_pairs_args *a, struct err *e);
+
+/* first_step, first_row: where the time steps and the output rows of each chunk begin, [n_chunks + 1] each. */
+struct cuda_im2col_args {
+    const float *x;
+    size_t st, sc;
+    uint32_t channels, stride, n_chunks, rows;
+    const uint32_t *first_step, *first_row;
+    void *out;
+    enum dtype out_dtype;
+};
+status cuda_im2col(void *stream, const struct cuda_im2col_args *a, struct err *e);
+
+/* out[i] = cosine of x row a[i] and y row b[i]. */
+struct cuda_cosine_args { const float *x, *y; uint32_t d, n; const uint32_t *a, *b; float *out; };
+status cuda_cosine(void *stream, const struct cuda_cosine_args *a, struct err *e);
+
+/* ---- pages.cu -------------------------------------------------------------------------------------------- */
+
+struct cuda_pages { void *base; size_t page_bytes; uint32_t G, D; enum dtype dtype; };
+size_t cuda_page_bytes(uint32_t G, uint32_t D, enum dtype dtype);
+
+/* One sequence of a batch: its batch rows, and where its page numbers begin in the batch's list. */
+struct cuda_seq { uint32_t row, n_rows, keys, page; };
+
+struct cuda_rope_args { float *x; size_t ldx; uint32_t n, heads, D; const float *cos, *sin; const uint32_t *row; };
+status cuda_rope(void *stream, const struct cuda_rope_args *a, struct err *e);
+
+/* Item: one page that is written to, by its place in the sequence's view. seq[].keys: rows of the view before this write. A
+ * page whose first row is written is cleared behind the last. */
+struct cuda_kv_item { uint32_t seq, place; };
+struct cuda_kv_write_args {
+    const float *kv;
+    size_t ldkv;
+    const float *cos, *sin;
+    const uint32_t *row;
+    struct cuda_pages pages;
+    const struct cuda_seq *seq;
+    const uint32_t *page;
+    const struct cuda_kv_item *item;
+    uint32_t n_items;
+};
+status cuda_kv_write(void *stream, const struct cuda_kv_write_args *a, struct err *e);
+
+struct cuda_page_copy_args { struct cuda_pages pages; const uint32_t *src, *dst; uint32_t n; };
+status cuda_page_copy(void *stream, const struct cuda_page_copy_args *a, struct err *e);
+
+/* View v: n_rows rows stay, those of row[seq[v].row ..] in order; seq[v].page as ever. */
+struct cuda_kv_compact_args {
+    struct cuda_pages pages;
+    const struct cuda_seq *seq;
+    const uint32_t *page, *row;
+    uint32_t n_views;
+};
+status cuda_kv_compact(void *stream, const struct cuda_kv_compact_args *a, struct err *e);
+
+/* ---- select.cu ------------------------------------------------------------------------------------------- */
+
+/* score[j] = (sum over g, ascending, of partial[g, j]) / rows, in f32: OmniDrop Eq. 5 with rows = H n_q. */
+struct cuda_score_args { const float *partial; uint32_t G, n; float rows; float *score; };
+status cuda_score(void *stream, const struct cuda_score_args *a, struct err *e);
+
+struct cuda_select_args {
+    const float *score;
+    const int32_t *chunk;
+    uint32_t n, k;
+    bool tds, relative;
+    double lambda_div;
+    int32_t max_chunk;
+    uint32_t *keep;               /* [n - k] */
+    uint64_t *key;                /* [n] scratch */
+    uint8_t *drop;                /* [n] scratch */
+};
+status cuda_select(void *stream, const struct cuda_select_args *a, struct err *e);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,182 @@
+/* tests/kernels/simt.h - the CUDA kernels on a CPU, thread for thread.
+ *
+ * kernels/cuda/ is written over the primitives of kernels/cuda/device.h. This header is their second meaning: every .cu
+ * is also compiled by the C++ compiler with it put in front, and simt.cpp runs a block with one fiber a thread, blocks in
+ * random order, warps and lanes in random order between the points where they must meet. So index arithmetic, masks, page
+ * tables, barriers and copies in flight are run without a GPU, by the launchers that a GPU would be given.
+ *
+ * What is caught: threads that do not meet (a barrier that some never reach, lanes at different instructions), copies read
+ * before the wait that covers them (they land at that wait and not before), shared memory read before it is written (it
+ * holds NaN), addresses outside shared memory, vectors that are not aligned, a missing barrier in most runs (the order is
+ * random), and with ASan accesses outside global memory. What is not: the memory model between real warps, bank
+ * conflicts, speed, what the assembler makes of it. */
+#ifndef TESTS_KERNELS_SIMT_H
+#define TESTS_KERNELS_SIMT_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels/cuda/kernels.h"
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { uint32_t x, y, z, w; };
+
+/* The thread that runs. */
+extern struct simt_now {
+    dim3 grid, block, blockIdx, threadIdx;
+    unsigned char *shared;        /* fixed (`SHARED`) first, then dynamic */
+    size_t fixed_bytes, shared_bytes;
+} simt;
+#define gridDim   simt.grid
+#define blockDim  simt.block
+#define blockIdx  simt.blockIdx
+#define threadIdx simt.threadIdx
+
+enum simt_meeting { SIMT_SYNCWARP, SIMT_XOR, SIMT_FROM, SIMT_UP, SIMT_BALLOT, SIMT_LDMATRIX, SIMT_MMA, SIMT_BARRIER };
+#define SIMT_WORDS 6
+
+extern "C" {
+/* Ends the program with a sentence that names kernel, block and thread. */
+void simt_die(const char *what) __attribute__((noreturn));
+void simt_run(const char *kernel, void (*call)(const void *kernel_and_args), const void *kernel_and_args, dim3 grid,
+              unsigned threads, size_t dynamic);
+void simt_barrier(void);
+/* All 32 lanes come with n words each; what lane i brought is then at [i]. Valid until the lane meets the others again. */
+typedef uint32_t simt_words[SIMT_WORDS];
+const simt_words *simt_meet(enum simt_meeting kind, const uint32_t *mine, unsigned n);
+unsigned char *simt_at(uint32_t shared_address, size_t bytes);
+void simt_copy_async(uint32_t to, const void *from, bool zero);
+void simt_copy_commit(void);
+void simt_copy_wait(unsigned but);
+}
+
+/* ---- device.h's primitives ------------------------------------------------------------------------------- */
+
+#define DEVICE                   static inline
+#define KERNEL                   static void
+#define BOUNDS(threads, blocks)
+#define SHARED(type, name)       type &name = *(type *)simt.shared; if (sizeof(type) > simt.fixed_bytes) simt_die("too much SHARED")
+#define UNROLL
+
+DEVICE unsigned char *shared_memory() { return simt.shared + simt.fixed_bytes; }
+DEVICE uint32_t shared_address(const void *p) { return (uint32_t)((const unsigned char *)p - simt.shared); }
+
+DEVICE float f32_of_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+DEVICE uint32_t bits_of_f32(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+DEVICE uint64_t bits_of_f64(double f) { uint64_t u; memcpy(&u, &f, 8); return u; }
+DEVICE uint16_t bf16_of(float f)
+{
+    const uint32_t u = bits_of_f32(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fff;          /* as cvt.rn.bf16 does */
+    return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+DEVICE uint32_t bf16x2_of(float low, float high) { return bf16_of(low) | (uint32_t)bf16_of(high) << 16; }
+DEVICE float exp2_fast(float x) { return exp2f(x); }
+DEVICE float rsqrt_of(float x) { return 1.0f / sqrtf(x); }
+/* One rounding each, whatever the compiler likes to fuse. */
+DEVICE double mul_rn(double a, double b) { volatile double c = a * b; return c; }
+DEVICE double add_rn(double a, double b) { volatile double c = a + b; return c; }
+DEVICE double div_rn(double a, double b) { return a / b; }
+
+template <class V> DEVICE V load_vector(const void *p)
+{
+    if ((uintptr_t)p % sizeof(V) != 0) simt_die("a vector that is not aligned is read");
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class V> DEVICE void store_vector(void *p, const V &v)
+{
+    if ((uintptr_t)p % sizeof(V) != 0) simt_die("a vector that is not aligned is written");
+    memcpy(p, &v, sizeof v);
+}
+
+DEVICE void __syncthreads() { simt_barrier(); }
+DEVICE void __syncwarp() { simt_meet(SIMT_SYNCWARP, NULL, 0); }
+DEVICE unsigned simt_lane() { return threadIdx.x % 32; }
+template <class T> DEVICE T simt_shuffle(enum simt_meeting kind, T v, unsigned from)
+{
+    static_assert(sizeof(T) == 4, "words");
+    uint32_t u;
+    memcpy(&u, &v, 4);
+    const simt_words *all = simt_meet(kind, &u, 1);
+    memcpy(&v, &all[from % 32][0], 4);
+    return v;
+}
+template <class T> DEVICE T shuffle_xor(T v, unsigned mask) { return simt_shuffle(SIMT_XOR, v, simt_lane() ^ mask); }
+template <class T> DEVICE T shuffle_from(T v, unsigned lane) { return simt_shuffle(SIMT_FROM, v, lane); }
+/* Lanes below `by` get their own. */
+template <class T> DEVICE T shuffle_up(T v, unsigned by)
+{
+    return simt_shuffle(SIMT_UP, v, simt_lane() < by ? simt_lane() : simt_lane() - by);
+}
+DEVICE uint32_t count_in_shared(uint32_t *at) { return (*at)++; }   /* atomic: a fiber is never stopped here */
+
+DEVICE void copy_async(uint32_t to, const void *from, bool zero = false) { simt_copy_async(to, from, zero); }
+DEVICE void copy_commit() { simt_copy_commit(); }
+template <int but> DEVICE void copy_wait() { simt_copy_wait(but); }
+
+/* Four 8 x 8 matrices of 16-bit words; lane i brings the address of row i % 8 of matrix i / 8. Lane l gets of matrix m
+ * words (l / 4, 2 (l % 4)) and the next, or of its transpose. */
+DEVICE void simt_ldmatrix(uint32_t *r, uint32_t row, bool transposed)
+{
+    const unsigned l = simt_lane();
+    if (row % 16 != 0) simt_die("ldmatrix: a row that is not aligned");
+    const simt_words *all = simt_meet(SIMT_LDMATRIX, &row, 1);
+    for (unsigned m = 0; m < 4; m++) {
+        uint16_t w[2];
+        for (unsigned j = 0; j < 2; j++) {
+            const unsigned at = transposed ? 8 * m + 2 * (l % 4) + j : 8 * m + l / 4;
+            const unsigned column = transposed ? l / 4 : 2 * (l % 4) + j;
+            memcpy(&w[j], simt_at(all[at][0], 16) + 2 * column, 2);
+        }
+        r[m] = w[0] | (uint32_t)w[1] << 16;
+    }
+}
+DEVICE void ldmatrix(uint32_t *r, uint32_t row) { simt_ldmatrix(r, row, false); }
+DEVICE void ldmatrix_transposed(uint32_t *r, uint32_t row) { simt_ldmatrix(r, row, true); }
+
+/* c [16 x 8] += a [16 x 16] b [16 x 8], bf16 with f32 sums: the fragments of mma.m16n8k16. */
+DEVICE void mma_bf16(float *c, const uint32_t *a, uint32_t b0, uint32_t b1)
+{
+    const unsigned l = simt_lane();
+    const uint32_t mine[6] = { a[0], a[1], a[2], a[3], b0, b1 };
+    const simt_words *all = simt_meet(SIMT_MMA, mine, 6);
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = l / 4 + i / 2 * 8, column = l % 4 * 2 + i % 2;
+        float sum = c[i];
+        for (unsigned k = 0; k < 16; k++) {
+            const uint32_t x = all[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], y = all[column * 4 + k % 8 / 2][4 + k / 8];
+            sum += f32_of_bits(x >> (k % 2 * 16) << 16) * f32_of_bits(y >> (k % 2 * 16) << 16);
+        }
+        c[i] = sum;
+    }
+}
+
+/* ---- launching ------------------------------------------------------------------------------------------- */
+
+template <class A> struct simt_call_of { void (*kernel)(A); const A *a; };
+template <class A> static void simt_call(const void *p)
+{
+    const struct simt_call_of<A> *c = (const struct simt_call_of<A> *)p;
+    c->kernel(*c->a);
+}
+
+template <class A>
+static status launch(const char *name, void (*kernel)(A), dim3 grid, unsigned threads, size_t dynamic, void *stream, const A &a,
+                     struct err *e)
+{
+    (void)stream, (void)e;
+    const struct simt_call_of<A> call = { kernel, &a };
+    simt_run(name, simt_call<A>, &call, grid, threads, dynamic);
+    return OK;
+}
+
+#endif

@@ -119,6 +119,34 @@ struct cuda_kv_compact_args {
 };
 status cuda_kv_compact(void *stream, const struct cuda_kv_compact_args *a, struct err *e);
 
+/* ---- attention.cu ---------------------------------------------------------------------------------------- */
+
+/* Pages of bf16 and heads of 64 or 128 dims; E_ARG for others. */
+enum { CUDA_TILE_ROWS = 64, CUDA_SPLIT_PAGES = 4 };
+
+/* Prefill: the rows of a sequence times the heads of a group from `row` on, a multiple of CUDA_TILE_ROWS. Decode: the pages of
+ * a row from page `row` of its view on, a multiple of CUDA_SPLIT_PAGES. */
+struct cuda_tile { uint32_t seq, row; };
+
+struct cuda_attention_args {
+    const float *q;
+    size_t ldq;
+    uint32_t H;
+    float scale;                  /* above 0 */
+    struct cuda_pages pages;
+    const struct cuda_seq *seq;   /* row, n_rows: query rows; decode: one each */
+    const uint32_t *page, *visible;   /* visible: [batch rows] */
+    const struct cuda_tile *tile; /* decode: in order of sequences, then pages */
+    uint32_t n_seqs, n_tiles;
+    void *out;                    /* [rows, H * D] */
+    enum dtype out_dtype;
+    /* decode alone: */
+    const uint32_t *first_item;   /* [n_seqs] the first tile of each */
+    float *part, *part_stats;     /* [n_tiles, H, D] and [n_tiles, H, 2] scratch */
+};
+status cuda_attention(void *stream, const struct cuda_attention_args *a, struct err *e);
+status cuda_attention_decode(void *stream, const struct cuda_attention_args *a, struct err *e);
+
 /* ---- select.cu ------------------------------------------------------------------------------------------- */
 
 /* score[j] = (sum over g, ascending, of partial[g, j]) / rows, in f32: OmniDrop Eq. 5 with rows = H n_q. */

@@ -84,15 +84,16 @@ DEVICE void attend_tile(attend_rows<STEPS> &r, uint32_t k_tile, uint32_t v_tile,
                 r.l[i] += s[n][2 * i + j];
             }
     }
-    if (!WITH_V) return;
-    UNROLL for (int k = 0; k < 4; k++) {
-        const uint32_t p[4] = { bf16x2_of(s[2 * k][0], s[2 * k][1]), bf16x2_of(s[2 * k][2], s[2 * k][3]),
-                                bf16x2_of(s[2 * k + 1][0], s[2 * k + 1][1]), bf16x2_of(s[2 * k + 1][2], s[2 * k + 1][3]) };
-        UNROLL for (int n = 0; n < STEPS; n++) {
-            uint32_t b[4];
-            ldmatrix_transposed(b, v_tile + piece_at(k * 16 + l % 16, n * 2 + l / 16));
-            mma_bf16(r.o[2 * n], p, b[0], b[1]);
-            mma_bf16(r.o[2 * n + 1], p, b[2], b[3]);
+    if constexpr (WITH_V) {
+        UNROLL for (int k = 0; k < 4; k++) {
+            const uint32_t p[4] = { bf16x2_of(s[2 * k][0], s[2 * k][1]), bf16x2_of(s[2 * k][2], s[2 * k][3]),
+                                    bf16x2_of(s[2 * k + 1][0], s[2 * k + 1][1]), bf16x2_of(s[2 * k + 1][2], s[2 * k + 1][3]) };
+            UNROLL for (int n = 0; n < STEPS; n++) {
+                uint32_t b[4];
+                ldmatrix_transposed(b, v_tile + piece_at(k * 16 + l % 16, n * 2 + l / 16));
+                mma_bf16(r.o[2 * n], p, b[0], b[1]);
+                mma_bf16(r.o[2 * n + 1], p, b[2], b[3]);
+            }
         }
     }
 }

@@ -147,6 +147,41 @@ struct cuda_attention_args {
 status cuda_attention(void *stream, const struct cuda_attention_args *a, struct err *e);
 status cuda_attention_decode(void *stream, const struct cuda_attention_args *a, struct err *e);
 
+/* ---- segments.cu ----------------------------------------------------------------------------------------- */
+
+/* bf16 products whatever the type of out. Tile: 64 query rows of a segment (`seq`) from `row` on. */
+struct cuda_segment_attention_args {
+    const float *q, *k, *v;       /* [n, ld] each */
+    size_t ld;
+    uint32_t heads, D;            /* D even, at most 128 */
+    float scale;                  /* above 0 */
+    const uint32_t *seg_start;
+    const struct cuda_tile *tile;
+    uint32_t n_tiles;
+    void *out;                    /* [n, heads * D] */
+    enum dtype out_dtype;
+};
+status cuda_segment_attention(void *stream, const struct cuda_segment_attention_args *a, struct err *e);
+
+/* ---- scores.cu ------------------------------------------------------------------------------------------- */
+
+enum { CUDA_STATS_PAGES = 16 };
+
+/* One sequence. Pages of bf16 and heads of 64 or 128 dims; E_ARG for others. */
+struct cuda_query_scores_args {
+    const float *q;
+    size_t ldq;
+    uint32_t n_q, H;
+    float scale;                  /* above 0 */
+    struct cuda_pages pages;
+    const uint32_t *page, *visible;
+    uint32_t n_keys;
+    float *partial;               /* [G, n_keys] */
+    uint32_t n_splits;            /* pages of n_keys / CUDA_STATS_PAGES, rounded up */
+    float *part, *lse;            /* [n_splits, n_q H, 2] and [n_q H] scratch */
+};
+status cuda_query_scores(void *stream, const struct cuda_query_scores_args *a, struct err *e);
+
 /* ---- select.cu ------------------------------------------------------------------------------------------- */
 
 /* score[j] = (sum over g, ascending, of partial[g, j]) / rows, in f32: OmniDrop Eq. 5 with rows = H n_q. */

@@ -50,9 +50,9 @@ void cli_say_capacity(const struct cli *c, const struct engine *en, const struct
     struct prune_item item;
     const struct prune_shape film = { .n_layers = engine_config(en)->text.layers, .n_items = 1, .item = &item };
     struct policy_params offered;
-    uint64_t whole = 0, pruned = 0;
+    uint64_t whole = 0, pruned = 0, given = 0;
     uint32_t seconds = 60;
-    char flags[64], bound[96] = "";
+    char flags[64], bound[96] = "", shared[64] = "";
     struct err e;
     /* The longest of 60, 30, 15, ... seconds that the context takes. */
     for (; seconds > 0; seconds /= 2) {
@@ -70,13 +70,15 @@ void cli_say_capacity(const struct cli *c, const struct engine *en, const struct
     const uint64_t n_whole = info->n_pages / whole, n_pruned = info->n_pages / pruned;
     if (n_whole > at_once || n_pruned > at_once)
         snprintf(bound, sizeof bound, "; %s %u runs no more than that at once", limit, at_once);
+    if (info->n_local > 1 && cli_uint(c, "kv-bytes", 0, (uint64_t)1 << 46, &given, &e) == OK && given == 0)
+        snprintf(shared, sizeof shared, "; %u ranks share the memory of this host", info->n_local);
     char size[160];
     snprintf(size, sizeof size, "films of %u s with sound (%u + %u tokens, %u of text, %u of answer)", seconds, item.n_audio,
              item.steps * item.step_tokens, TEXT_TOKENS, TEXT_TOKENS);
     if (off)
-        cli_log(c, CLI_NOTE, "policy none: of %s the pages hold %llu at once; %s would hold %llu (%.1fx)%s", size,
-                (unsigned long long)n_whole, flags, (unsigned long long)n_pruned, (double)whole / (double)pruned, bound);
+        cli_log(c, CLI_NOTE, "policy none: of %s the pages hold %llu at once; %s would hold %llu (%.1fx)%s%s", size,
+                (unsigned long long)n_whole, flags, (unsigned long long)n_pruned, (double)whole / (double)pruned, bound, shared);
     else
-        cli_log(c, CLI_NOTE, "policy %s: of %s the pages hold %llu at once, without pruning %llu (%.1fx)%s", prune_params_name(p),
-                size, (unsigned long long)n_pruned, (unsigned long long)n_whole, (double)whole / (double)pruned, bound);
+        cli_log(c, CLI_NOTE, "policy %s: of %s the pages hold %llu at once, without pruning %llu (%.1fx)%s%s", prune_params_name(p),
+                size, (unsigned long long)n_pruned, (unsigned long long)n_whole, (double)whole / (double)pruned, bound, shared);
 }

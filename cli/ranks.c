@@ -35,6 +35,7 @@ struct ranks {
     enum ranks_role role;
     uint32_t rank, size, tp, dp;
     struct comm *world, *leaders, *tensor;     /* the last two NULL where this rank is in none */
+    struct comm *alone;            /* a group of this rank only, where T is 1: it knows who shares the host */
     struct remote_link link;
     struct groups *groups;         /* ranks_watch */
     void (*fatal)(void *self, const struct err *why);
@@ -46,7 +47,7 @@ struct ranks {
 enum ranks_role ranks_role(const struct ranks *r) { return r->role; }
 uint32_t ranks_groups(const struct ranks *r) { return r->dp; }
 uint32_t ranks_group(const struct ranks *r) { return r->rank / r->tp; }
-struct comm *ranks_tensor(const struct ranks *r) { return r->tensor; }
+struct comm *ranks_tensor(const struct ranks *r) { return r->tensor ? r->tensor : r->alone; }
 const struct remote_link *ranks_link(const struct ranks *r) { return r->leaders ? &r->link : NULL; }
 
 /* ---- messages between leaders ---------------------------------------------------------------------------------- */
@@ -139,6 +140,7 @@ int ranks_close(struct ranks **pr, int code)
     /* Workers may wait for an engine that was never opened: who leaves like this ends their wait. */
     if (code != CLI_OK && r->tensor) ranks_exit(r, code);
     if (r->tensor) comm_close(&r->tensor);
+    if (r->alone) comm_close(&r->alone);
     if (r->leaders) comm_close(&r->leaders);
     if (r->world) comm_close(&r->world);
     free(r);
@@ -268,7 +270,7 @@ static status split(struct ranks *r, struct err *e)
     const bool leads = r->rank % r->tp == 0;
     r->role = r->rank == 0 ? RANKS_FRONT : leads ? RANKS_LEADER : RANKS_WORKER;
     if (r->dp > 1) TRY(comm_split(r->world, leads ? 0 : UINT32_MAX, r->rank, &r->leaders, e));
-    if (r->tp > 1) TRY(comm_split(r->world, r->rank / r->tp, r->rank, &r->tensor, e));
+    TRY(comm_split(r->world, r->rank / r->tp, r->rank, r->tp > 1 ? &r->tensor : &r->alone, e));
     r->link = (struct remote_link){ .self = r, .rank = r->rank / r->tp, .size = r->dp, .post = post, .take = take };
     return OK;
 }

@@ -28,7 +28,7 @@ status ranks_open(const struct cli *c, struct ranks **out, struct err *e);
 enum ranks_role ranks_role(const struct ranks *r);
 uint32_t ranks_groups(const struct ranks *r);          /* D; 1 alone */
 uint32_t ranks_group(const struct ranks *r);           /* of this rank */
-/* The ranks of this group, for the engine; NULL: this one alone. */
+/* The ranks of this group, for the engine: one or more. NULL: no launcher. */
 struct comm *ranks_tensor(const struct ranks *r);
 /* Between the leaders; of a leader or rank 0 with D > 1, else NULL. */
 const struct remote_link *ranks_link(const struct ranks *r);

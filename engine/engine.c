@@ -64,25 +64,29 @@ static uint64_t ram_bytes(void)
     return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : (uint64_t)1 << 30;
 }
 
-/* Ranks on this machine: they share its memory and its CPUs. */
-static uint32_t n_local(const struct engine *en)
+/* Ranks on this machine, of this group and of others: they share its memory and its CPUs. */
+static uint32_t ranks_here(const struct comm *c)
 {
-    const uint32_t n = en->comm ? comm_peer(en->comm, comm_rank(en->comm))->n_local : 1;
+    const uint32_t n = c ? comm_peer(c, comm_rank(c))->n_local : 1;
     return n ? n : 1;
 }
 
-/* Pages of this rank: as asked, else room for one whole context at every layer, at most half of the memory; for several
- * contexts as many as a quarter of the memory holds. */
+uint64_t engine_pool_pages(uint64_t memory, uint32_t n_local, uint64_t page_bytes, uint64_t context_pages, uint32_t contexts)
+{
+    const uint64_t half = memory / n_local / 2 / page_bytes;
+    const uint64_t pages = context_pages * contexts < half / 2 ? context_pages * contexts : half / 2;
+    if (pages < context_pages) return context_pages < half ? context_pages : half;
+    return pages;
+}
+
+/* Pages of this rank: as asked, else by its share of the memory. */
 static uint64_t pages_wanted(const struct engine *en, const struct engine_options *o)
 {
     const struct kv_shape kv = decoder_kv_shape(en->dec);
-    const uint32_t L = decoder_shape(en->dec)->L, per = kv.page_tokens, contexts = o->kv_contexts ? o->kv_contexts : 1;
-    if (o->kv_bytes) return o->kv_bytes / kv.page_bytes;
+    const uint32_t L = decoder_shape(en->dec)->L, per = kv.page_tokens;
     const uint64_t one = (uint64_t)L * ((en->info.max_model_len + per - 1) / per + 1);
-    const uint64_t half = ram_bytes() / n_local(en) / 2 / kv.page_bytes;
-    const uint64_t pages = one * contexts < half / 2 ? one * contexts : half / 2;
-    if (pages < one) return one < half ? one : half;
-    return pages;
+    if (o->kv_bytes) return o->kv_bytes / kv.page_bytes;
+    return engine_pool_pages(ram_bytes(), en->info.n_local, kv.page_bytes, one, o->kv_contexts ? o->kv_contexts : 1);
 }
 
 static uint64_t resident_bytes(void)
@@ -227,6 +231,7 @@ static status open_start(struct engine *en, const struct engine_options *o, stru
     en->film_at_once = FILM_AT_ONCE;
     en->defaults = model_defaults_none();
     info->bundled = o->model_dir == NULL;
+    info->n_local = ranks_here(o->comm);
     if (o->model_dir) snprintf(info->model_dir, sizeof info->model_dir, "%s", o->model_dir);
     else TRY(engine_bundled_model(info->model_dir, sizeof info->model_dir, e));
     char copy[sizeof info->model_dir];
@@ -238,8 +243,8 @@ static status open_start(struct engine *en, const struct engine_options *o, stru
 static status open_stream(struct engine *en, const struct engine_options *o, struct err *e)
 {
     struct stream_options so = { .device = o->device, .n_threads = o->n_threads, .isa = o->isa };
-    if (so.n_threads == 0 && n_local(en) > 1) {
-        const long each = sysconf(_SC_NPROCESSORS_ONLN) / (long)n_local(en);
+    if (so.n_threads == 0 && en->info.n_local > 1) {
+        const long each = sysconf(_SC_NPROCESSORS_ONLN) / (long)en->info.n_local;
         so.n_threads = each > 1 ? (int)each : 1;
     }
     TRY(stream_open(&so, &en->st, e));
@@ -371,6 +376,7 @@ status engine_work(struct comm *c, const struct engine_options *options, struct 
     if (p.code != OK) return err_set(e, (status)p.code, "rank 0 (%s): %s", comm_peer(c, 0)->host, p.why);
     en = mem_must(1, sizeof *en);
     en->comm = c;
+    en->info.n_local = ranks_here(c);
     en->defaults = model_defaults_none();
     o.model_dir = p.model_dir;
     o.dtype = p.dtype[0] ? p.dtype : NULL;

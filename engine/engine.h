@@ -34,11 +34,11 @@ struct engine_options {
     const char *dtype;             /* "auto": f32 checkpoints in f32; bf16 ones in bf16, but in f32 where the whole
                                       model is under 128 MiB, as exactness costs nothing there; "f32", "bf16"    */
     uint32_t max_model_len;        /* prompt + answer, tokens; 0: min(config, 32768)                             */
-    uint64_t kv_bytes;             /* of the page pool (on each rank); 0: room for kv_contexts times max_model_len tokens, at most half
-                                      of RAM, a quarter where that is more than one context                      */
+    uint64_t kv_bytes;             /* of the page pool (on each rank); 0: engine_pool_pages, for kv_contexts of max_model_len */
     uint32_t kv_contexts;          /* 0: 1 */
-    struct comm *comm;             /* the ranks of this engine: its rank 0 opens it, the others call engine_work. Borrowed
-                                      for the engine's life. NULL: alone                                          */
+    struct comm *comm;             /* the ranks of this engine: its rank 0 opens it, the others call engine_work. One rank: it
+                                      is alone, and shares its host as comm_peer.n_local says. Borrowed for the engine's
+                                      life. NULL: alone on its host                                               */
     bool check_ranks;              /* compare over ranks what must be equal, after every layer: slow. Also by the
                                       environment's OMNIDROP_CHECK_RANKS=1                                        */
     bool textbook_order;           /* whole layers first, then the drop: same results, for tests                 */
@@ -65,7 +65,11 @@ struct engine_info {
     size_t page_bytes, weight_bytes;   /* of rank 0 */
     double load_s;
     uint32_t n_ranks;
+    uint32_t n_local;              /* ranks of this host, of whatever group: they share its memory and CPUs */
 };
+/* Pages of a pool that nobody gave a size: room for `contexts` of context_pages each in at most a quarter of this rank's share
+ * of the host's memory (bytes), or for one of them in at most half of that share. */
+uint64_t engine_pool_pages(uint64_t memory, uint32_t n_local, uint64_t page_bytes, uint64_t context_pages, uint32_t contexts);
 /* What each of n_ranks ranks holds. */
 struct engine_rank {
     uint64_t weight_bytes, page_bytes; /* decoder weights, one page */

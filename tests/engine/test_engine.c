@@ -424,9 +424,25 @@ static void test_part_of_a_film(void **state)
     engine_close(&en);
 }
 
+/* 1 GiB, pages of 1 KiB: a rank takes a quarter of its share of them, half of it for one long context, and no more than asked. */
+static void test_pool_by_share(void **state)
+{
+    (void)state;
+    const uint64_t gib = (uint64_t)1 << 30;
+    assert_int_equal(engine_pool_pages(gib, 1, 1024, 1000, 4), 4000);
+    assert_int_equal(engine_pool_pages(gib, 4, 1024, 1000, 4), 4000);
+    for (uint32_t n = 1; n <= 8; n++) {
+        assert_int_equal(engine_pool_pages(gib, n, 1024, 1000, 4096), (1u << 20) / n / 2 / 2);
+        assert_true(n * engine_pool_pages(gib, n, 1024, 1u << 30, 1) <= 1u << 19);
+    }
+    assert_int_equal(engine_pool_pages(gib, 1, 1024, 300000, 2), 300000);      /* over a quarter, under half */
+    assert_int_equal(engine_pool_pages(gib, 2, 1024, 300000, 2), 262144);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_batches_threads_and_order),
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_pool_by_share),
+                                        cmocka_unit_test(test_batches_threads_and_order),
                                         cmocka_unit_test(test_streaming_and_stop_strings),
                                         cmocka_unit_test(test_part_of_a_film), cmocka_unit_test(test_query_rows),
                                         cmocka_unit_test(test_refusals) };

@@ -205,6 +205,19 @@ def equal():
         wait_for("all ranks are gone", lambda: all(gone(p) for p in s.pid_of.values()), 10)
 
 
+@case("groups of one rank on one host share its memory, and say so")
+def shared_host():
+    many = ("--max-num-seqs", 4096)            # more than a quarter of any memory holds
+    with Server("--threads", 1, *many) as one:
+        alone = one.metrics().of("kv_pages", state="total")
+        assert "share the memory" not in one.log_text()
+    with Ranks(*many, tp=1, dp=2) as s:
+        assert "2 ranks share the memory of this host" in s.log_text(), s.log_text()
+        assert [abs(2 * g["pages"]["total"] - alone) <= 2 for g in s.groups()] == [True, True], (alone, s.groups())
+    with Ranks(*many, "--kv-bytes", 1 << 24, tp=1, dp=2) as s:
+        assert "share the memory" not in s.log_text()
+
+
 @case("what cannot be started says what to start")
 def refused():
     def run(n, *options):

@@ -111,7 +111,7 @@ status cuda_page_copy(void *stream, const struct cuda_page_copy_args *a, struct 
 struct compact_job { struct cuda_kv_compact_args a; uint32_t bands; };
 
 /* One block a view and a band of K or V. Rows move a page of targets at a time, all read before any is written: row i comes
- * from row[i] >= i, so later pages of targets never need what this one overwrites. */
+ * from row[i] >= i, so later pages of targets never need what this one overwrites, and one barrier a page is enough. */
 KERNEL BOUNDS(WRITE_THREADS, 1) compact_kernel(const compact_job j)
 {
     enum { PIECES = 8, EACH = PAGE * PIECES / WRITE_THREADS };
@@ -136,7 +136,6 @@ KERNEL BOUNDS(WRITE_THREADS, 1) compact_kernel(const compact_job j)
             const uint32_t i = threadIdx.x + x * WRITE_THREADS;
             store_vector(to + piece_at(i / PIECES, i % PIECES), held[x]);
         }
-        __syncthreads();
     }
 }
 

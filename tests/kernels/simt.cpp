@@ -280,13 +280,23 @@ unsigned char *simt_at(uint32_t address, size_t bytes)
     return simt.shared + address;
 }
 
+static void land(const struct copy *c)
+{
+    if (c->zero)
+        memset(simt_at(c->to, 16), 0, 16);
+    else
+        memcpy(simt_at(c->to, 16), c->from, 16);
+}
+
+/* Half of the copies land at once, so that one whose place is still being read is seen, the others as late as they may. */
 void simt_copy_async(uint32_t to, const void *from, bool zero)
 {
     struct flight *q = &fibers[current].flight;
     if (to % 16 != 0 || (uintptr_t)from % 16 != 0) simt_die("a copy of 16 bytes that is not aligned");
     if (q->n == PENDING) simt_die("too many copies in flight for this simulation");
-    simt_at(to, 16);
     q->c[q->n++] = (struct copy){ to, zero, from };
+    if (below(2)) land(&q->c[q->n - 1]);
+    simt_at(to, 16);
 }
 
 void simt_copy_commit()
@@ -300,12 +310,7 @@ void simt_copy_wait(unsigned but)
     struct flight *q = &fibers[current].flight;
     if (q->n_groups <= but) return;
     const unsigned groups = q->n_groups - but, n = q->group_end[groups - 1];
-    for (unsigned i = 0; i < n; i++) {
-        if (q->c[i].zero)
-            memset(simt_at(q->c[i].to, 16), 0, 16);
-        else
-            memcpy(simt_at(q->c[i].to, 16), q->c[i].from, 16);
-    }
+    for (unsigned i = 0; i < n; i++) land(&q->c[i]);
     memmove(q->c, q->c + n, (q->n - n) * sizeof *q->c);
     q->n -= n;
     for (unsigned i = 0; i < but; i++) q->group_end[i] = q->group_end[groups + i] - n;

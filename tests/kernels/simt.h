@@ -6,10 +6,10 @@
  * tables, barriers and copies in flight are run without a GPU, by the launchers that a GPU would be given.
  *
  * What is caught: threads that do not meet (a barrier that some never reach, lanes at different instructions), copies read
- * before the wait that covers them (they land at that wait and not before), shared memory read before it is written (it
- * holds NaN), addresses outside shared memory, vectors that are not aligned, a missing barrier in most runs (the order is
- * random), and with ASan accesses outside global memory. What is not: the memory model between real warps, bank
- * conflicts, speed, what the assembler makes of it. */
+ * before the wait that covers them or made over what is still read (half land at once, half at that wait), shared memory
+ * read before it is written (it holds NaN), addresses outside shared memory, vectors that are not aligned, a missing barrier
+ * in most runs (the order is random), and with ASan accesses outside global memory. What is not: the memory model between
+ * real warps, bank conflicts, speed, what the assembler makes of it. */
 #ifndef TESTS_KERNELS_SIMT_H
 #define TESTS_KERNELS_SIMT_H
 

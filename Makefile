@@ -195,7 +195,7 @@ asan: deps
 	@tests/run.sh build/san "$(T)"
 
 bench: deps
-	@$(MAKE) --no-print-directory all $(BUILD)/bench
+	@$(MAKE) --no-print-directory all $(BUILD)/bench $(BUILD)/tests/comm/ranks
 	@$(BUILD)/bench --json $(BUILD)/bench.json
 
 soak: deps

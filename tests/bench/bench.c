@@ -1,5 +1,6 @@
 /* tests/bench/bench.c - runs the rows, prints the table, writes the JSON.
- *   bench [--only a,b] [--threads N] [--json FILE] [--list] */
+ *   bench [--only a,b] [--threads N] [--json FILE] [--list]
+ *   bench --team N     for bench_ranks.c: the decoder of this rank, with N threads */
 #include "tests/bench/bench.h"
 
 #include <jansson.h>
@@ -8,7 +9,8 @@
 #include <string.h>
 
 static const struct bench_row *const tables[] = { bench_kernel_rows, bench_model_rows, bench_load_rows,
-                                              bench_media_rows, bench_attention_rows, bench_serve_rows };
+                                              bench_media_rows, bench_attention_rows, bench_serve_rows,
+                                              bench_ranks_rows };
 #define N_TABLES (sizeof tables / sizeof tables[0])
 
 struct options {
@@ -107,6 +109,7 @@ static status bench_main(const struct options *o, const char *program, struct er
     const char *threads = strrchr(text, ',');
     b.n_threads = threads != NULL ? atoi(threads + 1) : 1;
     printf("# %s\n", text);
+    fflush(stdout);
     json_t *list = json_array();
     status s = run_rows(&b, o, list, e);
     if (s == OK && o->json != NULL && json_dump_file(list, o->json, JSON_INDENT(2)) != 0)
@@ -122,6 +125,7 @@ int main(int argc, char **argv)
 {
     struct err e = { 0 };
     struct options o = { 0 };
+    if (argc == 3 && strcmp(argv[1], "--team") == 0) return bench_team(atoi(argv[2]));
     if (options_parse(argc, argv, &o, &e) != OK) {
         fprintf(stderr, "bench: %s\n", e.text);
         return 2;

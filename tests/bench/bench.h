@@ -11,6 +11,7 @@
 
 #include "base/err.h"
 #include "kernels/ops.h"
+#include "model/decoder.h"
 
 struct bench {
     struct stream *st;            /* the CPU with all threads asked for                               */
@@ -28,7 +29,7 @@ struct bench_result {
     bool lower_is_better;         /* a time: the value must stay under the floor                      */
     double measured;              /* ratios: the same in a unit of its own, "tokens/s"                */
     const char *measured_unit;    /* NULL: not a ratio                                                */
-    char note[256];               /* shapes, absolute numbers, formula of the floor; printed          */
+    char note[512];               /* shapes, absolute numbers, formula of the floor; printed          */
 };
 
 struct bench_row {
@@ -38,7 +39,13 @@ struct bench_row {
 
 extern const struct bench_row bench_kernel_rows[];
 extern const struct bench_row bench_model_rows[], bench_load_rows[], bench_media_rows[],
-    bench_attention_rows[], bench_serve_rows[];
+    bench_attention_rows[], bench_serve_rows[], bench_ranks_rows[];
+/* What a rank of bench_ranks.c does in a program of its own; the exit status. */
+int bench_team(int n_threads);
+/* The decoder of prefill_* and decode_*, with weights out of p: n = V x d random values, each weight from another place. */
+struct bench_pool { uint16_t *values; size_t n; };
+extern const struct decoder_shape bench_model_shape;
+struct decoder_source bench_model_source(struct bench_pool *p);
 void bench_model_close(void);      /* ends what the rows of the model share */
 void bench_serve_close(void);
 

@@ -17,6 +17,7 @@
 #define MAX_LEN 16384
 
 static const struct decoder_shape S = SHAPE;
+const struct decoder_shape bench_model_shape = SHAPE;
 
 /* Multiply-adds of one row in all products of a layer: K and V, and what only rows that live on take. */
 static double macs_kv(void) { return 2.0 * S.d * S.G * S.D; }
@@ -28,13 +29,10 @@ static double macs_pair(void) { return 2.0 * S.D * S.H; }
 
 static struct engine *engine;
 
-/* Weights out of one pool of random values, each from another place. */
-struct pool { uint16_t *values; size_t n; };
-
 static status pool_weight(void *self, enum decoder_role role, uint32_t l, struct weight_args *a, struct err *e)
 {
     (void)e;
-    const struct pool *p = self;
+    const struct bench_pool *p = self;
     const uint32_t q = S.H * S.D, kv = S.G * S.D;
     const struct { uint32_t k, n[2]; enum weight_form form; bool bias; } of[] = {
         [DEC_QKV_Q] = { S.d, { q }, WEIGHT_PLAIN, true },     [DEC_QKV_KV] = { S.d, { kv, kv }, WEIGHT_PLAIN, true },
@@ -60,12 +58,17 @@ static status pool_norm(void *self, enum decoder_role role, uint32_t l, float *o
     return OK;
 }
 
+struct decoder_source bench_model_source(struct bench_pool *p)
+{
+    return (struct decoder_source){ .weight = pool_weight, .norm = pool_norm, .self = p };
+}
+
 /* The engine around the random decoder, and a bench on its threads. */
 static status model_open(const struct bench *b, struct bench *on, struct err *e)
 {
     if (engine == NULL) {
-        struct pool pool = { .n = (size_t)S.V * S.d };
-        const struct decoder_source src = { .weight = pool_weight, .norm = pool_norm, .self = &pool };
+        struct bench_pool pool = { .n = (size_t)S.V * S.d };
+        const struct decoder_source src = bench_model_source(&pool);
         const struct engine_options o = { .device = "cpu", .n_threads = b->n_threads, .max_model_len = MAX_LEN };
         TRY(bench_random_bf16(pool.n, 0.05f, &pool.values, e));
         const status s = engine_open_source(&o, &S, &src, DT_BF16, &engine, e);

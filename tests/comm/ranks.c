@@ -774,8 +774,8 @@ static int bench(void)
     for (size_t bytes = 4; bytes <= MOST; bytes *= bytes < 1024 ? 16 : 4) {
         double v[2][BATCHES] = { { 0 } };
         const int in = bytes <= 65536 ? 200 : bytes <= 1 << 20 ? 30 : 5;
-        for (int which = 0; which < 2; which++)
-            for (int b = 0; b < BATCHES; b++) {
+        for (int b = 0; b < BATCHES; b++)
+            for (int which = 0; which < 2; which++) {
                 CALL(comm_barrier(world, &call_err));
                 const double start = clock_s();
                 for (int i = 0; i < in; i++) {

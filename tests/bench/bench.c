@@ -9,7 +9,7 @@
 #include <string.h>
 
 static const struct bench_row *const tables[] = { bench_kernel_rows, bench_model_rows, bench_load_rows,
-                                              bench_media_rows, bench_attention_rows, bench_serve_rows,
+                                              bench_media_rows, bench_attention_rows, bench_policy_rows, bench_serve_rows,
                                               bench_ranks_rows };
 #define N_TABLES (sizeof tables / sizeof tables[0])
 

@@ -39,7 +39,7 @@ struct bench_row {
 
 extern const struct bench_row bench_kernel_rows[];
 extern const struct bench_row bench_model_rows[], bench_load_rows[], bench_media_rows[],
-    bench_attention_rows[], bench_serve_rows[], bench_ranks_rows[];
+    bench_attention_rows[], bench_serve_rows[], bench_policy_rows[], bench_ranks_rows[];
 /* What a rank of bench_ranks.c does in a program of its own; the exit status. */
 int bench_team(int n_threads);
 /* The decoder of prefill_* and decode_*, with weights out of p: n = V x d random values, each weight from another place. */
@@ -63,6 +63,9 @@ double bench_median_of(const double *v, const bool *undisturbed, int n);
 /* GFLOP/s of the machine's widest multiply-add (bf16 dot product where it has it) on all threads: the best of five
  * runs of about 1.5 ms. */
 double bench_peak(struct bench *b);
+
+/* Seconds a key of ops->query_scores: 32 query rows, 28 heads on 4 KV heads of 128, bf16 pages. */
+status bench_scores(struct bench *b, double *seconds, struct err *e);
 
 /* Seconds to read `bytes` at p once, all threads, each its part in order. */
 double bench_read(struct bench *b, const void *p, size_t bytes);

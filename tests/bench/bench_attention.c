@@ -275,6 +275,31 @@ done:
     return s;
 }
 
+/* Half of the heads are measured: twice the time. */
+status bench_scores(struct bench *b, double *seconds, struct err *e)
+{
+    enum { D = 128, N_Q = 32, ROUNDS = 9 };
+    struct paged p;
+    float *partial = NULL;
+    double took[ROUNDS];
+    status s;
+    TRY_GOTO(s, paged_init(b, &p, D, DT_BF16, 1, e), done);
+    TRY_GOTO(s, bench_random(G * N, &partial, e), done);
+    const struct query_scores_args a = { .q = p.q, .ldq = H * D, .n_q = N_Q, .H = H, .scale = 1.0f / sqrtf((float)D), .shape = p.shape,
+                                         .view = { p.page, N }, .visible = p.visible + N - N_Q, .partial = partial,
+                                         .scratch = p.scratch };
+    for (int i = 0; i < ROUNDS; i++) {
+        const double began = clock_s();
+        TRY_GOTO(s, b->st->ops->query_scores(b->st, &a, e), done);
+        took[i] = clock_s() - began;
+    }
+    *seconds = 2 * bench_median(took, ROUNDS) / N;
+done:
+    paged_fini(b, &p);
+    free(partial);
+    return s;
+}
+
 const struct bench_row bench_attention_rows[] = {
     { "attention_8192", run_8192 },         { "attention_8192_d128", run_8192_d128 },
     { "attention_8192_f32", run_8192_f32 }, { "attention_decode_8192", run_decode },

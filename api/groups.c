@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "api/audio_inside.h"
+#include "api/questions.h"
 #include "api/remote.h"
 #include "base/clock.h"
 #include "base/mem.h"
@@ -48,6 +49,8 @@ struct gjob {
     char phase[12];
     struct api_sink sink;          /* chat, completion */
     struct api_audio_sink audio_sink;
+    void (*answered)(void *self, const void *bytes, size_t n, const struct err *error);    /* a question's; else NULL */
+    void *answered_self;
     const char *content_type;      /* of a reply that is bytes; static */
     struct media_source source;    /* an upload that the leader may ask for; fd -1 */
     uint64_t taken;                /* bytes whose credit was not given back yet */
@@ -284,6 +287,29 @@ status groups_start_audio(struct groups *g, struct api_audio_job *j, const struc
     return OK;
 }
 
+status groups_start_question(struct groups *g, const struct question *q,
+                             void (*answered)(void *self, const void *bytes, size_t n, const struct err *error), void *self,
+                             bool *taken, uint64_t *id, struct err *e)
+{
+    const struct wanted want_it = { .batch = true };
+    struct wire body = { 0 }, w;
+    *taken = false;
+    if (alone(g)) return OK;
+    struct gjob *mine;
+    TRY(mem_alloc(&mine, 1, sizeof *mine, e));
+    mine->answered = answered;
+    mine->answered_self = self;
+    mine->source.fd = -1;
+    snprintf(mine->phase, sizeof mine->phase, "prepare");
+    questions_put(&body, q);
+    begin_job(&w, REMOTE_QUESTION, true, 0, "", "", (const char *)body.bytes, body.n, false);
+    free(body.bytes);
+    *taken = send_job(g, &want_it, mine, &w, id);
+    free(w.bytes);
+    if (!*taken) gjob_free(mine);
+    return OK;
+}
+
 void groups_cancel(struct groups *g, uint64_t id)
 {
     struct wire w;
@@ -357,7 +383,11 @@ static void take_out(struct groups *g, struct gjob *j)
 static void end_job(struct groups *g, struct gjob *j, const struct err *error, json_t *reply, struct api_audio_reply *bytes)
 {
     take_out(g, j);
-    if (!j->audio) {
+    if (j->answered) {
+        j->answered(j->answered_self, bytes ? bytes->bytes : NULL, bytes ? bytes->n : 0, error);
+        if (bytes) api_audio_reply_free(bytes);
+        json_decref(reply);
+    } else if (!j->audio) {
         j->sink.done(j->sink.self, reply, error);
     } else {
         struct api_audio_reply whole = { .json = reply };
@@ -660,7 +690,11 @@ status groups_create(const struct groups_options *o, struct groups **out, struct
     pthread_cond_init(&g->changed, NULL);
     status st = OK;
     for (uint32_t i = 0; i < g->n; i++) {
-        g->group[i].v.group = i;
+        struct groups_view *v = &g->group[i].v;
+        v->group = i;
+        v->n_ranks = o->link->n_ranks ? o->link->n_ranks : 1;
+        v->first_rank = i * v->n_ranks;
+        if (o->link->hosts) o->link->hosts(o->link->self, i, v->hosts, sizeof v->hosts);
         if (i > 0 && st == OK) st = outbox_open(o->link, i, &g->group[i].out, e);
     }
     if (st == OK) {
@@ -786,6 +820,15 @@ void groups_stop(struct groups *g)
 }
 
 uint32_t groups_count(const struct groups *g) { return g->n; }
+
+uint32_t groups_ready(struct groups *g)
+{
+    uint32_t n = 0;
+    pthread_mutex_lock(&g->lock);
+    for (uint32_t i = 0; i < g->n; i++) n += takes_jobs(&g->group[i]);
+    pthread_mutex_unlock(&g->lock);
+    return n ? n : 1;
+}
 
 uint32_t groups_list(struct groups *g, struct groups_view *out, uint32_t cap)
 {

@@ -15,6 +15,7 @@
 
 #include "api/audio.h"
 #include "api/outbox.h"
+#include "engine/question.h"
 
 struct groups;
 
@@ -53,6 +54,8 @@ void groups_stop(struct groups *g);
 enum groups_state { GROUPS_LOADING, GROUPS_READY, GROUPS_GONE };
 struct groups_view {
     uint32_t group, n_jobs;        /* jobs that rank 0 gave it and that are not over */
+    uint32_t first_rank, n_ranks;
+    char hosts[128];               /* "a, b"; "": not known */
     enum groups_state state;
     char why[256];                 /* GONE */
     uint64_t n_given;              /* jobs since the start */
@@ -62,7 +65,10 @@ uint32_t groups_count(const struct groups *g);
 /* The first cap of them; returns how many were written. */
 uint32_t groups_list(struct groups *g, struct groups_view *out, uint32_t cap);
 
-/* ---- for api/job.c and api/audio.c --------------------------------------------------------------------------------- */
+/* Groups that take jobs; at least 1, since where nobody else is left there is group 0. */
+uint32_t groups_ready(struct groups *g);
+
+/* ---- for api/job.c, api/audio.c and api/questions.c ------------------------------------------------------------ */
 
 /* Chooses. *taken: another leader runs it and *id is its id; else it is the caller's to run, and groups_left must follow
  * when it is over. A body is copied. */
@@ -71,6 +77,10 @@ status groups_start(struct groups *g, struct api_job *j, const struct api_sink *
 /* The same; the job's file is moved from where it was taken. */
 status groups_start_audio(struct groups *g, struct api_audio_job *j, const struct api_audio_sink *sink, bool *taken,
                           uint64_t *id, struct err *e);
+/* The same; the question is copied. answered: bytes of questions_put_answer, or an error; once, on a thread of g. */
+status groups_start_question(struct groups *g, const struct question *q,
+                             void (*answered)(void *self, const void *bytes, size_t n, const struct err *error), void *self,
+                             bool *taken, uint64_t *id, struct err *e);
 void groups_left(struct groups *g);
 void groups_cancel(struct groups *g, uint64_t id);
 void groups_cancel_audio(struct groups *g);

@@ -16,6 +16,9 @@ struct remote_link {
     status (*post)(void *self, uint32_t to, const void *bytes, size_t n, struct err *e);
     /* The next one to this rank: *bytes is owned by who takes it. *got false: none came within wait_s. One thread. */
     status (*take)(void *self, double wait_s, uint32_t *from, uint8_t **bytes, size_t *n, bool *got, struct err *e);
+    uint32_t n_ranks;              /* of each group: those of group g are g * n_ranks and on; 0: 1 */
+    /* Names of the hosts that a group is on, each once, for people. May be NULL. */
+    void (*hosts)(void *self, uint32_t group, char *out, size_t cap);
 };
 
 struct outbox;

@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "api/audio_inside.h"
+#include "api/questions.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "media/source.h"
@@ -356,10 +357,37 @@ static status start_audio(struct rjob *j, const struct api_caller *c, const stru
     return st;
 }
 
+static void answered(void *self, struct answer *a)
+{
+    struct rjob *j = self;
+    struct wire w = { 0 };
+    questions_put_answer(&w, a);
+    put_done(j, NULL, REMOTE_BYTES, w.bytes, w.n);
+    free(w.bytes);
+}
+
+static status start_question(struct rjob *j, const struct job_text *t, struct err *e)
+{
+    return questions_ask(j->r->api, t->body, t->n, answered, j, &j->api_id, e);
+}
+
 static void cancel_started(struct rjob *j)
 {
     if (j->kind <= REMOTE_COMPLETION) api_job_cancel(j->r->api, j->api_id);
+    else if (j->kind == REMOTE_QUESTION) questions_cancel(j->r->api, j->api_id);
     else api_audio_cancel(j->r->audio, j->api_id);
+}
+
+static status start_kind(struct rjob *j, const struct api_caller *c, const struct job_text *t, struct err *e)
+{
+    switch (j->kind) {
+    case REMOTE_CHAT:
+    case REMOTE_COMPLETION: return start_chat(j, c, t, e);
+    case REMOTE_TRANSCRIPTION:
+    case REMOTE_TRANSLATION: return start_audio(j, c, t, e);
+    case REMOTE_QUESTION: return start_question(j, t, e);
+    }
+    return err_set(e, E_INTERNAL, "a job came that is of no kind");
 }
 
 static void start(struct rjob *j)
@@ -387,7 +415,7 @@ static void start(struct rjob *j)
         err_set(&e, E_BUSY, "the group is not ready yet");
         st = err_tag(&e, "not_ready", NULL);
     }
-    if (st == OK) st = j->kind <= REMOTE_COMPLETION ? start_chat(j, &caller, &t, &e) : start_audio(j, &caller, &t, &e);
+    if (st == OK) st = start_kind(j, &caller, &t, &e);
     if (st != OK) {
         put_done(j, &e, REMOTE_NOTHING, NULL, 0);
     } else {

@@ -2,7 +2,8 @@
  * rank 0, which has the clients, is api/groups.h.
  *
  *   front (rank 0)                        leader of group g
- *     JOB body, caller            ->        parsed, started: the same code as on rank 0
+ *     JOB body, caller            ->        parsed, started: the same code as on rank 0. A body is JSON, or a question
+ *                                           of a transcription (api/questions.h)
  *                                 <-        ADMITTED, PROGRESS, CHUNK..., DONE          of one job in this order
  *     CREDIT bytes                ->        more of the job's chunks may come
  *     CANCEL                      ->        its DONE comes soon
@@ -42,7 +43,7 @@ enum remote_message {              /* u32 this, u64 job; then */
     REMOTE_DONE,                   /* err; u32 remote_reply, blob */
     REMOTE_ASK                     /* u64 ask, u64 offset, text key, text id; id "": the job's upload */
 };
-enum remote_job { REMOTE_CHAT, REMOTE_COMPLETION, REMOTE_TRANSCRIPTION, REMOTE_TRANSLATION };
+enum remote_job { REMOTE_CHAT, REMOTE_COMPLETION, REMOTE_TRANSCRIPTION, REMOTE_TRANSLATION, REMOTE_QUESTION };
 enum remote_reply { REMOTE_NOTHING, REMOTE_JSON, REMOTE_BYTES };
 
 void remote_begin(struct wire *w, enum remote_message what, uint64_t job);

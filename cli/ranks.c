@@ -45,6 +45,7 @@ struct ranks {
 };
 
 enum ranks_role ranks_role(const struct ranks *r) { return r->role; }
+uint32_t ranks_count(const struct ranks *r) { return r->size; }
 uint32_t ranks_groups(const struct ranks *r) { return r->dp; }
 uint32_t ranks_group(const struct ranks *r) { return r->rank / r->tp; }
 struct comm *ranks_tensor(const struct ranks *r) { return r->tensor ? r->tensor : r->alone; }
@@ -80,6 +81,20 @@ static status take(void *self, double wait_s, uint32_t *from, uint8_t **bytes, s
     *bytes = m.bytes;
     *n = m.n;
     return OK;
+}
+
+/* Groups across hosts name each of them once. */
+static void hosts(void *self, uint32_t group, char *out, size_t cap)
+{
+    const struct ranks *r = self;
+    size_t n = 0;
+    *out = 0;
+    for (uint32_t i = group * r->tp; i < (group + 1) * r->tp && n < cap; i++) {
+        const char *host = comm_peer(r->world, i)->host;
+        bool known = false;
+        for (uint32_t k = group * r->tp; k < i; k++) known = known || strcmp(comm_peer(r->world, k)->host, host) == 0;
+        if (!known) n += (size_t)snprintf(out + n, cap - n, "%s%s", n ? ", " : "", host);
+    }
 }
 
 /* ---- deaths ------------------------------------------------------------------------------------------------------ */
@@ -160,14 +175,6 @@ int ranks_work(struct ranks *r, const struct cli *c)
     if (st != E_DEVICE) return st == OK ? CLI_OK : cli_exit_of(st);       /* the leader says why it could not be opened */
     fprintf(stderr, "omnidrop: rank %u ends: %s\n", r->rank, e.text);
     ranks_exit(r, CLI_FAILED);
-}
-
-status ranks_refuse(const char *command, struct err *e)
-{
-    uint32_t n = 1;
-    if (!comm_launched(&n) || n == 1) return OK;
-    return err_set(e, E_ARG, "omnidrop %s runs in one process, and %u were started: start it without mpirun, or use "
-                   "omnidrop batch, which spreads its lines", command, n);
 }
 
 int ranks_agree(struct ranks *r, int code)
@@ -271,7 +278,8 @@ static status split(struct ranks *r, struct err *e)
     r->role = r->rank == 0 ? RANKS_FRONT : leads ? RANKS_LEADER : RANKS_WORKER;
     if (r->dp > 1) TRY(comm_split(r->world, leads ? 0 : UINT32_MAX, r->rank, &r->leaders, e));
     TRY(comm_split(r->world, r->rank / r->tp, r->rank, r->tp > 1 ? &r->tensor : &r->alone, e));
-    r->link = (struct remote_link){ .self = r, .rank = r->rank / r->tp, .size = r->dp, .post = post, .take = take };
+    r->link = (struct remote_link){ .self = r, .rank = r->rank / r->tp, .size = r->dp, .post = post, .take = take,
+                                    .n_ranks = r->tp, .hosts = hosts };
     return OK;
 }
 

@@ -26,6 +26,7 @@ enum ranks_role { RANKS_ALONE, RANKS_FRONT, RANKS_LEADER, RANKS_WORKER };
  * device. Only rank 0 comes back with an error; the others end with it. Prints the table on rank 0's stderr. */
 status ranks_open(const struct cli *c, struct ranks **out, struct err *e);
 enum ranks_role ranks_role(const struct ranks *r);
+uint32_t ranks_count(const struct ranks *r);           /* N; 1 alone */
 uint32_t ranks_groups(const struct ranks *r);          /* D; 1 alone */
 uint32_t ranks_group(const struct ranks *r);           /* of this rank */
 /* The ranks of this group, for the engine: one or more. NULL: no launcher. */
@@ -41,8 +42,6 @@ int ranks_agree(struct ranks *r, int code);
 _Noreturn void ranks_exit(struct ranks *r, int code);
 /* A worker's whole life, from rank 0's word (ranks_agree) on: the exit code. */
 int ranks_work(struct ranks *r, const struct cli *c);
-/* For commands that run in one process: E_ARG where a launcher started several. */
-status ranks_refuse(const char *command, struct err *e);
 /* When all have come here, or a rank is gone. Returns code. */
 int ranks_close(struct ranks **r, int code);
 

@@ -1,10 +1,15 @@
-/* cli/transcribe.c - omnidrop transcribe: files of any length to txt, srt, vtt, json, jsonl, tsv. */
+/* cli/transcribe.c - omnidrop transcribe: files of any length to txt, srt, vtt, json, jsonl, tsv.
+ * Under mpirun rank 0 has the files, the windows and the journals; every group answers questions about windows, as many at
+ * once as one process would (api/questions.h). Then several files are worked on at once, the longest first. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
+#include <math.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +17,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "api/groups.h"
+#include "api/questions.h"
+#include "api/remote.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "cli/cli.h"
@@ -23,6 +31,7 @@
 #include "media/digest.h"
 
 #define SEGMENT_CHARS 84
+#define FILES_MAX 256              /* at once */
 
 static const struct cli_option transcribe_options[] = {
     { "input", 'i', CLI_TEXT, "FILE", NULL, "a sound or a film (repeatable, or as a word); - reads standard input", NULL, NULL },
@@ -59,29 +68,32 @@ static const struct cli_option transcribe_options[] = {
     { "overwrite", 'y', CLI_FLAG, NULL, NULL, "replace outputs that exist", NULL, NULL },
     { "overwrite", 0, CLI_FLAG, NULL, NULL, "never replace them (default)", "-n", "false" },
     { "on-window-error", 0, CLI_TEXT, "WHAT", "mark", "mark the gap and go on (exit 5), or fail", NULL, NULL },
-    { "jobs", 'j', CLI_UINT, "N", "4", "windows in one batch, 1 to 64", NULL, NULL },
+    { "jobs", 'j', CLI_UINT, "N", "4", "windows in one batch, of each group, 1 to 64", NULL, NULL },
     { "server", 0, CLI_TEXT, "URL", NULL, "have a server do it (not in this build)", NULL, NULL },
     { 0 }
 };
 
-static const struct cli_option *const transcribe_groups[] = { transcribe_options, cli_policy_options, cli_common_options,
-                                                              NULL };
+static const struct cli_option *const transcribe_groups[] = { transcribe_options, cli_policy_options, cli_rank_options,
+                                                              cli_common_options, NULL };
 static const struct cli_command transcribe_command = {
     .name = "transcribe", .summary = "Files of any length to text and subtitles.",
     .usage = "omnidrop transcribe [-m DIR] FILE... [-F FORMATS] [-o PATH] [options]", .groups = transcribe_groups,
     .examples = "omnidrop transcribe -l en -F srt,json -o out/ lecture.mkv talk.mp3\n"
                 "ffmpeg -v error -i dump.ts -f wav - | omnidrop transcribe -f - -F vtt -o - > dump.vtt\n"
-                "omnidrop transcribe --resume -F srt -o out/ lecture.mkv            # after an interrupt" };
+                "omnidrop transcribe --resume -F srt -o out/ lecture.mkv            # after an interrupt\n"
+                "mpirun -np 4 --enable-recovery omnidrop transcribe --dp 4 -F srt -o out/ *.mp3" };
 
 /* ---- signals: the first lets the windows in work finish, the second ends the work, the third the program ---- */
 
 static volatile sig_atomic_t n_signals, last_signal, talkative;
+static atomic_bool stopping;       /* n_signals > 0, for groups_wait */
 
 static void on_signal(int sig)
 {
     static const char text[] = "\nomnidrop: finishing the windows in work; once more to abort\n";
     last_signal = sig;
     n_signals++;
+    atomic_store(&stopping, true);
     if (n_signals == 1 && talkative) {
         const ssize_t unused = write(2, text, sizeof text - 1);
         (void)unused;
@@ -98,6 +110,8 @@ static void watch_signals(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
+static int signal_code(void) { return last_signal == SIGTERM ? CLI_SIGTERM : CLI_SIGINT; }
+
 static int interrupted(void *self)
 {
     (void)self;
@@ -111,6 +125,8 @@ struct job {                       /* one input */
     char *base;                    /* owned: name without folder and extension */
     char *out[SUB_N_FORMATS];      /* owned: output files; NULL: not asked for, or standard output */
     char *journal;                 /* owned; NULL: none */
+    double length_s;               /* of several at once: of its sound; INFINITY: not known */
+    int code;                      /* exit code: what came of it */
 };
 
 struct task {
@@ -119,6 +135,11 @@ struct task {
     char **argv;
     struct engine *en;
     struct service *service;
+    struct ranks *ranks;
+    struct groups *groups;         /* rank 0 of several groups, else NULL */
+    struct api *api;               /* where there are several groups, else NULL */
+    struct questions *questions;   /* rank 0 of several groups, else NULL */
+    struct remote *remote;         /* another leader, else NULL */
     double end_s;                  /* of the part of the file; 0: its end */
     struct policy_params policy;
     struct transcribe_options o;
@@ -129,10 +150,27 @@ struct task {
     bool resume, overwrite;
     int stdout_errno;              /* why standard output takes no more */
     enum progress_mode progress_mode;
+    bool together;                 /* several files at once: one progress for all */
+    pthread_mutex_t lock;          /* of standard error, and of the three below */
     struct progress progress;
+    double done_s;                 /* of what progress shows */
+    uint32_t n_failed;
     char context[8192];
     struct job *job;
     size_t n_jobs, cap_jobs;
+    size_t *order;                 /* owned: [n_jobs] */
+    atomic_size_t next;            /* of order */
+};
+
+struct work {                      /* one input under way */
+    struct task *t;
+    struct job *j;
+    struct transcribe_options o;
+    uint32_t turn;                 /* among several at once */
+    struct questions_run run;
+    struct questioned by;
+    double done_s;                 /* of t->done_s */
+    uint32_t n_failed;
 };
 
 static status add_input(struct task *t, const char *path, struct err *e)
@@ -355,13 +393,22 @@ static status read_options(struct task *t, struct err *e)
     return check_outputs(t, e);
 }
 
+static status open_engine(struct task *t, struct err *e)
+{
+    uint64_t jobs = 4;
+    TRY(cli_uint(t->cli, "jobs", 1, 64, &jobs, e));
+    TRY(cli_engine_on(t->cli, 1, ranks_tensor(t->ranks), &t->en, e));
+    const struct service_options so = { .max_running = (uint32_t)jobs, .max_waiting = 4 * TRANSCRIBE_JOBS_MAX,
+                                        .no_media_cache = true, .no_prefix_cache = true };
+    TRY(service_open(t->en, &so, &t->service, e));
+    const struct api_options ao = { .service = t->service, .groups = t->groups };
+    return ranks_groups(t->ranks) > 1 ? api_create(&ao, &t->api, e) : OK;
+}
+
 /* Options that depend on the model. */
 static status ask_model(struct task *t, struct err *e)
 {
     const struct cli *c = t->cli;
-    TRY(cli_engine(c, 1, &t->en, e));
-    const struct service_options so = { .max_running = t->o.jobs, .no_media_cache = true, .no_prefix_cache = true };
-    TRY(service_open(t->en, &so, &t->service, e));
     TRY(cli_policy(c, "none", engine_config(t->en)->text.layers, engine_defaults(t->en), &t->policy, e));
     t->o.policy = &t->policy;
     const struct transcribe_defaults *own = &engine_defaults(t->en)->transcribe;
@@ -495,11 +542,21 @@ static status write_file(const struct task *t, const char *path, enum subtitle_f
 
 /* ---- one input -------------------------------------------------------------------------------------------- */
 
+/* Standard error is the caller's, without the bar, until say_end. */
+static void say_begin(struct task *t)
+{
+    pthread_mutex_lock(&t->lock);
+    progress_clear(&t->progress);
+}
+
+static void say_end(struct task *t) { pthread_mutex_unlock(&t->lock); }
+
 static bool on_segments(void *self, const struct subtitles *list, size_t from)
 {
-    struct task *t = self;
+    struct task *t = ((struct work *)self)->t;
     if (!t->to_stdout || t->stdout_format == SUB_JSON) return true;
-    progress_clear(&t->progress);
+    say_begin(t);
+    say_end(t);                    /* standard output may block, and who tells of lost groups must not wait for it */
     for (size_t i = from; i < list->n; i++) subtitles_write_one(stdout, t->stdout_format, &t->style, list, i);
     if (fflush(stdout) != 0) t->stdout_errno = errno;
     return t->stdout_errno == 0;
@@ -507,15 +564,23 @@ static bool on_segments(void *self, const struct subtitles *list, size_t from)
 
 static void on_progress(void *self, double done_s, uint32_t n_failed)
 {
-    struct task *t = self;
-    progress_show(&t->progress, "transcribe", done_s, n_failed);
+    struct work *w = self;
+    struct task *t = w->t;
+    pthread_mutex_lock(&t->lock);
+    t->done_s += done_s - w->done_s;
+    t->n_failed += n_failed - w->n_failed;
+    w->done_s = done_s;
+    w->n_failed = n_failed;
+    progress_show(&t->progress, "transcribe", t->done_s, t->n_failed);
+    pthread_mutex_unlock(&t->lock);
 }
 
 static void on_note(void *self, bool failed, const char *text)
 {
-    struct task *t = self;
-    progress_clear(&t->progress);
-    cli_log(t->cli, failed ? CLI_NOTE : CLI_DETAIL, "%s: %s", t->progress.file, text);
+    const struct work *w = self;
+    say_begin(w->t);
+    cli_log(w->t->cli, failed ? CLI_NOTE : CLI_DETAIL, "%s: %s", w->j->input, text);
+    say_end(w->t);
 }
 
 /* Standard input into a file without a name; path: how to open it. */
@@ -567,6 +632,7 @@ static void say_resume(const struct task *t, const struct job *j)
     size_t n = 0;
     FILE *f = open_memstream(&line, &n);
     if (f == NULL) return;
+    if (ranks_role(t->ranks) != RANKS_ALONE) fprintf(f, "mpirun -np %u ", ranks_count(t->ranks));
     fputs("omnidrop transcribe", f);
     if (!t->resume) fputs(" --resume", f);
     for (int i = 1; i < t->argc; i++) {
@@ -603,13 +669,22 @@ static status read_audio(void *self, float *buf, size_t cap, size_t *n, struct e
     return media_audio_read(self, buf, cap, n, e);
 }
 
-static status run(struct task *t, struct media *m, struct transcript *tr, struct err *e)
+static status run(struct work *w, struct media *m, struct transcript *tr, struct err *e)
 {
+    struct task *t = w->t;
     const struct media_audio_options ao = { .start_s = t->o.start_s, .end_s = t->end_s, .keep_time = true };
     struct media_audio *audio = NULL;
     *tr = (struct transcript){ 0 };
     TRY(media_audio_open(m, &ao, &audio, e));
-    const status st = transcribe_run(t->service, read_audio, audio, &t->o, tr, e);
+    if (t->questions) {
+        const uint64_t most = (uint64_t)t->o.jobs * ranks_groups(t->ranks);
+        questions_join(t->questions, w->turn, &w->run);
+        w->by = questions_by(&w->run);
+        w->o.by = &w->by;
+        w->o.jobs = most < TRANSCRIBE_JOBS_MAX ? (uint32_t)most : TRANSCRIBE_JOBS_MAX;
+    }
+    const status st = transcribe_run(t->service, read_audio, audio, &w->o, tr, e);
+    if (t->questions) questions_part(&w->run);
     media_audio_close(&audio);
     if (st == E_ARG)
         err_prefix(e, "a window of up to %g s does not fit; give a shorter --window or a larger --max-model-len",
@@ -617,41 +692,56 @@ static status run(struct task *t, struct media *m, struct transcript *tr, struct
     return st;
 }
 
+/* Seconds that are asked for; INFINITY: not known. */
+static double length_of(const struct task *t, const struct media *m)
+{
+    const struct media_info *info = media_info(m);
+    const double all = info->audio.duration_s > 0 ? info->audio.duration_s : info->duration_s;
+    const double end = t->end_s > 0 && (all < 0 || t->end_s < all) ? t->end_s : all;
+    return end > 0 ? fmax(end - t->o.start_s, 0) : INFINITY;
+}
+
 /* Transcribe an open input; *code is the exit code where all is said. */
-static status transcribe_open(struct task *t, struct job *j, struct media *m, struct journal **journal, int *code,
+static status transcribe_open(struct task *t, struct job *j, uint32_t turn, struct media *m, struct journal **journal, int *code,
                               struct err *e)
 {
     struct transcript tr;
-    const struct media_info *info = media_info(m);
-    if (!info->has_audio) return err_set(e, E_INPUT, "%s: the file has no sound", j->input);
-    const double all = info->audio.duration_s > 0 ? info->audio.duration_s : info->duration_s;
-    const double end = t->end_s > 0 && (all < 0 || t->end_s < all) ? t->end_s : all;
-    t->o.journal = *journal;
-    t->o.stop = &n_signals;
-    t->o.on_segments = on_segments;
-    t->o.on_progress = on_progress;
-    t->o.on_note = on_note;
-    t->o.self = t;
-    progress_begin(&t->progress, stderr, t->progress_mode, j->input, end > 0 ? end - t->o.start_s : -1);
-    progress_show(&t->progress, "transcribe", 0, 0);
+    struct work w = { .t = t, .j = j, .turn = turn, .o = t->o };
+    if (!media_info(m)->has_audio) return err_set(e, E_INPUT, "%s: the file has no sound", j->input);
+    w.o.journal = *journal;
+    w.o.stop = &n_signals;
+    w.o.on_segments = on_segments;
+    w.o.on_progress = on_progress;
+    w.o.on_note = on_note;
+    w.o.self = &w;
+    if (!t->together) {
+        const double length = length_of(t, m);
+        progress_begin(&t->progress, stderr, t->progress_mode, j->input, length < INFINITY ? length : -1);
+        t->done_s = t->n_failed = 0;
+    }
+    on_progress(&w, 0, 0);
     if (t->to_stdout) subtitles_write_head(stdout, t->stdout_format);
     const double start = clock_s();
-    status st = run(t, m, &tr, e);
-    progress_clear(&t->progress);
+    status st = run(&w, m, &tr, e);
+    say_begin(t);
     if (media_warning(m)) cli_log(t->cli, CLI_NOTE, "%s", media_warning(m));
+    say_end(t);
     if (st == OK) st = write_outputs(t, j, &tr, e);
+    say_begin(t);
+    if (t->together && j->length_s < INFINITY) t->done_s += j->length_s - w.done_s;     /* what was skipped is over too */
     if (st == OK && !tr.complete) {
         say_resume(t, j);
-        *code = last_signal == SIGTERM ? CLI_SIGTERM : CLI_SIGINT;
+        *code = signal_code();
     } else if (st == OK) {
         say_done(t, j, &tr, clock_s() - start);
         *code = tr.n_failed ? CLI_GAPS : CLI_OK;
         journal_close(journal, tr.n_failed == 0);
     } else if (st == E_CANCELLED && n_signals) {
         say_resume(t, j);
-        *code = last_signal == SIGTERM ? CLI_SIGTERM : CLI_SIGINT;
+        *code = signal_code();
         st = OK;
     }
+    say_end(t);
     transcript_free(&tr);
     if (st == E_CANCELLED && t->stdout_errno != EPIPE) {
         errno = t->stdout_errno;
@@ -668,14 +758,16 @@ static bool complete_already(const struct task *t, const struct job *j)
     return true;
 }
 
-static status transcribe_job(struct task *t, struct job *j, int *code, struct err *e)
+static status transcribe_job(struct task *t, struct job *j, uint32_t turn, int *code, struct err *e)
 {
     char spooled[PATH_MAX] = "";
     struct media *m = NULL;
     struct journal *journal = NULL;
     status st = OK;
     if (complete_already(t, j)) {
+        say_begin(t);
         cli_log(t->cli, CLI_NOTE, "%s: complete already (there is no journal, and the outputs are there)", j->input);
+        say_end(t);
         return OK;
     }
     const bool from_stdin = strcmp(j->input, "-") == 0;
@@ -688,16 +780,140 @@ static status transcribe_job(struct task *t, struct job *j, int *code, struct er
         if (st == OK) st = journal_open(j->journal, key, t->resume, &journal, e);
     }
     if (from_stdin) unlink(spooled);
-    if (st == OK) st = transcribe_open(t, j, m, &journal, code, e);
+    if (st == OK) st = transcribe_open(t, j, turn, m, &journal, code, e);
     /* A journal without a finished window is worth nothing. */
     journal_close(&journal, journal && st != OK && journal_count(journal) == 0);
     media_close(&m);
     return st;
 }
 
+/* ---- all of them ------------------------------------------------------------------------------------------- */
+
+static void *files_main(void *arg)
+{
+    struct task *t = arg;
+    for (;;) {
+        const size_t i = atomic_fetch_add(&t->next, 1);
+        struct err e = { 0 };
+        if (i >= t->n_jobs || n_signals > 0) return NULL;
+        struct job *j = &t->job[t->order[i]];
+        const status got = transcribe_job(t, j, (uint32_t)i, &j->code, &e);
+        if (got == E_CANCELLED) {
+            j->code = n_signals > 0 ? signal_code() : CLI_OK;  /* a closed standard output ends quietly */
+        } else if (got != OK) {
+            say_begin(t);
+            j->code = cli_fail(t->cli, got, &e);
+            say_end(t);
+        }
+    }
+}
+
+/* The longest first: what is begun last should be short. What cannot be opened says why when its turn comes. */
+static void sort_jobs(struct task *t)
+{
+    for (size_t i = 0; i < t->n_jobs; i++) {
+        struct job *j = &t->job[i];
+        struct media *m = NULL;
+        struct err e;
+        j->length_s = strcmp(j->input, "-") == 0 ? INFINITY : 0;
+        if (j->length_s == 0 && media_open(j->input, &m, &e) == OK) j->length_s = length_of(t, m);
+        media_close(&m);
+        size_t at = i;
+        for (; at > 0 && t->job[t->order[at - 1]].length_s < j->length_s; at--) t->order[at] = t->order[at - 1];
+        t->order[at] = i;
+    }
+}
+
+static void transcribe_together(struct task *t)
+{
+    char what[32];
+    double total_s = 0;
+    pthread_t thread[FILES_MAX];
+    size_t n = 0, most = questions_places(t->questions);
+    if (most > t->n_jobs) most = t->n_jobs;
+    if (most > FILES_MAX) most = FILES_MAX;
+    sort_jobs(t);
+    t->together = true;
+    for (size_t i = 0; i < t->n_jobs; i++) total_s += t->job[i].length_s;
+    snprintf(what, sizeof what, "%zu files", t->n_jobs);
+    progress_begin(&t->progress, stderr, t->progress_mode, what, total_s < INFINITY ? total_s : -1);
+    while (n < most && pthread_create(&thread[n], NULL, files_main, t) == 0) n++;
+    if (n == 0) files_main(t);
+    for (size_t i = 0; i < n; i++) pthread_join(thread[i], NULL);
+    say_begin(t);
+    say_end(t);
+}
+
+static int transcribe_all(struct task *t)
+{
+    int code = CLI_OK;
+    t->order = mem_must(t->n_jobs, sizeof *t->order);
+    for (size_t i = 0; i < t->n_jobs; i++) t->order[i] = i;
+    if (t->questions && t->n_jobs > 1) transcribe_together(t);
+    else files_main(t);
+    for (size_t i = 0; i < t->n_jobs; i++) {
+        const int one = t->job[i].code;
+        if (code == CLI_OK || code == CLI_GAPS || one >= CLI_SIGINT) code = one != CLI_OK ? one : code;
+    }
+    return code;
+}
+
+/* ---- ranks -------------------------------------------------------------------------------------------------- */
+
+static void log_line(void *self, const char *line)
+{
+    struct task *t = self;
+    say_begin(t);
+    cli_log(t->cli, CLI_NOTE, "%s", line);
+    say_end(t);
+}
+
+/* The leader of another group, until rank 0 says that it is over. */
+static int lead(struct task *t)
+{
+    const struct remote_options o = { .link = ranks_link(t->ranks) };
+    struct err e = { 0 }, why;
+    const int said = ranks_agree(t->ranks, CLI_OK);
+    if (said != CLI_OK) return said;
+    status st = remote_create(&o, &t->remote, &e);
+    bool loaded = false;
+    if (st == OK) {
+        loaded = open_engine(t, &why) == OK;
+        if (loaded) remote_start(t->remote, t->api, NULL);
+        else remote_failed(t->remote, &why);
+        st = remote_wait(t->remote, &e);
+    }
+    if (st == OK) return loaded ? CLI_OK : CLI_MODEL;
+    fprintf(stderr, "omnidrop: the leader of group %u ends: %s\n", ranks_group(t->ranks), e.text);
+    ranks_exit(t->ranks, CLI_FAILED);
+}
+
+/* A rank of group 0 that dies ends the program at once: what is in the journals stays, --resume goes on. */
+static status open_all(struct task *t, struct err *e)
+{
+    const struct groups_options o = { .link = ranks_link(t->ranks), .log = log_line, .log_self = t };
+    const status st = read_options(t, e);
+    ranks_agree(t->ranks, st == OK ? CLI_OK : cli_exit_of(st));
+    TRY(st);
+    if (o.link) TRY(groups_create(&o, &t->groups, e));
+    ranks_watch(t->ranks, t->groups, NULL, NULL);
+    TRY(open_engine(t, e));
+    TRY(ask_model(t, e));
+    if (t->groups == NULL) return OK;
+    groups_local(t->groups, t->api);
+    t->questions = questions_create(t->api, t->o.jobs);
+    return groups_wait(t->groups, &stopping, e);
+}
+
 static void task_free(struct task *t)
 {
+    if (t->remote) remote_stop(t->remote);
     service_close(&t->service);
+    if (t->groups) groups_stop(t->groups);
+    groups_destroy(&t->groups);
+    remote_destroy(&t->remote);
+    questions_destroy(&t->questions);
+    api_destroy(&t->api);
     engine_close(&t->en);
     for (size_t i = 0; i < t->n_jobs; i++) {
         free(t->job[i].base);
@@ -705,12 +921,14 @@ static void task_free(struct task *t)
         for (int f = 0; f < SUB_N_FORMATS; f++) free(t->job[i].out[f]);
     }
     free(t->job);
+    free(t->order);
+    pthread_mutex_destroy(&t->lock);
     cli_free(&t->cli);
 }
 
 int cli_main_transcribe(int argc, char **argv)
 {
-    struct task t = { .argc = argc, .argv = argv };
+    struct task t = { .argc = argc, .argv = argv, .lock = PTHREAD_MUTEX_INITIALIZER };
     struct err e = { 0 };
     bool done;
     status st = cli_parse(&transcribe_command, argc, argv, &t.cli, &done, &e);
@@ -721,22 +939,15 @@ int cli_main_transcribe(int argc, char **argv)
     }
     talkative = !cli_flag(t.cli, "quiet");
     watch_signals();
-    st = ranks_refuse("transcribe", &e);
-    if (st == OK) st = read_options(&t, &e);
-    if (st == OK) st = ask_model(&t, &e);
-    int code = st == OK ? CLI_OK : cli_fail(t.cli, st, &e);
-    for (size_t i = 0; st == OK && i < t.n_jobs && n_signals == 0; i++) {
-        int one = CLI_OK;
-        const status got = transcribe_job(&t, &t.job[i], &one, &e);
-        if (got == E_CANCELLED && n_signals == 0) {     /* a closed standard output ends quietly */
-            code = CLI_OK;
-            break;
-        }
-        if (got == E_CANCELLED) one = last_signal == SIGTERM ? CLI_SIGTERM : CLI_SIGINT;
-        else if (got != OK) one = cli_fail(t.cli, got, &e);
-        if (code == CLI_OK || code == CLI_GAPS || one >= CLI_SIGINT) code = one != CLI_OK ? one : code;
+    st = ranks_open(t.cli, &t.ranks, &e);
+    if (st == OK && ranks_role(t.ranks) != RANKS_FRONT && ranks_role(t.ranks) != RANKS_ALONE) {
+        const int code = ranks_role(t.ranks) == RANKS_LEADER ? lead(&t) : ranks_work(t.ranks, t.cli);
+        task_free(&t);
+        return ranks_close(&t.ranks, code);
     }
-    if (n_signals && code < CLI_SIGINT) code = last_signal == SIGTERM ? CLI_SIGTERM : CLI_SIGINT;
+    if (st == OK) st = open_all(&t, &e);
+    int code = st == OK ? transcribe_all(&t) : cli_fail(t.cli, st, &e);
+    if (n_signals && code < CLI_SIGINT) code = signal_code();
     task_free(&t);
-    return code;
+    return ranks_close(&t.ranks, code);
 }

@@ -1,5 +1,4 @@
-/* engine/ask.c - see transcribe_inside.h: questions about sound as requests of the service, and what is made of the
- * answers. */
+/* engine/ask.c - see transcribe_inside.h: questions about sound, and what is made of the answers. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -116,57 +115,46 @@ status ask_judge(struct ask *a, struct err *e)
     return OK;
 }
 
-/* ---- the service's side ------------------------------------------------------------------------------------- */
+/* ---- who answers ------------------------------------------------------------------------------------------- */
 
-/* Tokens with the bytes of text that were told with them; memory that lacks loses them, not the text. */
-static void take_tokens(struct ask *a, const struct service_event *ev)
-{
-    struct err e;
-    a->n_text_told += ev->n_text;
-    if (mem_grow(&a->token, &a->cap_token, a->n_token + ev->n_token, sizeof *a->token, &e) != OK) return;
-    for (uint32_t i = 0; i < ev->n_token; i++)
-        a->token[a->n_token++] = (struct ask_token){ ev->token[i].id, ev->token[i].logprob, a->n_text_told };
-}
-
-static status take_result(struct ask *a, const struct service_summary *sum, struct err *e)
-{
-    const struct eng_result *res = sum->choice[0];
-    a->finish = res->finish;
-    a->n_prompt = sum->n_prompt;
-    a->n_audio = sum->n_kind[TOKEN_AUDIO];
-    a->logprob_sum = res->logprob_sum;
-    TRY(mem_alloc(&a->text, res->n_text + 1, 1, e));
-    memcpy(a->text, res->text, res->n_text);
-    a->n_text = res->n_text;
-    TRY(mem_alloc(&a->ids, res->n_ids, sizeof *a->ids, e));
-    memcpy(a->ids, res->ids, res->n_ids * sizeof *a->ids);
-    a->n_tokens = res->n_ids;
-    return OK;
-}
-
-static void on_event(void *self, const struct service_event *ev)
+static void on_answer(void *self, struct answer *got)
 {
     struct ask *a = self;
     struct asker *k = a->asker;
-    if (ev->kind != SERVICE_TEXT && ev->kind != SERVICE_DONE) return;
     pthread_mutex_lock(&k->lock);
-    if (ev->kind == SERVICE_TEXT) {
-        if (k->o->keep_tokens) take_tokens(a, ev);
-    } else {
-        if (ev->error) a->error = *ev->error;
-        else (void)take_result(a, ev->summary, &a->error);
-        a->over = true;
-        k->n_over++;
-        pthread_cond_signal(&k->changed);
-    }
+    a->error = got->error;
+    a->finish = got->finish;
+    a->n_prompt = got->n_prompt;
+    a->n_audio = got->n_audio;
+    a->logprob_sum = got->logprob_sum;
+    a->text = got->text;
+    a->n_text = got->n_text;
+    a->ids = got->ids;
+    a->n_tokens = got->n_ids;
+    free(a->token);
+    a->token = got->token;
+    a->n_token = a->cap_token = got->n_token;
+    *got = (struct answer){ 0 };
+    a->over = true;
+    k->n_over++;
+    pthread_cond_signal(&k->changed);
     pthread_mutex_unlock(&k->lock);
 }
+
+static status ask_service(void *self, const struct question *q, question_answered answered, void *answered_self, uint64_t *id,
+                          struct err *e)
+{
+    return question_ask(self, service_submit, q, answered, answered_self, id, e);
+}
+
+static void cancel_service(void *self, uint64_t id) { service_cancel(self, id); }
 
 /* ---- asking ------------------------------------------------------------------------------------------------- */
 
 void asker_init(struct asker *k, struct service *s, const struct transcribe_options *o)
 {
-    *k = (struct asker){ .service = s, .o = o };
+    *k = (struct asker){ .service = s, .o = o, .by = { s, ask_service, cancel_service, NULL, NULL } };
+    if (o->by) k->by = *o->by;
     pthread_mutex_init(&k->lock, NULL);
     pthread_cond_init(&k->changed, NULL);
 }
@@ -204,33 +192,13 @@ void asker_wait(struct asker *k)
     pthread_mutex_unlock(&k->lock);
 }
 
-static status build_chat(const struct ask *a, struct chat *chat, struct err *e)
-{
-    const struct transcribe_options *o = a->asker->o;
-    const char *previous = o->condition_on_previous ? a->asker->previous : "";
-    TRY(chat_add_message(chat, CHAT_USER, e));
-    if (o->context && *o->context) {
-        TRY(chat_add_text(chat, o->context, strlen(o->context), e));
-        TRY(chat_add_text(chat, "\n", 1, e));
-    }
-    if (*previous) {
-        TRY(chat_add_text(chat, previous, strlen(previous), e));
-        TRY(chat_add_text(chat, "\n", 1, e));
-    }
-    TRY(chat_add_media(chat, PART_AUDIO, "pcm:0", e));
-    TRY(chat_add_text(chat, a->instruction, strlen(a->instruction), e));
-    if (a->begun == NULL || *a->begun == 0) return OK;
-    TRY(chat_add_message(chat, CHAT_ASSISTANT, e));
-    return chat_add_text(chat, a->begun, strlen(a->begun), e);
-}
-
 static void forget_answer(struct ask *a)
 {
     free(a->text);
     free(a->ids);
     a->text = NULL;
     a->ids = NULL;
-    a->n_text = a->n_text_told = a->n_token = 0;
+    a->n_text = a->n_token = 0;
     a->n_tokens = 0;
     a->over = false;
     a->error = (struct err){ 0 };
@@ -240,35 +208,23 @@ static status submit(struct ask *a, struct err *e)
 {
     const struct transcribe_options *o = a->asker->o;
     const double by_voice = ceil(TOKENS_A_SECOND * a->voiced_s);
-    static const struct chat_render_options go_on = { .no_generation_prompt = true, .continue_final = true };
-    struct service_request rq = { .o = eng_request_defaults(), .priority = o->priority,
-                                  .continues = true, .event = on_event, .self = a };
-    chat_init(&rq.chat);
-    rq.o.pcm = &a->pcm;
-    rq.o.n_pcm = 1;
-    rq.o.policy = o->policy;
-    rq.o.max_tokens = a->max_tokens ? a->max_tokens : by_voice > TOKENS_MIN ? (uint32_t)by_voice : TOKENS_MIN;
-    rq.o.sample.temperature = (float)a->temperature;
-    if (o->top_p > 0) rq.o.sample.top_p = o->top_p;
-    rq.o.sample.seed = a->seed;
-    rq.o.sample.logit_bias = a->bias;
-    rq.o.sample.n_logit_bias = a->n_bias;
-    if (a->begun && *a->begun) rq.render = &go_on;
-    memcpy(rq.salt, o->salt, sizeof rq.salt);
-    status st = build_chat(a, &rq.chat, e);
-    if (st == OK) st = service_submit(a->asker->service, &rq, &a->id, e);
-    if (st != OK) chat_free(&rq.chat);
-    return st;
+    const uint32_t most = by_voice > TOKENS_MIN ? (uint32_t)by_voice : TOKENS_MIN;
+    struct question q = { .x = a->padded ? a->padded : a->x, .n = a->padded ? PAD_SAMPLES : a->n, .context = o->context,
+                          .previous = o->condition_on_previous ? a->asker->previous : NULL, .instruction = a->instruction,
+                          .begun = a->begun, .bias = a->bias, .n_bias = a->n_bias,
+                          .max_tokens = a->max_tokens ? a->max_tokens : most, .temperature = a->temperature,
+                          .top_p = o->top_p, .seed = a->seed, .policy = o->policy, .priority = o->priority,
+                          .keep_tokens = o->keep_tokens };
+    memcpy(q.salt, o->salt, sizeof q.salt);
+    return a->asker->by.ask(a->asker->by.self, &q, on_answer, a, &a->id, e);
 }
 
 status ask_start(struct ask *a, struct err *e)
 {
-    a->pcm = (struct eng_pcm){ a->x, a->n };
     if (a->n < PAD_SAMPLES && a->padded == NULL) {
         TRY(mem_alloc(&a->padded, PAD_SAMPLES, sizeof *a->padded, e));
         memcpy(a->padded, a->x, a->n * sizeof *a->x);
     }
-    if (a->padded) a->pcm = (struct eng_pcm){ a->padded, PAD_SAMPLES };
     forget_answer(a);
     a->state = ASK_WANTED;
     struct err why = { 0 };
@@ -279,19 +235,26 @@ status ask_start(struct ask *a, struct err *e)
     return st;
 }
 
+/* Whoever had it is gone, or had no room after all: somebody else may answer. */
+static bool unanswered(const struct err *e)
+{
+    return e->code != OK && e->tag && (strcmp(e->tag, "group_lost") == 0 || strcmp(e->tag, "queue_full") == 0);
+}
+
 bool ask_over(struct ask *a)
 {
     if (a->state != ASK_UNDER_WAY) return false;
     pthread_mutex_lock(&a->asker->lock);
     const bool over = a->over;
     pthread_mutex_unlock(&a->asker->lock);
-    if (over) a->state = ASK_IDLE;
-    return over;
+    if (!over) return false;
+    a->state = unanswered(&a->error) ? ASK_WANTED : ASK_IDLE;
+    return a->state == ASK_IDLE;
 }
 
 void ask_cancel(struct ask *a)
 {
-    if (a->state == ASK_UNDER_WAY) service_cancel(a->asker->service, a->id);
+    if (a->state == ASK_UNDER_WAY) a->asker->by.cancel(a->asker->by.self, a->id);
     if (a->state == ASK_WANTED) a->state = ASK_IDLE;
 }
 

@@ -1,5 +1,5 @@
 /* engine/transcribe.c - see transcribe.h. Windows pass through a queue of slots in their order; up to `jobs` of them are
- * with the service, each goes through its tries on its own, and a slot leaves the queue when its right neighbour is done,
+ * being asked about, each goes through its tries on its own, and a slot leaves the queue when its right neighbour is done,
  * as only then the seam between them is known. */
 #include <math.h>
 #include <stdio.h>
@@ -11,7 +11,7 @@
 #include "engine/transcribe_inside.h"
 
 #define FRAME_S ((double)WINDOWS_FRAME / MEDIA_RATE)
-#define QUEUE_MAX 256
+#define QUEUE_MAX (4 * TRANSCRIBE_JOBS_MAX)
 #define MIN_HALF_S 1.0
 #define TRIES 3
 #define EDGE_FRAMES 10             /* 200 ms of the silence at either end of a window are heard, not more: models
@@ -42,7 +42,7 @@ struct slot {
     char *text;                    /* owned, n_text bytes; NULL where failed or silent */
     size_t n_text;
     size_t keep_from, keep_to;     /* bytes between the seams              */
-    struct ask_token *token;       /* owned: [n_token] */
+    struct answer_token *token;    /* owned: [n_token] */
     size_t n_token;
     bool halved;                   /* half[] are asked, else whole         */
     uint32_t tries;
@@ -57,6 +57,7 @@ struct run {
     struct windows *windows;
     struct slot **queue;           /* [n_queue] in order; queue[0] may be done already and waits for its neighbour */
     size_t n_queue, cap_queue;
+    uint32_t n_entered;            /* windows whose place (asker.by.enter) was not given back */
     bool asked;                    /* the language is settled              */
     double told_s;                 /* of on_progress */
 };
@@ -135,12 +136,21 @@ static void asks_free(struct slot *s)
         if (s->half[i].asker) ask_free(&s->half[i]);
 }
 
-static void samples_done(struct slot *s)
+static void leave(struct run *r)
+{
+    const struct questioned *by = &r->asker.by;
+    if (r->n_entered == 0) return;
+    r->n_entered--;
+    by->leave(by->self);
+}
+
+static void samples_done(struct run *r, struct slot *s)
 {
     asks_free(s);
     free(s->w.samples);
     s->w.samples = NULL;
     s->done = true;
+    leave(r);
 }
 
 static double temperature_of(const struct run *r, uint32_t tries)
@@ -197,7 +207,7 @@ static status take_answer(struct run *r, struct slot *s, struct ask *a, double t
     a->text = NULL;
     a->token = NULL;
     a->cap_token = a->n_token = 0;
-    samples_done(s);
+    samples_done(r, s);
     if (r->journal == NULL) return OK;
     const struct journal_entry t = { .window = s->w.index, .from = s->w.from, .to = s->w.to, .text = s->text,
                                      .n_tokens = w->n_tokens, .attempts = w->attempts, .mean_logprob = w->mean_logprob,
@@ -216,7 +226,7 @@ static status give_up(struct run *r, struct slot *s, struct err *e)
     memcpy(w->reason, s->whole.reason, sizeof w->reason);
     r->out->n_failed++;
     note(r, s, true, "not transcribed", w->reason);
-    samples_done(s);
+    samples_done(r, s);
     if (!r->o->fail_on_gap) return OK;
     err_set(e, E_DEVICE, "%.2f-%.2f s could not be transcribed: %s", w->start_s, w->end_s, w->reason);
     return err_tag(e, "transcription_incomplete", NULL);
@@ -411,7 +421,7 @@ static void replay(struct run *r, struct slot *s, const struct journal_entry *kn
     s->text = mem_must_strdup(known->text);
     r->out->n_replayed++;
     count(r->out, known->n_prompt, known->n_audio, known->n_tokens);
-    samples_done(s);
+    samples_done(r, s);
 }
 
 /* A window enters the queue: silent, known to the journal, or asked about from now on. Moves *w. */
@@ -433,7 +443,7 @@ static status enter(struct run *r, struct window *w, struct err *e)
     if (w->silent) {
         info_of(r, s)->status = WINDOW_SILENT;
         t->n_silent++;
-        samples_done(s);
+        samples_done(r, s);
         return OK;
     }
     const struct journal_entry *known = r->journal ? journal_find(r->journal, w->index, w->from, w->to) : NULL;
@@ -484,10 +494,16 @@ static status feed(struct run *r, bool *end, bool *idle, struct err *e)
     struct window w;
     *idle = true;
     if (*end || stopped || n_waiting(r) >= jobs || r->n_queue >= QUEUE_MAX) return OK;
+    const struct questioned *by = &r->asker.by;
+    if (by->enter && !by->enter(by->self)) return OK;
+    r->n_entered += by->enter != NULL;
     *idle = false;
     TRY(windows_next(r->windows, &w, e));
     *end = w.n_samples == 0;
-    if (*end) return OK;
+    if (*end) {
+        leave(r);
+        return OK;
+    }
     if (r->o->condition_on_previous) remember(r);
     return enter(r, &w, e);
 }
@@ -510,7 +526,8 @@ static status loop(struct run *r, struct err *e)
 
 static status check(const struct transcribe_options *o, struct err *e)
 {
-    if (o->jobs < 1 || o->jobs > 64) return err_set(e, E_ARG, "%u windows at once: give 1 to 64", o->jobs);
+    if (o->jobs < 1 || o->jobs > TRANSCRIBE_JOBS_MAX)
+        return err_set(e, E_ARG, "%u windows at once: give 1 to %u", o->jobs, TRANSCRIBE_JOBS_MAX);
     if (!(o->temperature >= 0 && o->temperature <= 1))
         return err_set(e, E_ARG, "temperature %g: give 0 to 1", o->temperature);
     if (!(o->limits.max_segment_s >= 0.5))
@@ -535,6 +552,7 @@ status transcribe_run(struct service *s, windows_read read, void *source, const 
             if (a->asker) ask_cancel(a);
         }
     for (size_t i = 0; i < r.n_queue; i++) slot_free(r.queue[i]);
+    while (r.n_entered) leave(&r);
     free(r.queue);
     windows_destroy(&r.windows);
     asker_fini(&r.asker);

@@ -2,8 +2,8 @@
  *
  *   transcribe_run              windows -> requests of the service -> guards, retries -> seams -> segments
  *
- * Each window is a request of its own, up to `jobs` at once, beside all else that the service runs; their text comes out
- * in the order of the sound. Several runs may go on at once, each on its caller's thread.
+ * Each window is a request of its own, up to `jobs` at once, beside all else that the service runs, or a question to
+ * whoever `by` names; their text comes out in the order of the sound. Several runs may go on at once, each on its caller's thread.
  * Memory: `jobs` windows of samples, whatever the length of the sound; the text of all segments is kept.
  * Every second of the sound is in exactly one window, and a window is transcribed, skipped as silence (listed), or
  * failed (listed): nothing is cut short in silence. */
@@ -14,11 +14,13 @@
 #include <stdatomic.h>
 
 #include "engine/journal.h"
+#include "engine/question.h"
 #include "engine/service.h"
 #include "engine/stitch.h"
 #include "engine/subtitles.h"
 #include "engine/windows.h"
 
+#define TRANSCRIBE_JOBS_MAX 1024
 #define TRANSCRIBE_VERSION "3"     /* of instructions, window plan and guards: part of the journal's key */
 
 /* The instruction for a task and a language (English name; NULL: not known), docs/http-api.md 5.4. */
@@ -27,7 +29,8 @@ void transcribe_instruction(char *out, size_t cap, bool translate, const char *l
 struct transcribe_options {
     double start_s;                /* where in the file the sound begins: all times count from there        */
     struct windows_options windows;
-    uint32_t jobs;                 /* windows at once, 1..64                                               */
+    uint32_t jobs;                 /* windows at once, 1..TRANSCRIBE_JOBS_MAX                              */
+    const struct questioned *by;   /* who answers; NULL: the service of the run. Borrowed                  */
     bool translate;
     const char *language;          /* English name; NULL: ask the model on the first voiced window         */
     const char *const *languages;  /* [n_languages] English names that the answer may be; none: all known  */
@@ -87,7 +90,7 @@ struct transcript {                /* transcript_free */
 void transcript_free(struct transcript *t);
 
 /* Run: `read` gives the sound (16 kHz mono, from start_s on). *out is filled as far as the run came, also on failure;
- * transcript_free in any case. Blocks; when it returns none of its requests is left in the service.
+ * transcript_free in any case. Blocks; when it returns none of its questions is under way.
  * E_ARG: an option; a window does not fit the context (tag context_length_exceeded). E_FULL, E_NOMEM, E_BUSY (draining).
  * E_CANCELLED: stop, cancel, or on_segments said so. E_DEVICE: the device failed, or fail_on_gap. Errors of read. */
 status transcribe_run(struct service *s, windows_read read, void *source, const struct transcribe_options *o,

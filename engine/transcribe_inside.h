@@ -3,7 +3,7 @@
  *
  *   ask_init -> ask_start -> (service) -> ask_over -> ask_judge -> ask_start once more, or ask_free
  *
- * An ask stays where it is while it is under way: the service writes to it. All functions are the run's own thread's. */
+ * An ask stays where it is while it is under way: who answers writes to it. All functions are the run's own thread's. */
 #ifndef ENGINE_TRANSCRIBE_INSIDE_H
 #define ENGINE_TRANSCRIBE_INSIDE_H
 
@@ -15,18 +15,18 @@
 
 /* Whom is asked, and in which words. */
 struct asker {                     /* asker_init, asker_fini */
-    struct service *service;
+    struct service *service;       /* for the tokenizer; it answers where nobody else is named */
+    struct questioned by;
     const struct transcribe_options *o;
     char instruction[1024];
     char previous[TRANSCRIBE_PREVIOUS_BYTES + 1];
-    pthread_mutex_t lock;          /* of what the service writes: ask.over and what it covers */
+    pthread_mutex_t lock;          /* of what who answers writes: ask.over and what it covers */
     pthread_cond_t changed;
     uint64_t n_over, n_seen;       /* asks that ended; of them before the last asker_wait */
 };
 
-struct ask_token { int32_t id; float logprob; size_t end; };   /* end: bytes of text with it */
-
-enum ask_state { ASK_IDLE, ASK_WANTED, ASK_UNDER_WAY };        /* WANTED: the queue was full, ask_start again */
+enum ask_state { ASK_IDLE, ASK_WANTED, ASK_UNDER_WAY };        /* WANTED: ask_start again, as the queue was full, or
+                                                                  whoever had it is gone */
 
 struct ask {
     struct asker *asker;
@@ -44,8 +44,7 @@ struct ask {
     uint64_t seed;
     uint64_t id;
     float *padded;                 /* owned */
-    struct eng_pcm pcm;
-    /* Written by the service under asker.lock until `over`. */
+    /* Written by who answers, under asker.lock until `over`. */
     bool over;
     struct err error;              /* code OK: the answer is whole */
     enum eng_finish finish;
@@ -55,8 +54,8 @@ struct ask {
     uint32_t n_tokens;
     double logprob_sum;
     uint32_t n_prompt, n_audio;
-    struct ask_token *token;       /* owned: [n_token] where keep_tokens */
-    size_t n_token, cap_token, n_text_told;
+    struct answer_token *token;    /* owned: [n_token] where keep_tokens */
+    size_t n_token, cap_token;
     /* The verdict. */
     double mean_logprob;
     const char *code;              /* why the answer is not good; NULL: it is */
@@ -72,7 +71,7 @@ status asker_cancelled(const struct asker *k, struct err *e);
 /* Sleep until an ask has ended since the last call; 50 ms at most. */
 void asker_wait(struct asker *k);
 
-/* Send it off; a full queue leaves it WANTED. E_BUSY draining, E_DEVICE, E_NOMEM. */
+/* Ask; a full queue leaves it WANTED. E_BUSY draining, E_DEVICE, E_NOMEM. */
 status ask_start(struct ask *a, struct err *e);
 bool ask_over(struct ask *a);
 /* Blocks until it is over. E_CANCELLED, after cancelling it. */

@@ -66,6 +66,8 @@ static void *run(void *arg)
     struct service *s = r->s;
     const struct fake_script *c = s->script;
     struct eng_result result[16] = { 0 };
+    char text[16][256] = { 0 };
+    int32_t all[16][64];
     const struct eng_result *choice[16];
     const struct policy_params *policy = r->rq.o.policy;
     const uint32_t n_prompt = r->rq.n_ids ? r->rq.n_ids : c->n_prompt ? c->n_prompt : 5;
@@ -85,6 +87,8 @@ static void *run(void *arg)
     }
     for (uint32_t i = 0; i < 16; i++) {
         choice[i] = &result[i];
+        result[i].text = text[i];
+        result[i].ids = all[i];
         if (!c->pruned) continue;
         result[i].n_layers = LAYERS;
         result[i].alive = counts;
@@ -92,12 +96,17 @@ static void *run(void *arg)
         memcpy(result[i].n_av, counts[0], sizeof counts[0]);
         result[i].mean_retention = 0.75;
     }
+    if (c->look) c->look(c->self, &r->rq);
     for (uint32_t i = 0; i < c->n_step; i++) {
         const struct fake_step *step = &c->step[i];
         if (step->choice >= r->rq.n_choices) continue;
         struct eng_result *res = &result[step->choice];
         if (step->kind == SERVICE_TEXT) {
-            for (int k = 0; k < 4 && step->id[k]; k++) res->n_ids++;
+            for (int k = 0; k < 4 && step->id[k] && res->n_ids < 64; k++) {
+                all[step->choice][res->n_ids++] = step->id[k];
+                res->logprob_sum += -0.125 * step->id[k];
+            }
+            for (const char *p = step->text; *p && res->n_text < 255; p++) text[step->choice][res->n_text++] = *p;
             send_text(r, step);
         } else {
             res->finish = step->finish;

@@ -24,6 +24,8 @@ struct fake_script {
     bool hold;                     /* after the steps wait for a cancel, unless it fails */
     bool pruned;                   /* a film with sound, dropped from layer to layer: see fake_service.c */
     uint32_t n_prompt;             /* text tokens of the prompt; 0: 5 */
+    void (*look)(void *self, const struct service_request *rq);    /* at each request, on its thread; may be NULL */
+    void *self;
 };
 
 /* The service to hand to api_options, with fake_calls. script is borrowed and may be changed between requests. */

@@ -17,9 +17,11 @@
 
 #include "api/audio_inside.h"
 #include "api/groups.h"
+#include "api/questions.h"
 #include "api/remote.h"
 #include "base/clock.h"
 #include "base/mem.h"
+#include "engine/transcribe.h"
 #include "tests/api/fake_service.h"
 
 #define N 3
@@ -650,6 +652,278 @@ static void a_group_that_cannot_load(void **state)
     groups_destroy(&g);
 }
 
+/* ---- transcriptions: windows over groups -------------------------------------------------------------------------- */
+
+/* What a service was asked, in one string. */
+struct looked { char text[4096]; };
+
+static void look(void *self, const struct service_request *rq)
+{
+    struct looked *out = self;
+    FILE *f = fmemopen(out->text, sizeof out->text, "w");
+    double sum = 0;
+    for (size_t i = 0; i < rq->o.pcm->n; i++) sum += (double)rq->o.pcm->samples[i] * (double)(i % 7);
+    for (size_t m = 0; m < rq->chat.n_messages; m++)
+        for (size_t i = 0; i < rq->chat.message[m].n_parts; i++) {
+            const struct chat_part *p = &rq->chat.message[m].part[i];
+            fprintf(f, "[%zu %d %.*s]", m, p->kind, (int)p->n_text, p->text ? p->text : p->url ? p->url : "");
+        }
+    for (uint32_t i = 0; i < rq->o.sample.n_logit_bias; i++)
+        fprintf(f, " %d:%g", rq->o.sample.logit_bias[i].id, (double)rq->o.sample.logit_bias[i].bias);
+    fprintf(f, " %zu %.17g %u %g %g %llu %d %s %d %s %g", rq->o.pcm->n, sum, rq->o.max_tokens, (double)rq->o.sample.temperature,
+            (double)rq->o.sample.top_p, (unsigned long long)rq->o.sample.seed, rq->priority, rq->salt, rq->render != NULL,
+            prune_params_name(rq->o.policy), rq->o.policy->value[0]);
+    fclose(f);
+}
+
+struct listener { pthread_mutex_t lock; pthread_cond_t over; uint32_t n; struct answer a; };
+#define LISTENER { .lock = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER }
+
+static void hear(void *self, struct answer *a)
+{
+    struct listener *l = self;
+    pthread_mutex_lock(&l->lock);
+    l->a = *a;
+    *a = (struct answer){ 0 };
+    l->n++;
+    pthread_cond_signal(&l->over);
+    pthread_mutex_unlock(&l->lock);
+}
+
+static void wait_answer(struct listener *l)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    t.tv_sec += 10;
+    pthread_mutex_lock(&l->lock);
+    while (l->n == 0)
+        if (pthread_cond_timedwait(&l->over, &l->lock, &t) != 0) fail_msg("no answer within 10 s");
+    pthread_mutex_unlock(&l->lock);
+}
+
+static const struct question *a_question(void)
+{
+    static const struct sample_bias bias[] = { { 5, 100 }, { 6, -1.5f } };
+    static struct policy_params policy;
+    static struct question q;
+    static float x[5000];
+    struct err e;
+    for (int i = 0; i < 5000; i++) x[i] = (float)(i * 37 % 101) / 128;
+    if (prune_params_init(&policy, "uniform", 4, &e) != OK || prune_params_set(&policy, "retention", 0.25, &e) != OK ||
+        prune_params_finish(&policy, &e) != OK)
+        fail_msg("%s", e.text);
+    q = (struct question){ .x = x, .n = 5000, .context = "names: Zo\xc3\xab", .previous = "before", .instruction = "Write.",
+                           .begun = "Eng", .bias = bias, .n_bias = 2, .max_tokens = 77, .temperature = 0.2, .top_p = 0.5f,
+                           .seed = UINT64_MAX - 3, .policy = &policy, .priority = -2, .salt = "pepper", .keep_tokens = true };
+    return &q;
+}
+
+/* Whichever group answers: the same question, the same answer. */
+static void a_question_crosses(void **state)
+{
+    struct looked asked[N] = { 0 };
+    struct questions *qs = questions_create(api[0], 2);
+    struct questions_run run;
+    struct answer first = { 0 };
+    (void)state;
+    questions_join(qs, 0, &run);
+    const struct questioned by = questions_by(&run);
+    for (uint32_t i = 0; i < N; i++) {
+        struct listener l = LISTENER;
+        struct err e = { 0 };
+        uint64_t id = 0;
+        script[i].look = look;
+        script[i].self = &asked[i];
+        prefer(i);
+        if (by.ask(by.self, a_question(), hear, &l, &id, &e) != OK) fail_msg("%s", e.text);
+        wait_answer(&l);
+        assert_int_equal(id & GROUPS_REMOTE ? 1 : 0, i > 0);
+        assert_int_equal(submitted(i), 1);
+        assert_string_equal(asked[i].text, asked[0].text);
+        assert_int_equal(l.a.error.code, OK);
+        if (i == 0) {
+            first = l.a;
+            continue;
+        }
+        assert_int_equal(l.a.finish, ENG_STOP);
+        assert_string_equal(l.a.text, "Hello \xc3\xa9\x01");
+        assert_int_equal(l.a.n_text, first.n_text);
+        assert_int_equal(l.a.n_ids, 3);
+        assert_memory_equal(l.a.ids, first.ids, 3 * sizeof *first.ids);
+        assert_true(l.a.logprob_sum == first.logprob_sum && first.logprob_sum == -0.125 * (5 + 6 + 7));
+        assert_int_equal(l.a.n_prompt, 5);
+        assert_int_equal(l.a.n_token, 3);
+        for (int k = 0; k < 3; k++) {
+            assert_int_equal(l.a.token[k].id, first.token[k].id);
+            assert_int_equal(l.a.token[k].end, first.token[k].end);
+            assert_true(l.a.token[k].logprob == first.token[k].logprob);
+        }
+        answer_free(&l.a);
+    }
+    assert_non_null(strstr(asked[0].text, "[0 0 names: Zo\xc3\xab][0 0 \n][0 0 before]"));
+    assert_non_null(strstr(asked[0].text, "uniform"));
+    struct groups_view v[N];
+    groups_list(groups, v, N);
+    for (uint32_t i = 0; i < N; i++) assert_int_equal(v[i].n_jobs, 0);
+    answer_free(&first);
+    questions_part(&run);
+    questions_destroy(&qs);
+}
+
+static void a_question_is_cancelled(void **state)
+{
+    struct questions *qs = questions_create(api[0], 2);
+    struct questions_run run;
+    (void)state;
+    questions_join(qs, 0, &run);
+    const struct questioned by = questions_by(&run);
+    for (uint32_t i = 0; i < 2; i++) {
+        struct listener l = LISTENER;
+        struct err e = { 0 };
+        uint64_t id = 0;
+        script[i].hold = true;
+        prefer(i);
+        if (by.ask(by.self, a_question(), hear, &l, &id, &e) != OK) fail_msg("%s", e.text);
+        by.cancel(by.self, id);
+        wait_answer(&l);
+        assert_int_equal(l.a.error.code, E_CANCELLED);
+        answer_free(&l.a);
+    }
+    /* One that is refused there comes back as an answer; a full queue and a dead engine as what can be asked again. */
+    for (uint32_t i = 0; i < 3; i++) {
+        static const struct { status st; const char *tag, *want; } refused[] = {
+            { E_ARG, NULL, NULL }, { E_BUSY, "queue_full", "queue_full" }, { E_DEVICE, "engine_dead", "group_lost" } };
+        struct listener l = LISTENER;
+        struct err e = { 0 };
+        uint64_t id = 0;
+        script[2].refuse = refused[i].st;
+        script[2].tag = refused[i].tag;
+        prefer(2);
+        assert_int_equal(by.ask(by.self, a_question(), hear, &l, &id, &e), OK);
+        wait_answer(&l);
+        assert_int_equal(l.a.error.code, refused[i].st);
+        if (refused[i].want) assert_string_equal(l.a.error.tag, refused[i].want);
+        answer_free(&l.a);
+    }
+    questions_part(&run);
+    questions_destroy(&qs);
+}
+
+static void cut_questions(void **state)
+{
+    struct wire w = { 0 };
+    struct answer a = { .text = mem_must(3, 1), .n_text = 2, .ids = mem_must(2, sizeof *a.ids), .n_ids = 2 }, got;
+    struct err e;
+    uint64_t id;
+    (void)state;
+    questions_put_answer(&w, &a);
+    for (size_t n = 0; n < w.n; n++) assert_int_equal(questions_get_answer(w.bytes, n, &got, &e), E_INTERNAL);
+    assert_int_equal(questions_get_answer(w.bytes, w.n, &got, &e), OK);
+    answer_free(&got);
+    answer_free(&a);
+    free(w.bytes);
+    w = (struct wire){ 0 };
+    questions_put(&w, a_question());
+    for (size_t n = 0; n < w.n; n += n < 600 ? 1 : 4999)
+        assert_int_equal(questions_ask(api[1], w.bytes, n, NULL, NULL, &id, &e), E_INTERNAL);
+    assert_int_equal(submitted(1), 0);
+    free(w.bytes);
+}
+
+/* As many windows as groups have places; who joined first goes first; a group that is gone has none. */
+static void places_and_turns(void **state)
+{
+    struct questions *qs = questions_create(api[0], 1);
+    struct questions_run a, b;
+    struct err why;
+    (void)state;
+    questions_join(qs, 0, &a);
+    questions_join(qs, 1, &b);
+    const struct questioned x = questions_by(&a), y = questions_by(&b);
+    assert_int_equal(questions_places(qs), N);
+    for (uint32_t i = 0; i < N; i++) assert_true(y.enter(y.self));
+    assert_false(y.enter(y.self));
+    assert_false(x.enter(x.self));
+    y.leave(y.self);
+    assert_false(y.enter(y.self));             /* the other one was to go first */
+    assert_true(x.enter(x.self));
+    y.leave(y.self);
+    assert_true(y.enter(y.self));              /* which wants none now */
+    err_set(&why, E_DEVICE, "killed");
+    groups_lost(groups, 1, &why);
+    assert_int_equal(questions_places(qs), N - 1);
+    y.leave(y.self);
+    assert_false(x.enter(x.self));             /* two are taken, two are left */
+    questions_part(&a);
+    y.leave(y.self);
+    assert_true(y.enter(y.self));              /* who has left wants nothing */
+    questions_part(&b);
+    questions_destroy(&qs);
+}
+
+#define WINDOWS 30
+struct noise { size_t at; };
+
+static status read_noise(void *self, float *buf, size_t cap, size_t *n, struct err *e)
+{
+    struct noise *s = self;
+    const size_t left = (size_t)WINDOWS * 2 * 16000 - s->at;
+    (void)e;
+    *n = left < cap ? left : cap;
+    for (size_t i = 0; i < *n; i++, s->at++) buf[i] = (float)((s->at * 2654435761u >> 7) % 2000) / 4000 - 0.25f;
+    return OK;
+}
+
+/* Nobody is answered before each group has its two: whichever is quicker, all get some. */
+static void wait_for_all(void *self, const struct service_request *rq)
+{
+    const struct timespec t = { 0, 5000000 };
+    (void)self, (void)rq;
+    for (int i = 0; i < 4000 && (submitted(0) < 2 || submitted(1) < 2 || submitted(2) < 2); i++) nanosleep(&t, NULL);
+}
+
+static void *lose_group_1(void *arg)
+{
+    struct err why;
+    wait_for_all(arg, NULL);
+    err_set(&why, E_DEVICE, "rank 1: killed");
+    groups_lost(groups, 1, &why);
+    return NULL;
+}
+
+/* All windows of a sound though a group died with two of them; no group ever had more than its two. */
+static void windows_of_a_lost_group(void **state)
+{
+    struct questions *qs = questions_create(api[0], 2);
+    struct questions_run run;
+    struct noise s = { 0 };
+    struct transcript t;
+    struct err e = { 0 };
+    pthread_t other;
+    (void)state;
+    script[1].hold = true;
+    for (uint32_t i = 0; i < N; i++) script[i].look = wait_for_all;
+    questions_join(qs, 0, &run);
+    const struct questioned by = questions_by(&run);
+    const struct transcribe_options o = { .windows = { .window_s = 2, .keep_silence = true }, .jobs = 6, .language = "english",
+                                          .by = &by, .limits = { .max_segment_s = 7, .max_chars = 84 } };
+    assert_int_equal(pthread_create(&other, NULL, lose_group_1, NULL), 0);
+    if (transcribe_run(service[0], read_noise, &s, &o, &t, &e) != OK) fail_msg("%s", e.text);
+    pthread_join(other, NULL);
+    assert_true(t.complete);
+    assert_int_equal(t.n_windows, submitted(0) + submitted(2));
+    assert_true(t.n_windows >= WINDOWS);
+    assert_int_equal(submitted(1), 2);
+    for (size_t i = 0; i < t.n_windows; i++) {
+        assert_int_equal(t.window[i].status, WINDOW_OK);
+        assert_int_equal(t.window[i].attempts, 1);
+    }
+    assert_int_equal(t.n_output, 3 * t.n_windows);
+    transcript_free(&t);
+    questions_part(&run);
+    questions_destroy(&qs);
+}
+
 int main(void)
 {
 #define CASE(f) cmocka_unit_test_setup_teardown(f, open_all, close_all)
@@ -658,6 +932,7 @@ int main(void)
         CASE(an_error_is_the_same), CASE(a_refusal_crosses), CASE(a_cancel_crosses), CASE(a_call_that_waits),
         CASE(the_emptiest_group_and_the_same_media), CASE(a_burst_is_spread), CASE(a_lost_group),
         CASE(files_come_in_pieces), CASE(counters_cross), CASE(all_drain_and_stop), CASE(cut_messages),
-        CASE(a_leader_that_stops), cmocka_unit_test(a_group_that_cannot_load) };
+        CASE(a_leader_that_stops), CASE(a_question_crosses), CASE(a_question_is_cancelled), CASE(cut_questions),
+        CASE(places_and_turns), CASE(windows_of_a_lost_group), cmocka_unit_test(a_group_that_cannot_load) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

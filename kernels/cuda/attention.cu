@@ -9,6 +9,7 @@
  * keys of a page and takes a quarter of the head's dims of V, the probabilities meet in shared memory. What the splits of a row
  * give is merged in order. A split is the same number of pages for all, so a row's bits depend on no neighbour. */
 #include "kernels/cuda/attend.h"
+#include "kernels/cuda/plain.h"
 
 enum { WARPS = 4, THREADS = WARPS * WARP, ROWS = CUDA_TILE_ROWS, SPLIT = CUDA_SPLIT_PAGES, HEADS = 16 };
 
@@ -55,25 +56,21 @@ template <int STEPS, class T> KERNEL BOUNDS(THREADS, 2) prefill_kernel(const pre
     attend_end(r, out[0], out[1], D);
 }
 
-static status check(const struct cuda_attention_args *a, const char *what, uint32_t most_heads, struct err *e)
+static bool for_tensor_cores(const struct cuda_attention_args *a, uint32_t most_heads)
 {
     const struct cuda_pages *p = &a->pages;
-    if ((p->D != 64 && p->D != 128) || p->dtype != DT_BF16)
-        return err_set(e, E_ARG, "%s on tensor cores: head dim %u of dtype %d: 64 or 128 of bf16 were built", what, p->D, (int)p->dtype);
-    if (p->G == 0 || a->H % p->G != 0 || a->H / p->G > most_heads)
-        return err_set(e, E_ARG, "%s: %u query heads on %u KV heads: each must serve as many, at most %u", what, a->H, p->G, most_heads);
-    return OK;
+    return (p->D == 64 || p->D == 128) && p->dtype == DT_BF16 && p->G > 0 && a->H % p->G == 0 && a->H / p->G <= most_heads;
 }
 
 status cuda_attention(void *stream, const struct cuda_attention_args *a, struct err *e)
 {
-    TRY(check(a, "attention", UINT32_MAX, e));
+    if (!for_tensor_cores(a, UINT32_MAX)) return plain_attention(stream, a, false, e);
     const prefill_job j = { *a, a->H / a->pages.G, a->scale * LOG2_E };
     const bool half = a->out_dtype == DT_BF16, wide = a->pages.D == 128;
     const auto kernel = wide ? (half ? prefill_kernel<8, uint16_t> : prefill_kernel<8, float>)
                              : (half ? prefill_kernel<4, uint16_t> : prefill_kernel<4, float>);
-    return launch("attention", kernel, dim3(a->n_tiles, a->pages.G), THREADS, (size_t)4 * bands_of(a->pages.D, DT_BF16) * BAND_BYTES, stream,
-                  j, e);
+    const size_t memory = (size_t)4 * bands_of(a->pages.D, DT_BF16) * BAND_BYTES;
+    return launch("attention", kernel, dim3(a->n_tiles, a->pages.G), THREADS, memory, stream, j, e);
 }
 
 /* ---- decode ---------------------------------------------------------------------------------------------- */
@@ -194,7 +191,7 @@ template <class T> KERNEL BOUNDS(128, 1) merge_kernel(const prefill_job j)
 
 status cuda_attention_decode(void *stream, const struct cuda_attention_args *a, struct err *e)
 {
-    TRY(check(a, "decode attention", HEADS, e));
+    if (!for_tensor_cores(a, HEADS)) return plain_attention(stream, a, true, e);
     const prefill_job j = { *a, a->H / a->pages.G, a->scale * LOG2_E };
     TRY(launch("attention_decode", a->pages.D == 128 ? decode_kernel<8> : decode_kernel<4>, dim3(a->n_tiles, a->pages.G), THREADS,
                (size_t)4 * bands_of(a->pages.D, DT_BF16) * BAND_BYTES, stream, j, e));

@@ -13,6 +13,7 @@
 #ifdef __CUDACC__
 
 #define DEVICE                  static __device__ __forceinline__
+#define METHOD                  __device__ __forceinline__
 #define KERNEL                  static __global__ void
 #define BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #define SHARED(type, name)      __shared__ type name     /* one a kernel */

@@ -121,7 +121,8 @@ status cuda_kv_compact(void *stream, const struct cuda_kv_compact_args *a, struc
 
 /* ---- attention.cu ---------------------------------------------------------------------------------------- */
 
-/* Pages of bf16 and heads of 64 or 128 dims; E_ARG for others. */
+/* On tensor cores with pages of bf16, heads of 64 or 128 dims and, in decode, at most 16 heads a KV head; others by the plain
+ * kernels, to 256 dims. */
 enum { CUDA_TILE_ROWS = 64, CUDA_SPLIT_PAGES = 4 };
 
 /* Prefill: the rows of a sequence times the heads of a group from `row` on, a multiple of CUDA_TILE_ROWS. Decode: the pages of
@@ -149,17 +150,18 @@ status cuda_attention_decode(void *stream, const struct cuda_attention_args *a, 
 
 /* ---- segments.cu ----------------------------------------------------------------------------------------- */
 
-/* bf16 products whatever the type of out. Tile: 64 query rows of a segment (`seq`) from `row` on. */
+/* An operand of bf16 takes bf16 products, of f32 f32 throughout. Tile: 64 query rows of a segment (`seq`) from `row` on. */
 struct cuda_segment_attention_args {
     const float *q, *k, *v;       /* [n, ld] each */
     size_t ld;
-    uint32_t heads, D;            /* D even, at most 128 */
+    uint32_t heads, D;            /* D even, at most 256 */
     float scale;                  /* above 0 */
     const uint32_t *seg_start;
     const struct cuda_tile *tile;
     uint32_t n_tiles;
     void *out;                    /* [n, heads * D] */
     enum dtype out_dtype;
+    float *received, *lse;        /* [n] or NULL; lse: [n, heads] scratch with it */
 };
 status cuda_segment_attention(void *stream, const struct cuda_segment_attention_args *a, struct err *e);
 
@@ -167,7 +169,7 @@ status cuda_segment_attention(void *stream, const struct cuda_segment_attention_
 
 enum { CUDA_STATS_PAGES = 16 };
 
-/* One sequence. Pages of bf16 and heads of 64 or 128 dims; E_ARG for others. */
+/* One sequence; tensor cores as for attention. */
 struct cuda_query_scores_args {
     const float *q;
     size_t ldq;

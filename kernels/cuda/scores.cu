@@ -7,6 +7,7 @@
  *              thread adds the probabilities of its own keys: no atomics, one order, so two runs agree bit for bit
  * K is read once a pass. */
 #include "kernels/cuda/attend.h"
+#include "kernels/cuda/plain.h"
 
 enum { WARPS = 4, THREADS = WARPS * WARP, ROWS = 64, KEYS = 2 * PAGE, STATS_PAGES = CUDA_STATS_PAGES };
 
@@ -143,10 +144,8 @@ template <int STEPS> KERNEL BOUNDS(THREADS, 2) scores_kernel(const scores_job j)
 status cuda_query_scores(void *stream, const struct cuda_query_scores_args *a, struct err *e)
 {
     const struct cuda_pages *p = &a->pages;
-    if ((p->D != 64 && p->D != 128) || p->dtype != DT_BF16)
-        return err_set(e, E_ARG, "scores on tensor cores: head dim %u of dtype %d: 64 or 128 of bf16 were built", p->D, (int)p->dtype);
-    if (p->G == 0 || a->H % p->G != 0)
-        return err_set(e, E_ARG, "scores: %u query heads on %u KV heads: each must serve as many", a->H, p->G);
+    if ((p->D != 64 && p->D != 128) || p->dtype != DT_BF16 || p->G == 0 || a->H % p->G != 0)
+        return plain_query_scores(stream, a, e);
     const uint32_t group = a->H / p->G, rows = a->n_q * group;
     const scores_job j = { *a, group, rows, a->scale * LOG2_E };
     const size_t tile = (size_t)bands_of(p->D, DT_BF16) * BAND_BYTES;
@@ -154,6 +153,6 @@ status cuda_query_scores(void *stream, const struct cuda_query_scores_args *a, s
     TRY(launch("score_stats", wide ? stats_kernel<8> : stats_kernel<4>, dim3(blocks_of(rows, ROWS), p->G, a->n_splits), THREADS, 2 * tile,
                stream, j, e));
     TRY(launch("score_lse", lse_kernel, dim3(blocks_of((uint64_t)p->G * rows, 256)), 256, 0, stream, j, e));
-    return launch("scores", wide ? scores_kernel<8> : scores_kernel<4>, dim3(blocks_of(a->n_keys, KEYS), p->G), THREADS, 4 * tile, stream, j,
-                  e);
+    const dim3 grid(blocks_of(a->n_keys, KEYS), p->G);
+    return launch("scores", wide ? scores_kernel<8> : scores_kernel<4>, grid, THREADS, 4 * tile, stream, j, e);
 }

@@ -1,7 +1,9 @@
 /* kernels/cuda/segments.cu - full attention inside segments, for the towers; see kernels.h and attend.h.
  * A block is 64 query rows of one head of one segment, 16 a warp. K and V come as f32 rows; each tile of 64 keys is rounded to bf16
- * on its way to shared memory, where it lies as a page does, and what a head lacks of whole steps of 16 dims is 0 there. */
+ * on its way to shared memory, where it lies as a page does, and what a head lacks of whole steps of 16 dims is 0 there. An
+ * operand of f32, and what keys receive, are left to plain.cu. */
 #include "kernels/cuda/attend.h"
+#include "kernels/cuda/plain.h"
 
 enum { WARPS = 4, THREADS = WARPS * WARP, ROWS = CUDA_TILE_ROWS };
 
@@ -21,7 +23,7 @@ DEVICE void bring_keys(const float *x, size_t ld, uint32_t D, uint32_t key0, uin
     }
 }
 
-template <int STEPS, class T> KERNEL BOUNDS(THREADS, 2) segments_kernel(const segments_job j)
+template <int STEPS> KERNEL BOUNDS(THREADS, 2) segments_kernel(const segments_job j)
 {
     constexpr uint32_t TILE = (STEPS + 3) / 4 * BAND_BYTES;
     const cuda_segment_attention_args &a = j.a;
@@ -30,11 +32,11 @@ template <int STEPS, class T> KERNEL BOUNDS(THREADS, 2) segments_kernel(const se
     unsigned char *memory = shared_memory();                          /* K, V: TILE each */
     const uint32_t room = shared_address(memory);
     const float *q[2];
-    T *out[2];
+    uint16_t *out[2];
     UNROLL for (int i = 0; i < 2; i++) {
         const uint32_t row = tile.row + threadIdx.x / WARP * 16 + l / 4 + i * 8;
         q[i] = row < n ? a.q + (uint64_t)(begin + row) * a.ld + h * D : NULL;
-        out[i] = row < n ? (T *)a.out + ((uint64_t)(begin + row) * a.heads + h) * D : NULL;
+        out[i] = row < n ? (uint16_t *)a.out + ((uint64_t)(begin + row) * a.heads + h) * D : NULL;
     }
     const float *k = a.k + (uint64_t)begin * a.ld + h * D, *v = a.v + (uint64_t)begin * a.ld + h * D;
     attend_rows<STEPS> r;
@@ -51,13 +53,11 @@ template <int STEPS, class T> KERNEL BOUNDS(THREADS, 2) segments_kernel(const se
 
 status cuda_segment_attention(void *stream, const struct cuda_segment_attention_args *a, struct err *e)
 {
-    if (a->D == 0 || a->D % 2 != 0 || a->D > 128)
-        return err_set(e, E_ARG, "attention in segments: head dim %u: it must be even and 2 to 128", a->D);
+    const bool attend = a->out_dtype == DT_BF16 && a->D % 2 == 0 && a->D > 0 && a->D <= 128;
     const segments_job j = { *a, a->scale * LOG2_E };
-    const bool half = a->out_dtype == DT_BF16;
     const int steps = a->D <= 64 ? 4 : a->D <= 80 ? 5 : 8;
-    const auto kernel = steps == 4   ? (half ? segments_kernel<4, uint16_t> : segments_kernel<4, float>)
-                        : steps == 5 ? (half ? segments_kernel<5, uint16_t> : segments_kernel<5, float>)
-                                     : (half ? segments_kernel<8, uint16_t> : segments_kernel<8, float>);
-    return launch("segment_attention", kernel, dim3(a->n_tiles, a->heads), THREADS, (size_t)(steps == 4 ? 2 : 4) * BAND_BYTES, stream, j, e);
+    const auto kernel = steps == 4 ? segments_kernel<4> : steps == 5 ? segments_kernel<5> : segments_kernel<8>;
+    const size_t memory = (steps == 4 ? 2 : 4) * (size_t)BAND_BYTES;
+    if (attend) TRY(launch("segment_attention", kernel, dim3(a->n_tiles, a->heads), THREADS, memory, stream, j, e));
+    return attend && a->received == NULL ? OK : plain_segments(stream, a, !attend, e);
 }

@@ -1,19 +1,20 @@
-/* tests/kernels/test_cuda_scores.c - kernels/cuda/scores.cu on the CPU (simt.h): against softmax in double over the values that
- * the tensor cores are given; what all keys receive sums to the number of rows. */
+/* tests/kernels/test_cuda_scores.c - kernels/cuda/scores.cu and plain.cu on the CPU (simt.h): against softmax in double over the
+ * values that are multiplied; what all keys receive sums to the number of rows. */
 #include "tests/kernels/cuda_paged.h"
 
 static void test_scores(void **state)
 {
     (void)state;
     twin_seed("scores");
-    static const struct { uint32_t n, n_q, G, group, D; float loud; } cases[] = {
+    static const struct { uint32_t n, n_q, G, group, D; float loud; bool f32; } cases[] = {
         { 1, 1, 1, 1, 64, 1 },      { 64, 3, 2, 7, 64, 4 },    { 65, 17, 1, 8, 128, 4 },   { 127, 1, 1, 7, 128, 60 },
         { 129, 20, 1, 3, 64, 0 },   { 300, 10, 1, 7, 128, 4 }, { 1030, 4, 1, 2, 128, 2 },  { 2100, 5, 1, 1, 64, 4 },
-        { 70, 0, 1, 2, 64, 1 },
+        { 70, 0, 1, 2, 64, 1 },     { 130, 9, 2, 3, 24, 4 },   { 70, 5, 1, 7, 128, 4, true }, { 31, 31, 1, 1, 64, 4, true },
     };
     for (uint32_t v = 0; v < sizeof cases / sizeof cases[0]; v++) {
         const uint32_t n = cases[v].n, n_q = cases[v].n_q, G = cases[v].G, group = cases[v].group, D = cases[v].D, H = G * group;
-        struct cuda_paged p = cuda_paged_new(1, &n, G, D, DT_BF16);
+        struct cuda_paged p = cuda_paged_new(1, &n, G, D, cases[v].f32 ? DT_F32 : DT_BF16);
+        const bool half = !cases[v].f32, tensor = half && D % 64 == 0;
         const size_t ldq = (size_t)H * D + v % 2 * 5;
         float *q = twin_random_floats(n_q * ldq), *partial = twin_floats((size_t)G * n);
         uint32_t *visible = twin_alloc(n_q * sizeof *visible);
@@ -26,8 +27,10 @@ static void test_scores(void **state)
                 for (uint32_t j = 0; j < visible[i]; j++) {
                     const float *k = p.kv[0] + ((size_t)j * 2 * G + h / group) * D;
                     prob[j] = 0;
-                    for (uint32_t c = 0; c < D; c++)
-                        prob[j] += (double)twin_round_bf16(q[i * ldq + (size_t)h * D + c]) * twin_round_bf16(k[c]) * 0.1f;
+                    for (uint32_t c = 0; c < D; c++) {
+                        const float x = q[i * ldq + (size_t)h * D + c];
+                        prob[j] += (double)(tensor ? twin_round_bf16(x) : x) * (half ? twin_round_bf16(k[c]) : k[c]) * 0.1f;
+                    }
                     if (prob[j] > top) top = prob[j];
                 }
                 for (uint32_t j = 0; j < visible[i]; j++) sum += prob[j] = exp(prob[j] - top);
@@ -44,7 +47,7 @@ static void test_scores(void **state)
         cuda_paged_free(&p);
     }
     struct err e = { 0 };
-    const struct cuda_query_scores_args odd = { .H = 2, .pages = { .G = 1, .D = 32, .dtype = DT_BF16 } };
+    const struct cuda_query_scores_args odd = { .H = 2, .pages = { .G = 1, .D = 31, .dtype = DT_BF16 } };
     assert_int_equal(cuda_query_scores(NULL, &odd, &e), E_ARG);
 }
 

@@ -94,6 +94,10 @@ static json_t *group_json(const struct groups_view *v)
                           "jobs", (int)v->n_jobs, "given", (json_int_t)v->n_given, "pages", "total", (int)g->pages_total, "free",
                           (int)g->pages_free, "requests", "waiting", (int)(g->n_preparing + g->n_waiting), "running",
                           (int)(g->n_encoding + g->n_prefilling + g->n_decoding));
+    json_t *ranks = json_array();
+    for (uint32_t i = 0; i < v->n_ranks; i++) json_array_append_new(ranks, json_integer(v->first_rank + i));
+    json_object_set_new(o, "ranks", ranks);
+    json_object_set_new(o, "hosts", json_string(v->hosts));
     if (v->state == GROUPS_GONE) json_object_set_new(o, "why", json_string(v->why));
     return o;
 }

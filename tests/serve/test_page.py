@@ -158,6 +158,32 @@ def test_narrow_and_dark(base):
         quiet("narrow and dark", b, base)
 
 
+def test_groups(base):
+    """What /v1/omnidrop/state says of groups (tests/serve/test_ranks.py) is a line each; alone there is no such table."""
+    groups = [{"group": 0, "ranks": [0, 1], "hosts": "alpha", "state": "ready", "jobs": 3, "given": 9,
+               "pages": {"total": 100, "free": 60}, "requests": {"waiting": 1, "running": 2}},
+              {"group": 1, "ranks": [2, 3], "hosts": "alpha, <b>beta", "state": "gone", "jobs": 0, "given": 7,
+               "pages": {"total": 100, "free": 1}, "requests": {"waiting": 5, "running": 6},
+               "why": "rank 3 (pid 7 on beta): killed"},
+              {"group": 2, "ranks": [4], "hosts": "gamma", "state": "loading", "jobs": 0, "given": 0,
+               "pages": {"total": 0, "free": 0}, "requests": {"waiting": 0, "running": 0}}]
+    with Browser() as b:
+        b.open(base)
+        b.wait("document.getElementById('state-text').textContent === 'ready'")
+        check("one process has no table of groups", b.js("document.getElementById('groups-panel').hidden"))
+        rows = b.js("clearTimeout(timer), showGroups(" + json.dumps(groups) + "), [...document.querySelectorAll('#groups tr')]"
+                    ".map(r => [...r.children].map(d => d.textContent))")
+        want = [["0\u20131", "alpha", "ready", "2", "1", "40", "60"],
+                ["2\u20133", "alpha, <b>beta", "gone", "\u2013", "\u2013", "\u2013", "\u2013"],
+                ["rank 3 (pid 7 on beta): killed"], ["4", "gamma", "loading", "0", "0", "0", "0"]]
+        check("a line for each group, and the reason under one that is gone", rows == want, rows)
+        check("how many take requests", b.js("document.getElementById('groups-text').textContent") == "1 of 3 take requests")
+        check("it is seen", b.js("document.getElementById('groups-panel').offsetHeight > 40"))
+        shot(b, "groups")
+        check("a narrow window does not scroll sideways", b.js("document.documentElement.scrollWidth <= innerWidth"))
+        quiet("groups", b, base)
+
+
 def test_key_and_loss():
     with Server("--api-key", "sesame") as s:
         base = "http://127.0.0.1:%d/" % s.port
@@ -206,7 +232,7 @@ def main():
     with Server() as s:
         base = "http://127.0.0.1:%d/" % s.port
         for test in (lambda: test_ask(s, base), lambda: test_large_and_dropped(base),
-                     lambda: test_transcribe(base), lambda: test_narrow_and_dark(base)):
+                     lambda: test_transcribe(base), lambda: test_groups(base), lambda: test_narrow_and_dark(base)):
             attempt(test)
     attempt(test_key_and_loss)
     attempt(test_stop)

@@ -155,6 +155,8 @@ def equal():
             want_sound = one.client().audio.transcriptions.create(model="omni-tiny", file=f, response_format="srt")
     with Ranks(*options) as s:
         assert [g["state"] for g in s.groups()] == ["ready", "ready"], s.groups()
+        assert [g["ranks"] for g in s.groups()] == [[0, 1], [2, 3]], s.groups()
+        assert s.groups()[0]["hosts"] == s.groups()[1]["hosts"] != "", s.groups()
         assert re.search(r"4 ranks in 2 groups of 2; .*MPI", s.log_text()), s.log_text()
         assert len(re.findall(r"all-reduce \d+ us, [0-9.]+ GB/s", s.log_text())) == 2, s.log_text()
         got = [None] * len(want)

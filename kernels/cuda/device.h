@@ -58,6 +58,7 @@ template <class V> DEVICE void store_vector(void *p, const V &v) { *(V *)p = v; 
 template <class T> DEVICE T shuffle_xor(T v, unsigned mask) { return __shfl_xor_sync(~0u, v, mask); }
 template <class T> DEVICE T shuffle_from(T v, unsigned lane) { return __shfl_sync(~0u, v, lane); }
 template <class T> DEVICE T shuffle_up(T v, unsigned by) { return __shfl_up_sync(~0u, v, by); }
+DEVICE double shuffle_xor_f64(double v, unsigned mask) { return __shfl_xor_sync(~0u, v, mask); }
 DEVICE uint32_t count_in_shared(uint32_t *at) { return atomicAdd(at, 1u); }
 
 /* 16 bytes, or zeros, to shared memory; read after the copy_wait<but> that leaves at most `but` younger groups in flight and

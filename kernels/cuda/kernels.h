@@ -203,6 +203,54 @@ struct cuda_select_args {
 };
 status cuda_select(void *stream, const struct cuda_select_args *a, struct err *e);
 
+/* ---- groups.cu ------------------------------------------------------------------------------------------- */
+
+/* struct row_groups on the device; n = start[n_groups]. norm: [n] scratch, the squared lengths. */
+struct cuda_groups { const float *x; uint32_t d, n_groups, n; const uint32_t *start, *row; };
+
+struct cuda_means_args { struct cuda_groups g; bool unit; float *y, *norm; };
+status cuda_means(void *stream, const struct cuda_means_args *a, struct err *e);
+
+struct cuda_nearest_args { struct cuda_groups x, y; float *best; uint32_t *which; float *x_norm, *y_norm; };
+status cuda_nearest(void *stream, const struct cuda_nearest_args *a, struct err *e);
+
+struct cuda_density_args { struct cuda_groups g; uint32_t k; float *out, *norm; double *dense, *most; };   /* [n] scratch each */
+status cuda_density(void *stream, const struct cuda_density_args *a, struct err *e);
+
+/* pick_start[g]: where the choices of group g begin. E_DEVICE with FARTHEST_MEAN for rows of more than about 28000. */
+struct cuda_farthest_args {
+    struct cuda_groups g;
+    const float *weight;
+    enum farthest_first first;
+    const uint32_t *n_pick, *pick_start;
+    uint32_t *pick;
+    float *norm;
+    double *least, *key;          /* [n] scratch each */
+    uint8_t *taken;               /* [n] scratch */
+};
+status cuda_farthest(void *stream, const struct cuda_farthest_args *a, struct err *e);
+
+struct cuda_merge_args {
+    const float *x;
+    uint32_t d, n;
+    const uint32_t *dst;
+    const float *c0;
+    const uint32_t *start, *src;
+    const float *w;
+    float *y;
+};
+status cuda_merge(void *stream, const struct cuda_merge_args *a, struct err *e);
+
+struct cuda_pagerank_args {
+    const float *q, *k;
+    size_t ldq, ldk;
+    uint32_t n, H, G, D, iterations;
+    float scale;
+    float *importance;            /* [n] */
+    double *most, *sum, *from, *to;   /* [H, n] scratch each */
+};
+status cuda_pagerank(void *stream, const struct cuda_pagerank_args *a, struct err *e);
+
 #ifdef __cplusplus
 }
 #endif

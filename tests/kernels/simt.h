@@ -60,6 +60,7 @@ void simt_copy_wait(unsigned but);
 /* ---- device.h's primitives ------------------------------------------------------------------------------- */
 
 #define DEVICE                   static inline
+#define METHOD                   inline
 #define KERNEL                   static void
 #define BOUNDS(threads, blocks)
 #define SHARED(type, name)       type &name = *(type *)simt.shared; if (sizeof(type) > simt.fixed_bytes) simt_die("too much SHARED")
@@ -111,6 +112,15 @@ template <class T> DEVICE T simt_shuffle(enum simt_meeting kind, T v, unsigned f
     return v;
 }
 template <class T> DEVICE T shuffle_xor(T v, unsigned mask) { return simt_shuffle(SIMT_XOR, v, simt_lane() ^ mask); }
+DEVICE double shuffle_xor_f64(double v, unsigned mask)
+{
+    uint64_t u;
+    memcpy(&u, &v, 8);
+    const uint32_t low = shuffle_xor((uint32_t)u, mask), high = shuffle_xor((uint32_t)(u >> 32), mask);
+    u = low | (uint64_t)high << 32;
+    memcpy(&v, &u, 8);
+    return v;
+}
 template <class T> DEVICE T shuffle_from(T v, unsigned lane) { return simt_shuffle(SIMT_FROM, v, lane); }
 /* Lanes below `by` get their own. */
 template <class T> DEVICE T shuffle_up(T v, unsigned by)

@@ -17,11 +17,28 @@ static struct work_shape towers(const struct engine *en)
     return (struct work_shape){ .vision = { v->depth, v->hidden, v->ff }, .audio = { a->layers, a->d_model, a->ff } };
 }
 
-/* Grid steps from r->enc_step on of one picture or film. out, saliency: rows of the whole part. */
-static status some_vision(struct engine *en, struct eng_request *r, struct req_part *p, float *out, float *saliency,
+/* Global audio saliency is quadratic in the clip and keeps its queries and keys: longer ones get the windowed one
+ * (docs/pruning-methods.md 0.3). 20 minutes of 50 rows a second. */
+#define GLOBAL_ROWS_MAX 60000
+
+/* Grid steps [t, t + n) of a part, on all ranks; what is more than saliency on the leader alone. to: rows of the whole part. */
+static status run_vision(struct engine *en, const float *patches, const struct req_part *p, uint32_t t, uint32_t n,
+                         const struct media_rows *to, struct err *e)
+{
+    const uint32_t h = p->media.h, w = p->media.w;
+    const size_t at = (size_t)t * (h * w / 4);
+    float *out = to->vision + at * decoder_shape(en->dec)->d, *saliency = to->vision_saliency ? to->vision_saliency + at : NULL;
+    if (to->blocks == NULL && to->keys == NULL) return team_vision(en->team, patches, n, h, w, out, saliency, e);
+    const struct vision_look look = { .saliency = saliency, .blocks = to->blocks ? to->blocks + at : NULL, .stride = to->stride,
+                                      .keys = to->keys ? to->keys + at * to->d_key : NULL };
+    return vision_tower_look(en->vision, patches, n, h, w, out, &look, e);
+}
+
+/* Grid steps from r->enc_step on of one picture or film. */
+static status some_vision(struct engine *en, struct eng_request *r, struct req_part *p, const struct media_rows *to,
                           double max_work, double *work, struct err *e)
 {
-    const uint32_t d = decoder_shape(en->dec)->d, rows = p->media.h * p->media.w;
+    const uint32_t rows = p->media.h * p->media.w;
     const uint32_t at_once = work_grids_at_once(rows) * en->info.n_ranks;
     const struct work_shape shape = towers(en);
     const float *patches = p->entry ? p->entry->features.patches : p->patches;
@@ -37,9 +54,7 @@ static status some_vision(struct engine *en, struct eng_request *r, struct req_p
         for (uint32_t i = 0; stream && i < n && st == OK; i++)
             st = media_video_next(p->video, stream + (size_t)i * rows * width, e);
         if (stream) r->media_s += clock_s() - begin;
-        if (st == OK)
-            st = team_vision(en->team, from, n, p->media.h, p->media.w, out + (size_t)t * (rows / 4) * d,
-                                  saliency ? saliency + (size_t)t * (rows / 4) : NULL, e);
+        if (st == OK) st = run_vision(en, from, p, t, n, to, e);
         r->enc_step += n;
         *work += work_patches(&shape, (uint64_t)n * rows);
     } while (st == OK && r->enc_step < p->media.t && *work < max_work);
@@ -47,34 +62,62 @@ static status some_vision(struct engine *en, struct eng_request *r, struct req_p
     return st;
 }
 
-static status some_sound(struct engine *en, struct eng_request *r, struct req_part *p, float *out, float *saliency,
+/* Frames of a clip whose saliency is global, on the leader alone; the last of them make it. */
+static status look_at_sound(struct engine *en, struct eng_request *r, const float *mel, uint32_t frames, uint32_t f0, uint32_t n,
+                            const struct media_rows *to, struct err *e)
+{
+    const uint32_t most = audio_tower_span(en->audio);
+    const size_t floats = (size_t)audio_tower_rows(en->audio, frames) * audio_tower_look(en->audio);
+    if (r->audio_look == NULL) TRY(en->ops->alloc(en->st, floats * sizeof(float), (void **)&r->audio_look, e));
+    for (uint32_t at = f0; at < f0 + n; at += most)
+        TRY(audio_tower_part_look(en->audio, mel, frames, at, f0 + n - at < most ? f0 + n - at : most, to->audio, r->audio_look, e));
+    if (f0 + n < frames) return OK;
+    const status st = audio_tower_global(en->audio, r->audio_look, frames, to->audio_saliency, e);
+    en->ops->release(en->st, r->audio_look);
+    r->audio_look = NULL;
+    return st;
+}
+
+static status some_sound(struct engine *en, struct eng_request *r, struct req_part *p, const struct media_rows *to,
                          double max_work, double *work, struct err *e)
 {
     const uint32_t frames = p->entry ? p->entry->features.n_frames : p->n_frames, span = audio_tower_span(en->audio) * en->info.n_ranks;
     const float *mel = p->entry ? p->entry->features.mel : p->mel;
+    const bool wanted = r->plan.needs & PRUNE_NEEDS_AUDIO_GLOBAL;
+    const bool global = wanted && audio_tower_rows(en->audio, frames) <= GLOBAL_ROWS_MAX;
     const struct work_shape shape = towers(en);
+    if (wanted && !global && r->enc_step == 0)
+        request_warn(r, "sound of more than 20 minutes: its saliency is that of windows of 2 s, not of the whole clip");
     do {
         const uint32_t f0 = r->enc_step, n = frames - f0 < span ? frames - f0 : span;
         if (en->interrupted) return err_set(e, E_CANCELLED, "interrupted");
-        TRY(team_audio(en->team, mel, frames, f0, n, out, saliency, e));
+        if (global) TRY(look_at_sound(en, r, mel, frames, f0, n, to, e));
+        else TRY(team_audio(en->team, mel, frames, f0, n, to->audio, to->audio_saliency, e));
         r->enc_step += n;
         *work += work_frames(&shape, n);
     } while (r->enc_step < frames && *work < max_work);
     return OK;
 }
 
-/* Where part i's rows go. */
-struct place { float *vision, *audio, *vision_saliency, *audio_saliency; uint32_t n_vision, n_audio; };
-
-static struct place place_of(struct engine *en, struct eng_request *r, uint32_t i)
+/* Where part i's rows go, NULL what it has none of. */
+static struct media_rows place_of(struct engine *en, struct eng_request *r, uint32_t i)
 {
     const struct prompt_item *it = &r->prompt.items[i];
     const size_t d = decoder_shape(en->dec)->d;
-    return (struct place){
-        .vision = r->vision_embeds + it->vision_row * d, .audio = r->audio_embeds + it->audio_row * d,
-        .vision_saliency = r->vision_saliency ? r->vision_saliency + it->vision_row : NULL,
-        .audio_saliency = r->audio_saliency ? r->audio_saliency + it->audio_row : NULL,
-        .n_vision = it->n_vision, .n_audio = it->media.n_audio };
+    struct media_rows to = { .stride = r->prompt.n_vision };
+    if (it->n_vision) {
+        to.vision = r->vision_embeds + it->vision_row * d;
+        if (r->vision_saliency) to.vision_saliency = r->vision_saliency + it->vision_row;
+        if (r->vision_blocks) to.blocks = r->vision_blocks + it->vision_row;
+        to.n_blocks = to.blocks ? vision_tower_blocks(en->vision) : 0;
+        to.d_key = vision_tower_hidden(en->vision);
+        if (r->vision_keys) to.keys = r->vision_keys + (size_t)it->vision_row * to.d_key;
+    }
+    if (it->media.n_audio) {
+        to.audio = r->audio_embeds + it->audio_row * d;
+        if (r->audio_saliency) to.audio_saliency = r->audio_saliency + it->audio_row;
+    }
+    return to;
 }
 
 /* Are the part's rows done? Advances from film to sound and from part to part. */
@@ -82,32 +125,33 @@ static status some_of_part(struct engine *en, struct eng_request *r, uint32_t i,
                            struct err *e)
 {
     struct req_part *p = &r->part[i];
-    const struct place to = place_of(en, r, i);
+    const struct media_rows to = place_of(en, r, i);
+    const uint32_t n_vision = r->prompt.items[i].n_vision, n_audio = r->prompt.items[i].media.n_audio;
     const bool embedded = p->entry && media_entry_state(en->media_cache, p->entry) == MEDIA_EMBEDDED;
     *whole = true;
-    if (embedded)                  /* also where another request was faster midway */
-        return media_entry_copy(en->media_cache, p->entry, to.n_vision, to.n_audio ? to.audio : NULL,
-                                to.n_vision ? to.vision : NULL, to.n_audio ? to.audio_saliency : NULL,
-                                to.n_vision ? to.vision_saliency : NULL, e);
-    if (to.n_vision && !r->enc_sound) {
-        TRY(some_vision(en, r, p, to.vision, to.vision_saliency, max_work, work, e));
+    if (embedded) {                /* also where another request was faster midway */
+        en->ops->release(en->st, r->audio_look);
+        r->audio_look = NULL;
+        return media_entry_copy(en->media_cache, p->entry, n_vision, &to, e);
+    }
+    if (n_vision && !r->enc_sound) {
+        TRY(some_vision(en, r, p, &to, max_work, work, e));
         *whole = r->enc_step >= p->media.t;
         if (!*whole) return OK;
         r->enc_step = 0;
     }
-    if (to.n_audio) {
+    if (n_audio) {
         r->enc_sound = true;
         if (*work >= max_work) *whole = false;
         else {
-            TRY(some_sound(en, r, p, to.audio, to.audio_saliency, max_work, work, e));
+            TRY(some_sound(en, r, p, &to, max_work, work, e));
             *whole = r->enc_step >= (p->entry ? p->entry->features.n_frames : p->n_frames);
         }
     }
     /* What the cache would give back is whole: sound that this request leaves out would be missing. */
-    if (*whole && p->entry && p->entry->media.n_audio == to.n_audio &&
+    if (*whole && p->entry && p->entry->media.n_audio == n_audio &&
         media_entry_state(en->media_cache, p->entry) == MEDIA_FEATURES)
-        TRY(media_entry_set_embeds(en->media_cache, p->entry, to.audio, to.vision, to.n_vision, to.audio_saliency,
-                                   to.vision_saliency, e));
+        TRY(media_entry_set_embeds(en->media_cache, p->entry, n_vision, &to, e));
     return OK;
 }
 
@@ -136,10 +180,15 @@ static status start(struct engine *en, struct eng_request *r, struct err *e)
     for (uint32_t i = 0; i < r->n_parts; i++) cached = cached || r->part[i].entry;
     TRY(en->ops->alloc(en->st, (size_t)p->n_audio * d * sizeof(float) + 64, (void **)&r->audio_embeds, e));
     TRY(en->ops->alloc(en->st, (size_t)p->n_vision * d * sizeof(float) + 64, (void **)&r->vision_embeds, e));
-    if ((cached || r->plan.needs & PRUNE_NEEDS_AUDIO_SALIENCY) && r->n_parts && r->audio_saliency == NULL)
+    if ((cached || r->plan.needs & (PRUNE_NEEDS_AUDIO_SALIENCY | PRUNE_NEEDS_AUDIO_GLOBAL)) && r->n_parts && r->audio_saliency == NULL)
         TRY(mem_alloc(&r->audio_saliency, p->n_audio, sizeof(float), e));
     if ((cached || r->plan.needs & PRUNE_NEEDS_VISION_SALIENCY) && r->n_parts && r->vision_saliency == NULL)
         TRY(mem_alloc(&r->vision_saliency, p->n_vision, sizeof(float), e));
+    if (r->plan.needs & PRUNE_NEEDS_VISION_BLOCKS && r->n_parts && r->vision_blocks == NULL)
+        TRY(mem_alloc(&r->vision_blocks, (size_t)vision_tower_blocks(en->vision) * p->n_vision, sizeof(float), e));
+    if (r->plan.needs & PRUNE_NEEDS_VISION_KEYS && r->n_parts && r->vision_keys == NULL)
+        TRY(en->ops->alloc(en->st, (size_t)p->n_vision * vision_tower_hidden(en->vision) * sizeof(float) + 64,
+                           (void **)&r->vision_keys, e));
     return OK;
 }
 

@@ -464,8 +464,8 @@ status engine_pages_of(const struct engine *en, const struct policy_params *p, c
     status st = prune_served(p, &plan, SERVED_NEEDS, e);
     if (st == OK) st = mem_alloc(&bound, L, sizeof *bound, e);
     if (st == OK) {
-        for (uint32_t l = 0; l < L; l++) bound[l] = plan.alive[l] + n_text;
-        const struct sched_request r = { .n_choices = 1, .n_new = n_new, .bound = bound, .n_rows = bound[0] };
+        for (uint32_t l = 0; l < L; l++) bound[l] = prune_plan_rows(&plan, l) + n_text;
+        const struct sched_request r = { .n_choices = 1, .n_new = n_new, .bound = bound, .n_rows = plan.n_entry + n_text };
         *out = sched_demand(en->pool, L, &r);
         free(bound);
     }

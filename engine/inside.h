@@ -28,7 +28,10 @@
 struct service_loader;
 
 /* What of a policy's needs (enum prune_needs) this engine computes; a policy that needs more is refused before any work. */
-#define SERVED_NEEDS (PRUNE_NEEDS_AUDIO_SALIENCY | PRUNE_NEEDS_VISION_SALIENCY | PRUNE_NEEDS_EMBEDDINGS | PRUNE_NEEDS_ROW_SCORES)
+#define SERVED_NEEDS (PRUNE_NEEDS_AUDIO_SALIENCY | PRUNE_NEEDS_VISION_SALIENCY | PRUNE_NEEDS_EMBEDDINGS | \
+                      PRUNE_NEEDS_ROW_SCORES | PRUNE_NEEDS_GO | PRUNE_NEEDS_BACK | PRUNE_NEEDS_TEXT_EMBEDDINGS | \
+                      PRUNE_NEEDS_MERGES | PRUNE_NEEDS_PAGERANK | PRUNE_NEEDS_AUDIO_GLOBAL | PRUNE_NEEDS_VISION_BLOCKS | \
+                      PRUNE_NEEDS_VISION_KEYS)
 
 struct engine {
     struct engine_info info;
@@ -119,7 +122,9 @@ struct eng_request {
 
     /* Towers' outputs: device memory, freed after prefill unless it may have to be done again. */
     float *audio_embeds, *vision_embeds;
-    float *audio_saliency, *vision_saliency;   /* host; where the plan needs them */
+    float *audio_saliency, *vision_saliency;   /* host; where the plan needs them: of audio the one that it asks for */
+    float *vision_blocks, *vision_keys;        /* [blocks, n_vision] host, [n_vision, d_key] device; likewise */
+    float *audio_look;             /* device: encode.c's own, of the sound that it is at */
     uint32_t enc_part, enc_step;   /* encode.c: how far it came */
     bool enc_sound, encoded, keep_embeds;
 
@@ -169,6 +174,8 @@ struct request_extra {
 /* eng_request_create with all of it. Any thread where source has a loader; touches no pages and no device. */
 status request_create(struct engine *en, const struct chat *chat, const struct eng_request_options *o,
                       const struct eng_given *given, const struct request_extra *x, struct eng_request **out, struct err *e);
+/* A line of eng_request_warnings. */
+void request_warn(struct eng_request *r, const char *text);
 /* Readers and features of all parts, which the towers have eaten or nobody wants any more. */
 void request_free_media(struct engine *en, struct eng_request *r);
 /* Pages, embeddings and media: what a request holds while it runs. Not its promise, which is the scheduler's. */

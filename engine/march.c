@@ -1,10 +1,12 @@
 /* engine/march.c - groups of requests through the layers together, score first, tokens dropping on the way.
  *
  *   march_begin      per member: the policy's start, rows entering layer 0, what an earlier prompt left of them
- *   march_some       layer by layer:  ENTER  pages appended, rows of a shared prefix join where tokens first drop
+ *   march_some       layer by layer:  ENTER  rows of a shared prefix join where tokens first drop; choices without scores
+ *                                            that come before keys; pages appended
  *                                     LAYER  nobody selects: K, V and the rest, in row ranges
  *                                     KV     K and V of all rows, in row ranges
- *                                     SCORE  one member's scores and selection at a time
+ *                                     SCORE  one member's scores and selection at a time; where the choice comes before
+ *                                            keys, those of the dropped leave the pages again
  *                                     MIX    attention and MLP of the rows that live on, in row ranges
  * A quantum is as many of these pieces as fit the work that is allowed. Row ranges, groups and shared prefixes never
  * change a bit, since no row's result depends on what is computed beside it. What a request needs was promised when it
@@ -30,6 +32,7 @@ struct member {
     uint32_t *av;                  /* [n_av] prompt indices alive */
     uint32_t n_av;
     struct prune_selection sel;
+    float *merged;                 /* device: embeddings of sel.merges' destinations, until they are in x */
     uint32_t first_drop;           /* first layer that selects; L: none */
     uint32_t n_skip;               /* rows at the front that are in shared pages and not in x */
     uint32_t *skipped;             /* [n_skip] their prompt indices */
@@ -37,6 +40,7 @@ struct member {
     struct kv_block_digest *digest;
     uint32_t n_blocks, n_hit;      /* whole pages of rows entering layer 0; of them shared */
     uint32_t angle0;               /* its first row of cos/sin */
+    bool packed;                   /* the pages of this layer hold those alone that live past it */
     double start;
 };
 
@@ -62,6 +66,12 @@ struct march {
 };
 
 static uint32_t n_layers(const struct engine *en) { return decoder_shape(en->dec)->L; }
+
+static struct work_row cost_of(const struct engine *en)
+{
+    const struct decoder_shape *s = decoder_shape(en->dec);
+    return work_row(&(struct work_shape){ .L = s->L, .H = s->H, .G = s->G, .D = s->D, .d = s->d, .ff = s->ff, .V = s->V });
+}
 
 /* ---- buffers ---------------------------------------------------------------------------------------------- */
 
@@ -111,6 +121,7 @@ static void end_member(struct engine *en, struct member *m)
 {
     prune_end(&m->policy);
     prune_selection_free(&m->sel);
+    en->ops->release(en->st, m->merged);
     free(m->av);
     free(m->skipped);
     free(m->digest);
@@ -189,6 +200,25 @@ static bool shareable(const struct engine *en, const struct eng_request *r)
 
 static unsigned nibble(char c) { return c <= '9' ? (unsigned)(c - '0') : (unsigned)(c - 'a' + 10); }
 
+/* What row i is made of beside its own embedding, where it takes in others; *at walks over the merges. */
+static void digest_merge(const struct member *m, struct media_digest *d, uint32_t i, uint32_t *at)
+{
+    const struct prune_merges *g = &m->sel.merges;
+    const struct prompt *p = &m->r->prompt;
+    while (*at < g->n && g->dst[*at] < i) ++*at;
+    if (*at == g->n || g->dst[*at] != i) return;
+    media_digest_add(d, &g->c0[*at], sizeof *g->c0);
+    uint32_t item = p->item[i];
+    for (uint32_t k = g->start[*at]; k < g->start[*at + 1]; k++) {
+        const uint32_t j = g->src[k];
+        const struct { uint32_t row; float w; } from = { p->row[j], g->w[k] };
+        media_digest_add(d, &from, sizeof from);
+        if (p->item[j] == item) continue;
+        item = p->item[j];
+        media_digest_add(d, m->r->part[item].identity, sizeof m->r->part[item].identity);
+    }
+}
+
 /* One chained digest for each page of rows: what K and V of its last row depend on. */
 static status digest_rows(const struct engine *en, struct member *m, const uint32_t *row, uint32_t n, struct err *e)
 {
@@ -198,6 +228,7 @@ static status digest_rows(const struct engine *en, struct member *m, const uint3
     TRY(mem_alloc(&m->digest, m->n_blocks, sizeof *m->digest, e));
     char chain[MEDIA_DIGEST_TEXT] = { 0 };
     snprintf(chain, sizeof chain, "%s", m->r->salt);
+    uint32_t merge = 0;
     for (uint32_t b = 0; b < m->n_blocks; b++) {
         struct media_digest *d;
         TRY(media_digest_begin(&d, e));
@@ -207,7 +238,9 @@ static status digest_rows(const struct engine *en, struct member *m, const uint3
             const uint32_t i = row[b * per + k];
             const int32_t v[6] = { p->id[i], p->pos[0][i], p->pos[1][i], p->pos[2][i], p->kind[i], (int32_t)p->row[i] };
             media_digest_add(d, v, sizeof v);
-            if (p->kind[i] == TOKEN_TEXT || p->item[i] == item) continue;
+            if (p->kind[i] == TOKEN_TEXT) continue;
+            digest_merge(m, d, i, &merge);
+            if (p->item[i] == item) continue;
             item = p->item[i];     /* rows count over all items: the first row of this one says where it begins */
             const struct prompt_item *it = &p->items[item];
             const uint32_t start[2] = { it->audio_row, it->vision_row };
@@ -268,6 +301,63 @@ static void forget_march(struct engine *en, struct eng_request *r)
     memset(r->n_av, 0, sizeof r->n_av);
 }
 
+/* Embeddings that become sums of others, into m->merged: a run of those of one tower at a time. The towers' own stay as they
+ * are, for a march after a preemption. */
+static status merge_embeds(struct engine *en, struct member *m, struct err *e)
+{
+    const struct prune_merges *g = &m->sel.merges;
+    const struct prompt *p = &m->r->prompt;
+    const uint32_t d = decoder_shape(en->dec)->d;
+    if (g->n == 0) return OK;
+    uint32_t *row, n_src = g->start[g->n];
+    TRY(en->ops->alloc(en->st, (size_t)g->n * d * sizeof(float), (void **)&m->merged, e));
+    TRY(mem_alloc(&row, (size_t)g->n + n_src, sizeof *row, e));
+    for (uint32_t i = 0; i < g->n; i++) row[i] = p->row[g->dst[i]];
+    for (uint32_t i = 0; i < n_src; i++) row[g->n + i] = p->row[g->src[i]];
+    status st = OK;
+    for (uint32_t i = 0, end; i < g->n && st == OK; i = end) {
+        const bool audio = p->kind[g->dst[i]] == TOKEN_AUDIO;
+        for (end = i + 1; end < g->n && (p->kind[g->dst[end]] == TOKEN_AUDIO) == audio;) end++;
+        st = en->ops->merge(en->st, &(struct merge_args){
+            .x = audio ? m->r->audio_embeds : m->r->vision_embeds, .d = d, .n = end - i, .dst = row + i, .c0 = g->c0 + i,
+            .start = g->start + i, .src = row + g->n, .w = g->w, .y = m->merged + (size_t)i * d }, e);
+    }
+    free(row);
+    return st;
+}
+
+/* Word embeddings of the user's own text, for policies that ask for them; *out NULL: there is none. */
+static status embed_text(struct engine *en, const struct eng_request *r, struct team_rows **out, struct err *e)
+{
+    const struct prompt *p = &r->prompt;
+    int32_t *id;
+    *out = NULL;
+    if (!(r->plan.needs & PRUNE_NEEDS_TEXT_EMBEDDINGS) || p->n_user_text == 0) return OK;
+    TRY(mem_alloc(&id, p->n_user_text, sizeof *id, e));
+    for (uint32_t i = 0; i < p->n_user_text; i++) id[i] = p->id[p->user_text[i]];
+    status st = team_rows_open(en->team, p->n_user_text, decoder_shape(en->dec)->d, out, e);
+    if (st == OK) st = team_embed(en->team, id, p->n_user_text, *out, e);
+    free(id);
+    return st;
+}
+
+/* The choice before layer 0. */
+static status choose_entry(struct engine *en, struct member *m, struct err *e)
+{
+    struct eng_request *r = m->r;
+    struct team_rows *text;
+    status st = embed_text(en, r, &text, e);
+    const struct prune_embed_view view = {
+        .st = en->st, .audio = r->audio_embeds, .vision = r->vision_embeds, .d = decoder_shape(en->dec)->d,
+        .audio_saliency = r->audio_saliency, .vision_saliency = r->vision_saliency,
+        .n_blocks = r->vision_blocks ? vision_tower_blocks(en->vision) : 0, .vision_blocks = r->vision_blocks,
+        .d_key = r->vision_keys ? vision_tower_hidden(en->vision) : 0, .vision_keys = r->vision_keys,
+        .n_text = text ? r->prompt.n_user_text : 0, .text = text ? text->x : NULL };
+    if (st == OK) st = prune_embed(m->policy, &view, &m->sel, e);
+    team_rows_close(en->team, &text);
+    return st == OK ? merge_embeds(en, m, e) : st;
+}
+
 /* The policy's own start, its choice on the embeddings, pages. scratch: [prompt.n]. *n_rows: rows entering layer 0. */
 static status begin(struct engine *en, struct member *m, uint32_t *scratch, uint32_t *n_rows, struct err *e)
 {
@@ -281,10 +371,7 @@ static status begin(struct engine *en, struct member *m, uint32_t *scratch, uint
     m->start = start;
     for (uint32_t i = 0; i < p->n; i++) r->n_av[p->kind[i]]++;
     TRY(prune_begin(&r->policy, &r->plan, p, &m->policy, e));
-    const struct prune_embed_view view = {
-        .st = en->st, .audio = r->audio_embeds, .vision = r->vision_embeds, .d = decoder_shape(en->dec)->d,
-        .audio_saliency = r->audio_saliency, .vision_saliency = r->vision_saliency };
-    TRY(prune_embed(m->policy, &view, &m->sel, e));
+    TRY(choose_entry(en, m, e));
     r->select_s = clock_s() - start;
     apply_keep(m);
     tighten(en, r, 0, m->n_av);
@@ -299,6 +386,25 @@ static status begin(struct engine *en, struct member *m, uint32_t *scratch, uint
 }
 
 /* ---- rows of layer 0 -------------------------------------------------------------------------------------- */
+
+/* What took in others, over what came from its tower. */
+static status fill_merged(struct engine *en, struct march *g, uint32_t s, struct err *e)
+{
+    struct member *m = &g->m[s];
+    const struct prune_merges *of = &m->sel.merges;
+    uint32_t n = 0, at = 0;
+    if (m->merged == NULL) return OK;
+    for (uint32_t i = g->seq_start[s]; i < g->seq_start[s + 1]; i++) {
+        while (at < of->n && of->dst[at] < g->index[i]) at++;
+        if (at == of->n || of->dst[at] != g->index[i]) continue;
+        g->keep[n] = at;
+        g->visible[n++] = i;
+    }
+    if (n) TRY(team_put(en->team, m->merged, g->keep, g->visible, n, g->x, g->y, e));
+    en->ops->release(en->st, m->merged);
+    m->merged = NULL;
+    return OK;
+}
 
 /* Media rows over their placeholders. */
 static status fill_media(struct engine *en, struct march *g, uint32_t s, struct err *e)
@@ -316,7 +422,7 @@ static status fill_media(struct engine *en, struct march *g, uint32_t s, struct 
         const float *from = audio ? g->m[s].r->audio_embeds : g->m[s].r->vision_embeds;
         TRY(team_put(en->team, from, g->keep, g->visible, k, g->x, g->y, e));
     }
-    return OK;
+    return fill_merged(en, g, s, e);
 }
 
 /* Word embeddings of all rows that are not in shared pages, then the media's. */
@@ -385,13 +491,16 @@ status march_begin(struct engine *en, uint32_t group, struct eng_request *const 
     return st;
 }
 
-/* ---- entering a layer ------------------------------------------------------------------------------------- */
+/* ---- rows of a layer ---------------------------------------------------------------------------------------- */
 
-/* Note who is alive entering layer l. */
+/* Note whose K and V layer l stores; l = L: who is left. */
 static status note_alive(struct member *m, uint32_t l, struct err *e)
 {
     struct eng_request *r = m->r;
     uint32_t *count = r->alive[l];
+    memset(count, 0, sizeof r->alive[l]);
+    free(r->survivors[l]);
+    r->survivors[l] = NULL;
     count[TOKEN_TEXT] = r->n_text;
     for (uint32_t i = 0; i < m->n_av; i++) count[r->prompt.kind[m->av[i]]]++;
     TRY(mem_alloc(&r->survivors[l], m->n_av, sizeof(uint32_t), e));
@@ -506,11 +615,9 @@ static void keep_prefix(struct engine *en, struct march *g, uint32_t s)
                      h ? (uint64_t)n * d * sizeof(float) : 0, &none);
 }
 
-/* Rows that live past this layer, into keep, visible and out_start: text and survivors; at the last layer the last row
- * of each member alone. */
-static void list_survivors(struct engine *en, struct march *g)
+/* Rows that live on, into keep, visible and out_start: text and survivors; with `last` the last row of each member alone. */
+static void list_alive(struct march *g, bool last)
 {
-    const bool last = g->l + 1 == n_layers(en);
     uint32_t n = 0;
     for (uint32_t s = 0; s < g->n; s++) {
         const struct member *m = &g->m[s];
@@ -518,19 +625,35 @@ static void list_survivors(struct engine *en, struct march *g)
         g->out_start[s] = n;
         if (m->r == NULL) continue;
         /* AV tokens of the rows that are here; those in shared pages come before them. */
-        uint32_t a = 0;
+        uint32_t a = 0, kept = m->n_skip;
         while (a < m->n_av && r0 < r1 && m->av[a] < g->index[r0]) a++;
-        for (uint32_t i = last ? r1 - 1 : r0; i < r1; i++) {
-            if (!last && is_av(m, g->index[i])) {
+        for (uint32_t i = r0; i < r1; i++) {
+            if (is_av(m, g->index[i])) {
                 if (a == m->n_av || m->av[a] != g->index[i]) continue;
                 a++;
             }
+            kept++;
+            if (last && i + 1 < r1) continue;
             g->keep[n] = i;
-            g->visible[n++] = m->n_skip + i - r0 + 1;
+            g->visible[n++] = m->packed ? kept : m->n_skip + i - r0 + 1;
         }
     }
     g->out_start[g->n] = g->n_keep = n;
 }
+
+/* Those that live past this layer: after the last one no more than the last row is asked for. */
+static void list_survivors(struct engine *en, struct march *g) { list_alive(g, g->l + 1 == n_layers(en)); }
+
+/* ---- choices ---------------------------------------------------------------------------------------------------- */
+
+/* Does the policy choose at layer l before anything of the layer is computed? */
+static bool chooses_before(const struct member *m, uint32_t l)
+{
+    return m->r->plan.go && prune_selects_at(m->policy, l) && !m->r->plan.scored[l];
+}
+
+/* ... when its K are there? */
+static bool chooses_after(const struct member *m, uint32_t l) { return prune_selects_at(m->policy, l) && !chooses_before(m, l); }
 
 /* Where nobody is scored. */
 static void trace_alive(const struct member *m, uint32_t l)
@@ -546,11 +669,139 @@ static struct team_batch batch_of(const struct march *g, uint32_t n, const uint3
                                 .angles = g->angles, .x = g->x, .at = at };
 }
 
-static status enter(struct engine *en, struct march *g, struct err *e)
+/* The batch of member s alone. */
+static struct team_batch batch_of_one(struct march *g, uint32_t s)
+{
+    g->sub_start[0] = g->sub_kv[0] = 0;
+    g->sub_start[1] = g->seq_start[s + 1] - g->seq_start[s];
+    return batch_of(g, 1, g->sub_start, s, g->seq_start[s]);
+}
+
+/* K and V of all of member s, by the weights of layer `by`, into the pages of the layer that the group is in. */
+static status write_keys(struct engine *en, struct march *g, uint32_t s, uint32_t by, struct err *e)
+{
+    const struct team_batch b = batch_of_one(g, s);
+    return team_kv(en->team, by, &b, g->sub_kv, e);
+}
+
+/* Scores of member s at this layer, of its AV rows to the front of g->score. Those by the weights of an earlier layer have keys
+ * of their own, in the pages until the scores are there. */
+static status score_member(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
+{
+    struct member *m = &g->m[s];
+    const uint32_t r0 = g->seq_start[s], n = g->seq_start[s + 1] - r0;
+    const struct team_batch b = batch_of(g, g->n, g->seq_start, 0, 0);
+    const uint32_t by = g->l - m->r->plan.back;
+    const uint32_t *query = g->visible, n_query = prompt_query(&m->r->prompt, m->r->plan.query, g->visible);
+    uint32_t n_q = 0, k = 0;
+    for (uint32_t i = r0, q = 0; i < r0 + n && q < n_query; i++)
+        if (g->index[i] == query[q]) {
+            g->keep[n_q++] = i;
+            q++;
+        }
+    if (n_q == 0) return err_set(e, E_INTERNAL, "layer %u: no query row is left", g->l);
+    if (by != g->l) TRY(write_keys(en, g, s, by, e));
+    TRY(team_scores(en->team, by, &b, s, g->keep, n_q, g->score, e));
+    if (by != g->l) TRY(write_keys(en, g, s, g->l, e));
+    for (uint32_t i = 0; i < n; i++)
+        if (is_av(m, g->index[r0 + i])) g->score[k++] = g->score[i];
+    assert(k == m->n_av);
+    const struct work_row c = cost_of(en);
+    *work += work_scores(&c, n_q, n) + (by == g->l ? 0 : 2 * n * c.kv);
+    return OK;
+}
+
+/* The same by walks along the attention of all its rows. */
+static status walk_member(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
+{
+    const struct member *m = &g->m[s];
+    const uint32_t r0 = g->seq_start[s], n = g->seq_start[s + 1] - r0;
+    const struct team_batch b = batch_of_one(g, s);
+    const struct work_row c = cost_of(en);
+    uint32_t k = 0;
+    TRY(team_walks(en->team, g->l, &b, g->score, e));
+    for (uint32_t i = 0; i < n; i++)
+        if (is_av(m, g->index[r0 + i])) g->score[k++] = g->score[i];
+    assert(k == m->n_av);
+    *work += n * c.kv + 5 * work_scores(&c, n, n) / 2;     /* each walk goes along half of the pairs */
+    return OK;
+}
+
+/* What the policy of member s keeps at this layer, by the scores where it asks for them. */
+static status select_at(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
+{
+    struct member *m = &g->m[s];
+    const bool scored = m->r->plan.scored[g->l], go = m->r->plan.go;
+    const double start = clock_s();
+    if (scored) TRY((m->r->plan.needs & PRUNE_NEEDS_PAGERANK ? walk_member : score_member)(en, g, s, work, e));
+    const float *score = scored ? g->score : NULL;
+    const struct eng_trace *t = m->r->o.trace;
+    if (t && t->alive) t->alive(t->self, g->l, m->av, m->n_av, score);
+    const struct prune_layer_view view = { .st = en->st, .n_alive = m->n_av, .alive = m->av, .score = score };
+    TRY(prune_layer(m->policy, g->l, &view, &m->sel, e));
+    g->dropped = g->dropped || m->sel.n_keep != m->n_av;
+    apply_keep(m);
+    tighten(en, m->r, go && !scored ? g->l : g->l + 1, m->n_av);
+    m->packed = go && scored;
+    m->r->select_s += clock_s() - start;
+    return OK;
+}
+
+/* What a member's own failure with st comes to: it ends alone, but where all of them are stuck. */
+static status fails_alone(struct member *m, status st, const struct err *why, march_fail fail, void *self, struct err *e)
+{
+    if (st == OK) return OK;
+    *e = *why;
+    if (st == E_DEVICE || st == E_CANCELLED || st == E_NOMEM) return st;
+    fail(self, m->r, why);
+    return OK;
+}
+
+/* Rows keep[0..n) become the batch. */
+static void renumber(struct march *g)
+{
+    for (uint32_t i = 0; i < g->n_keep; i++) {
+        g->index[i] = g->index[g->keep[i]];
+        g->angle[i] = g->angle[g->keep[i]];
+    }
+    memcpy(g->seq_start, g->out_start, (g->n + 1) * sizeof(uint32_t));
+    g->n_rows = g->n_keep;
+}
+
+/* Choices that need nothing of the layer: rows that they drop go before it begins. */
+static status drop_before(struct engine *en, struct march *g, march_fail fail, void *self, struct err *e)
+{
+    double none = 0;
+    g->dropped = false;
+    for (uint32_t s = 0; s < g->n; s++) {
+        struct err why;
+        if (g->m[s].r == NULL || !chooses_before(&g->m[s], g->l)) continue;
+        TRY(fails_alone(&g->m[s], select_at(en, g, s, &none, &why), &why, fail, self, e));
+    }
+    if (!g->dropped) return OK;
+    list_alive(g, false);
+    TRY(team_gather(en->team, g->x, g->keep, g->n_keep, g->y, 0, e));
+    swap_rows(g);
+    renumber(g);
+    return OK;
+}
+
+/* ---- a layer begins --------------------------------------------------------------------------------------------- */
+
+static status enter(struct engine *en, struct march *g, march_fail fail, void *self, struct err *e)
 {
     const uint32_t l = g->l;
     bool whole = l + 1 < n_layers(en);     /* every row lives on, as is known beforehand */
     TRY(lay_out(en, g, e));
+    for (uint32_t s = 0; s < g->n; s++) {
+        struct member *m = &g->m[s];
+        const uint32_t r0 = g->seq_start[s];
+        if (m->r == NULL) continue;
+        m->packed = false;
+        if (l > 0 && l == m->first_drop) keep_prefix(en, g, s);
+        TRY(trace_rows(en, m, l, r0, g->seq_start[s + 1] - r0, g->x, g->index + r0, e));
+    }
+    TRY(drop_before(en, g, fail, self, e));
     for (uint32_t s = 0; s < g->n; s++) {
         struct member *m = &g->m[s];
         const uint32_t rows = g->seq_start[s + 1] - g->seq_start[s];
@@ -559,10 +810,8 @@ static status enter(struct engine *en, struct march *g, struct err *e)
         if (m->r == NULL) continue;
         struct eng_request *r = m->r;
         struct block_table *t = &r->choice[0].table[l];
-        if (l > 0 && l == m->first_drop) keep_prefix(en, g, s);
-        whole = whole && !prune_selects_at(m->policy, l);
+        whole = whole && !chooses_after(m, l);
         TRY(note_alive(m, l, e));
-        TRY(trace_rows(en, m, l, g->seq_start[s], rows, g->x, g->index + g->seq_start[s], e));
         block_table_append(t, en->pool, &r->sched.reservation, rows);
         r->pages[l] = t->n_pages;
         g->view[s] = (struct kv_view){ .page = t->page, .n_rows = t->n_rows };
@@ -575,17 +824,11 @@ static status enter(struct engine *en, struct march *g, struct err *e)
     if (!whole) return OK;
     list_survivors(en, g);
     for (uint32_t s = 0; s < g->n; s++)
-        if (g->m[s].r) trace_alive(&g->m[s], l);
+        if (g->m[s].r && !chooses_before(&g->m[s], l)) trace_alive(&g->m[s], l);
     return OK;
 }
 
 /* ---- row ranges ------------------------------------------------------------------------------------------- */
-
-static struct work_row cost_of(const struct engine *en)
-{
-    const struct decoder_shape *s = decoder_shape(en->dec);
-    return work_row(&(struct work_shape){ .L = s->L, .H = s->H, .G = s->G, .D = s->D, .d = s->d, .ff = s->ff, .V = s->V });
-}
 
 double march_row_work(const struct engine *en, uint32_t n)
 {
@@ -658,54 +901,19 @@ static status mix_textbook(struct engine *en, struct march *g, struct err *e)
     for (uint32_t s = 0; s < g->n; s++)
         for (uint32_t i = g->seq_start[s]; i < g->seq_start[s + 1]; i++)
             visible[i] = g->m[s].n_skip + i - g->seq_start[s] + 1;
+    for (uint32_t s = 0; s < g->n; s++) {      /* rows that are no keys see what the one before them sees, and go in any case */
+        uint32_t k = g->out_start[s], sees = 1;
+        for (uint32_t i = g->seq_start[s]; g->m[s].packed && i < g->seq_start[s + 1]; i++) {
+            if (k < g->out_start[s + 1] && g->keep[k] == i) sees = g->visible[k++];
+            visible[i] = sees;
+        }
+    }
     const status st = team_mix(en->team, g->l, &b, NULL, g->n_rows, g->seq_start, visible, NULL, 0, e);
     free(visible);
     return st != OK ? st : team_gather(en->team, g->x, g->keep, g->n_keep, g->y, 0, e);
 }
 
-/* ---- selection -------------------------------------------------------------------------------------------- */
-
-/* Scores of member s at this layer, of its AV rows to the front of g->score. */
-static status score_member(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
-{
-    struct member *m = &g->m[s];
-    const uint32_t r0 = g->seq_start[s], n = g->seq_start[s + 1] - r0;
-    const struct team_batch b = batch_of(g, g->n, g->seq_start, 0, 0);
-    const uint32_t *query = g->visible, n_query = prompt_query(&m->r->prompt, m->r->plan.query, g->visible);
-    uint32_t n_q = 0, k = 0;
-    for (uint32_t i = r0, q = 0; i < r0 + n && q < n_query; i++)
-        if (g->index[i] == query[q]) {
-            g->keep[n_q++] = i;
-            q++;
-        }
-    if (n_q == 0) return err_set(e, E_INTERNAL, "layer %u: no query row is left", g->l);
-    TRY(team_scores(en->team, g->l, &b, s, g->keep, n_q, g->score, e));
-    for (uint32_t i = 0; i < n; i++)
-        if (is_av(m, g->index[r0 + i])) g->score[k++] = g->score[i];
-    assert(k == m->n_av);
-    const struct work_row c = cost_of(en);
-    *work += work_scores(&c, n_q, n);
-    return OK;
-}
-
-/* What the policy of member s keeps at this layer, by the scores where it asks for them. */
-static status select_at(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
-{
-    struct member *m = &g->m[s];
-    const bool scored = m->r->plan.needs & PRUNE_NEEDS_ROW_SCORES;
-    const double start = clock_s();
-    if (scored) TRY(score_member(en, g, s, work, e));
-    const float *score = scored ? g->score : NULL;
-    const struct eng_trace *t = m->r->o.trace;
-    if (t && t->alive) t->alive(t->self, g->l, m->av, m->n_av, score);
-    const struct prune_layer_view view = { .st = en->st, .n_alive = m->n_av, .alive = m->av, .score = score };
-    TRY(prune_layer(m->policy, g->l, &view, &m->sel, e));
-    g->dropped = g->dropped || m->sel.n_keep != m->n_av;
-    apply_keep(m);
-    tighten(en, m->r, g->l + 1, m->n_av);
-    m->r->select_s += clock_s() - start;
-    return OK;
-}
+/* ---- choices by scores ------------------------------------------------------------------------------------------ */
 
 /* One member's selection; the cursor counts members here. *over: all had theirs. */
 static status score_next(struct engine *en, struct march *g, double *work, bool *over, march_fail fail, void *self,
@@ -716,31 +924,60 @@ static status score_next(struct engine *en, struct march *g, double *work, bool 
     const uint32_t s = g->cursor++;
     struct member *m = &g->m[s];
     if (m->r == NULL) return OK;
-    if (!prune_selects_at(m->policy, g->l)) {
-        trace_alive(m, g->l);
+    if (!chooses_after(m, g->l)) {
+        if (!chooses_before(m, g->l)) trace_alive(m, g->l);
         return OK;
     }
     struct err why;
-    const status st = select_at(en, g, s, work, &why);
-    if (st == OK) return OK;
-    *e = why;
-    if (st == E_DEVICE || st == E_CANCELLED || st == E_NOMEM) return st;
-    fail(self, m->r, &why);
+    return fails_alone(m, select_at(en, g, s, work, &why), &why, fail, self, e);
+}
+
+/* Rows of the prompt in layer l of r's first choice become rows row[0..n) of them. Pages that are left over go to the pool; what
+ * they free was the request's own, so the little more that the answer may now need is there to be promised. *freed grows by
+ * the pages. */
+static status shrink(struct engine *en, struct eng_request *r, uint32_t l, const uint32_t *row, uint32_t n, uint32_t *freed,
+                     struct err *e)
+{
+    struct block_table *t = &r->choice[0].table[l];
+    const uint32_t had = t->n_rows, had_pages = t->n_pages;
+    const struct kv_view view = { .page = t->page, .n_rows = had };
+    status st = team_compact(en->team, &view, row, n, e);
+    const uint32_t promised = kv_pages_of(en->pool, had + r->n_new_max) - had_pages;
+    block_table_trim(t, en->pool, n);
+    *freed += had_pages - t->n_pages;
+    r->pages[l] = t->n_pages;
+    const uint32_t needed = kv_pages_of(en->pool, n + r->n_new_max) - t->n_pages;
+    if (needed > promised && st == OK) st = kv_reserve(en->pool, needed - promised, &r->sched.reservation, e);
+    if (needed < promised) sched_forfeit(en->sched, &r->sched, promised - needed, true);
+    return st;
+}
+
+/* Where a choice by scores comes before keys: the dropped were keys for the scores alone. The bound stays, since a march after a
+ * preemption holds as many rows again. */
+static status pack(struct engine *en, struct march *g, struct err *e)
+{
+    uint32_t freed = 0;
+    for (uint32_t s = 0; s < g->n; s++) {
+        struct member *m = &g->m[s];
+        const uint32_t r0 = g->seq_start[s], rows = g->seq_start[s + 1] - r0;
+        if (m->r == NULL || !m->packed || m->n_av + m->r->n_text == rows) continue;
+        uint32_t n = 0;
+        for (uint32_t i = 0, a = 0; i < rows; i++) {
+            if (is_av(m, g->index[r0 + i])) {
+                if (a == m->n_av || m->av[a] != g->index[r0 + i]) continue;
+                a++;
+            }
+            g->keep[n++] = i;
+        }
+        TRY(shrink(en, m->r, g->l, g->keep, n, &freed, e));
+        TRY(note_alive(m, g->l, e));
+        g->view[s].n_rows = n;
+    }
+    sched_pruned(en->sched, freed);
     return OK;
 }
 
 /* ---- leaving a layer -------------------------------------------------------------------------------------- */
-
-/* Rows keep[0..n) become the batch. */
-static void renumber(struct march *g)
-{
-    for (uint32_t i = 0; i < g->n_keep; i++) {
-        g->index[i] = g->index[g->keep[i]];
-        g->angle[i] = g->angle[g->keep[i]];
-    }
-    memcpy(g->seq_start, g->out_start, (g->n + 1) * sizeof(uint32_t));
-    g->n_rows = g->n_keep;
-}
 
 static void leave(const struct engine *en, struct march *g)
 {
@@ -772,29 +1009,17 @@ static uint32_t rows_that_stay(const struct eng_request *r, uint32_t l, uint32_t
     return n;
 }
 
-/* Shallow layers give back K and V of tokens that were dropped behind them. What they free was the request's own, so the
- * little more that the answer may now need is there to be promised. */
+/* Shallow layers give back K and V of tokens that were dropped behind them. */
 static status trim(struct engine *en, struct eng_request *r, struct err *e)
 {
     const uint32_t L = n_layers(en);
-    struct block_table *t = r->choice[0].table;
     uint32_t *row, pages = 0;
     TRY(mem_alloc(&row, r->prompt.n, sizeof *row, e));
     status st = OK;
     for (uint32_t l = 0; l < L && st == OK; l++) {
-        const uint32_t to = l + r->plan.trim_lag < L - 1 ? l + r->plan.trim_lag : L - 1, had = t[l].n_rows;
+        const uint32_t to = l + r->plan.trim_lag < L - 1 ? l + r->plan.trim_lag : L - 1;
         const uint32_t n = rows_that_stay(r, l, to, row);
-        if (n == had) continue;
-        const struct kv_view view = { .page = t[l].page, .n_rows = had };
-        st = team_compact(en->team, &view, row, n, e);
-        const uint32_t promised = kv_pages_of(en->pool, had + r->n_new_max) - t[l].n_pages;
-        pages += t[l].n_pages;
-        block_table_trim(&t[l], en->pool, n);
-        pages -= t[l].n_pages;
-        r->pages[l] = t[l].n_pages;
-        const uint32_t needed = kv_pages_of(en->pool, n + r->n_new_max) - t[l].n_pages;
-        if (needed > promised && st == OK) st = kv_reserve(en->pool, needed - promised, &r->sched.reservation, e);
-        if (needed < promised) sched_forfeit(en->sched, &r->sched, promised - needed, true);
+        if (n < r->choice[0].table[l].n_rows) st = shrink(en, r, l, row, n, &pages, e);
     }
     sched_pruned(en->sched, pages);
     free(row);
@@ -827,7 +1052,8 @@ static status end_march(struct engine *en, struct march *g, march_fail fail, voi
         if (!r->keep_embeds) {
             en->ops->release(en->st, r->audio_embeds);
             en->ops->release(en->st, r->vision_embeds);
-            r->audio_embeds = r->vision_embeds = NULL;
+            en->ops->release(en->st, r->vision_keys);
+            r->audio_embeds = r->vision_embeds = r->vision_keys = NULL;
         }
         g->keep[n] = g->out_start[s];      /* its row: that of members that left are still between */
         reqs[n++] = r;
@@ -846,7 +1072,7 @@ static status piece(struct engine *en, struct march *g, double max_work, double 
     uint32_t end;
     bool over;
     switch (g->stage) {
-    case AT_ENTER: return enter(en, g, e);
+    case AT_ENTER: return enter(en, g, fail, self, e);
     case AT_LAYER:
         end = next_range(en, g, g->seq_start, true, true, max_work, work);
         if (end == g->cursor) {
@@ -871,6 +1097,7 @@ static status piece(struct engine *en, struct march *g, double max_work, double 
     case AT_SCORE:
         TRY(score_next(en, g, work, &over, fail, self, e));
         if (!over) return OK;
+        TRY(pack(en, g, e));
         list_survivors(en, g);
         g->in_place = !g->dropped && g->l + 1 < n_layers(en) && g->n_keep == g->n_rows;
         g->stage = AT_MIX;

@@ -34,13 +34,20 @@ status media_cache_create(struct stream *st, uint32_t d, uint64_t bytes_max, str
     return OK;
 }
 
+static void rows_free(struct media_cache *c, struct media_rows *r)
+{
+    c->st->ops->release(c->st, r->audio);
+    c->st->ops->release(c->st, r->vision);
+    c->st->ops->release(c->st, r->keys);
+    free(r->audio_saliency);
+    free(r->vision_saliency);
+    free(r->blocks);
+}
+
 static void entry_free(struct media_cache *c, struct media_entry *m)
 {
     if (m->state == MEDIA_FEATURES) extract_free(&m->features);
-    c->st->ops->release(c->st, m->audio);
-    c->st->ops->release(c->st, m->vision);
-    free(m->audio_saliency);
-    free(m->vision_saliency);
+    rows_free(c, &m->rows);
     free(m->warning);
     free(m);
 }
@@ -192,52 +199,50 @@ enum media_entry_state media_entry_state(struct media_cache *c, const struct med
 
 /* ---- device memory: the engine's thread --------------------------------------------------------------------- */
 
-static status copy_rows(struct media_cache *c, const float *from, uint32_t n, float *to, struct err *e)
+static status copy_rows(struct media_cache *c, const float *from, uint32_t n, uint32_t d, float *to, struct err *e)
 {
     if (n == 0) return OK;
     TRY(mem_grow(&c->row, &c->row_cap, n, sizeof *c->row, e));
     for (; c->n_row < c->row_cap; c->n_row++) c->row[c->n_row] = (uint32_t)c->n_row;
-    return c->st->ops->gather(c->st, &(struct gather_args){ .x = from, .row = c->row, .n = n, .d = c->d, .y = to }, e);
+    return c->st->ops->gather(c->st, &(struct gather_args){ .x = from, .row = c->row, .n = n, .d = d, .y = to }, e);
 }
 
-static status keep_rows(struct media_cache *c, const float *from, uint32_t n, float **to, struct err *e)
+static status keep_rows(struct media_cache *c, const float *from, uint32_t n, uint32_t d, float **to, struct err *e)
 {
     if (n == 0 || from == NULL) return OK;
-    TRY(c->st->ops->alloc(c->st, (size_t)n * c->d * sizeof(float), (void **)to, e));
-    return copy_rows(c, from, n, *to, e);
+    TRY(c->st->ops->alloc(c->st, (size_t)n * d * sizeof(float), (void **)to, e));
+    return copy_rows(c, from, n, d, *to, e);
 }
 
-static status keep_saliency(const float *from, uint32_t n, float **to, struct err *e)
+/* n_rows of n figures, a stride apart, end to end. */
+static status keep_figures(const float *from, uint32_t n_rows, uint32_t n, size_t stride, float **to, struct err *e)
 {
     if (n == 0 || from == NULL) return OK;
-    TRY(mem_alloc(to, n, sizeof(float), e));
-    memcpy(*to, from, n * sizeof(float));
+    TRY(mem_alloc(to, (size_t)n_rows * n, sizeof(float), e));
+    for (uint32_t i = 0; i < n_rows; i++) memcpy(*to + (size_t)i * n, from + i * stride, n * sizeof(float));
     return OK;
 }
 
-status media_entry_set_embeds(struct media_cache *c, struct media_entry *m, const float *audio, const float *vision,
-                              uint32_t n_vision, const float *audio_saliency, const float *vision_saliency, struct err *e)
+status media_entry_set_embeds(struct media_cache *c, struct media_entry *m, uint32_t n_vision, const struct media_rows *rows,
+                              struct err *e)
 {
-    float *a = NULL, *v = NULL, *as = NULL, *vs = NULL;
     const uint32_t n_audio = m->media.n_audio;
-    status st = keep_rows(c, audio, n_audio, &a, e);
-    if (st == OK) st = keep_rows(c, vision, n_vision, &v, e);
-    if (st == OK) st = keep_saliency(audio_saliency, n_audio, &as, e);
-    if (st == OK) st = keep_saliency(vision_saliency, n_vision, &vs, e);
+    struct media_rows own = { .n_blocks = rows->n_blocks, .d_key = rows->d_key, .stride = n_vision };
+    status st = keep_rows(c, rows->audio, n_audio, c->d, &own.audio, e);
+    if (st == OK) st = keep_rows(c, rows->vision, n_vision, c->d, &own.vision, e);
+    if (st == OK) st = keep_rows(c, rows->keys, n_vision, rows->d_key, &own.keys, e);
+    if (st == OK) st = keep_figures(rows->audio_saliency, 1, n_audio, 0, &own.audio_saliency, e);
+    if (st == OK) st = keep_figures(rows->vision_saliency, 1, n_vision, 0, &own.vision_saliency, e);
+    if (st == OK) st = keep_figures(rows->blocks, rows->n_blocks, n_vision, rows->stride, &own.blocks, e);
     if (st != OK) {
-        c->st->ops->release(c->st, a);
-        c->st->ops->release(c->st, v);
-        free(as);
-        free(vs);
+        rows_free(c, &own);
         return st;
     }
     pthread_mutex_lock(&c->lock);
     extract_free(&m->features);
-    m->audio = a;
-    m->vision = v;
-    m->audio_saliency = as;
-    m->vision_saliency = vs;
-    m->bytes = ((uint64_t)n_audio + n_vision) * (c->d + 1) * sizeof(float);
+    m->rows = own;
+    m->bytes = (((uint64_t)n_audio + n_vision) * (c->d + 1) +
+                (uint64_t)n_vision * ((own.keys ? own.d_key : 0) + (own.blocks ? own.n_blocks : 0))) * sizeof(float);
     c->bytes += m->bytes;
     m->state = MEDIA_EMBEDDED;
     shrink(c, c->bytes_max);
@@ -245,14 +250,20 @@ status media_entry_set_embeds(struct media_cache *c, struct media_entry *m, cons
     return OK;
 }
 
-status media_entry_copy(struct media_cache *c, const struct media_entry *m, uint32_t n_vision, float *audio, float *vision,
-                        float *audio_saliency, float *vision_saliency, struct err *e)
+status media_entry_copy(struct media_cache *c, const struct media_entry *m, uint32_t n_vision, const struct media_rows *to,
+                        struct err *e)
 {
+    const struct media_rows *r = &m->rows;
     const uint32_t n_audio = m->media.n_audio;
-    if (audio) TRY(copy_rows(c, m->audio, n_audio, audio, e));
-    if (vision) TRY(copy_rows(c, m->vision, n_vision, vision, e));
-    if (audio_saliency && n_audio) memcpy(audio_saliency, m->audio_saliency, n_audio * sizeof(float));
-    if (vision_saliency && n_vision) memcpy(vision_saliency, m->vision_saliency, n_vision * sizeof(float));
+    if (n_vision && ((to->blocks && r->blocks == NULL) || (to->keys && r->keys == NULL)))
+        return err_set(e, E_INTERNAL, "the cache has this medium without what the policy asks for");
+    if (to->audio) TRY(copy_rows(c, r->audio, n_audio, c->d, to->audio, e));
+    if (to->vision) TRY(copy_rows(c, r->vision, n_vision, c->d, to->vision, e));
+    if (to->keys) TRY(copy_rows(c, r->keys, n_vision, r->d_key, to->keys, e));
+    if (to->audio_saliency && n_audio) memcpy(to->audio_saliency, r->audio_saliency, n_audio * sizeof(float));
+    if (to->vision_saliency && n_vision) memcpy(to->vision_saliency, r->vision_saliency, n_vision * sizeof(float));
+    for (uint32_t i = 0; to->blocks && n_vision && i < r->n_blocks; i++)
+        memcpy(to->blocks + i * to->stride, r->blocks + i * r->stride, n_vision * sizeof(float));
     return OK;
 }
 

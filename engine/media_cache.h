@@ -21,6 +21,16 @@ struct media_cache;
 
 enum media_entry_state { MEDIA_EMPTY, MEDIA_FEATURES, MEDIA_EMBEDDED };
 
+/* What the towers made of one part; NULL: not there, or not wanted. */
+struct media_rows {
+    float *audio, *vision;         /* device: [n_audio, d], [n_vision, d]                              */
+    float *audio_saliency, *vision_saliency;   /* host */
+    uint32_t n_blocks, d_key;
+    float *blocks;                 /* host: [n_blocks] rows of n_vision, a stride apart                */
+    size_t stride;
+    float *keys;                   /* device: [n_vision, d_key]                                        */
+};
+
 struct media_entry {
     char key[160];
     enum media_entry_state state;
@@ -35,8 +45,7 @@ struct media_entry {
     char *warning;
     struct extract features;       /* FEATURES; freed when EMBEDDED */
     /* EMBEDDED */
-    float *audio, *vision;         /* device: [n_audio, d], [n_vision, d] */
-    float *audio_saliency, *vision_saliency;   /* host, or NULL */
+    struct media_rows rows;        /* owned; stride: n_vision */
     uint64_t bytes, used;
     struct media_entry *next;
 };
@@ -54,12 +63,13 @@ void media_entry_give_up(struct media_cache *c, struct media_entry *m);        /
 void media_entry_release(struct media_cache *c, struct media_entry *m);
 enum media_entry_state media_entry_state(struct media_cache *c, const struct media_entry *m);
 
-/* Engine thread: keep copies of these rows. Saliencies may be NULL. E_NOMEM: it stays as it was. */
-status media_entry_set_embeds(struct media_cache *c, struct media_entry *m, const float *audio, const float *vision,
-                              uint32_t n_vision, const float *audio_saliency, const float *vision_saliency, struct err *e);
-/* Engine thread: the rows to where a request wants them (NULL: not wanted). */
-status media_entry_copy(struct media_cache *c, const struct media_entry *m, uint32_t n_vision, float *audio, float *vision,
-                        float *audio_saliency, float *vision_saliency, struct err *e);
+/* Engine thread: keep copies of these rows. E_NOMEM: it stays as it was. */
+status media_entry_set_embeds(struct media_cache *c, struct media_entry *m, uint32_t n_vision, const struct media_rows *rows,
+                              struct err *e);
+/* Engine thread: the rows to where a request wants them. What it wants beside embeddings and saliencies is there if its key
+ * says so (engine/request.c). */
+status media_entry_copy(struct media_cache *c, const struct media_entry *m, uint32_t n_vision, const struct media_rows *to,
+                        struct err *e);
 
 /* Drop every entry that nobody holds. Engine thread. */
 void media_cache_clear(struct media_cache *c);

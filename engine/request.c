@@ -186,18 +186,32 @@ static bool wants_sound(const struct eng_request *r, const struct req_part *p)
 
 /* ---- media that strangers sent: through the loader, the confined child and the cache ----------------------- */
 
-/* What a part becomes, as a digest: its bytes, how it is read, and whose caches it may share. */
-static status content_key(const struct media_source *src, uint32_t n, const struct extract_options *o, const char *salt,
-                          char key[MEDIA_DIGEST_TEXT], struct err *e)
+/* What a policy may ask of the towers beside embeddings and saliencies: entries of the cache that have it are kept apart. Asked
+ * of a film with sound, since the counts are not known yet. */
+static uint32_t rare_needs(const struct engine *en, const struct eng_request *r)
+{
+    const struct prune_item film = { .kind = TOKEN_VIDEO, .n_audio = 100, .steps = 4, .step_tokens = 9 };
+    struct policy_plan plan;
+    if (r->o.policy == NULL ||
+        prune_plan_shape(r->o.policy, &(struct prune_shape){ decoder_shape(en->dec)->L, 1, &film }, &plan, NULL) != OK)
+        return 0;
+    const uint32_t needs = plan.needs & (PRUNE_NEEDS_AUDIO_GLOBAL | PRUNE_NEEDS_VISION_BLOCKS | PRUNE_NEEDS_VISION_KEYS);
+    prune_plan_free(&plan);
+    return needs;
+}
+
+/* What a part becomes, as a digest: its bytes, how it is read, what else the towers make of it, and whose caches it may share. */
+static status content_key(const struct media_source *src, uint32_t n, const struct extract_options *o, uint32_t needs,
+                          const char *salt, char key[MEDIA_DIGEST_TEXT], struct err *e)
 {
     struct media_digest *d;
     char text[512];
-    const int len = snprintf(text, sizeof text, "%s|%d|%d|%.6f|%.6f|%llu|%llu|%llu|%llu|%llu|%llu|%.6f|%u|%u|%u|%.6f|", salt,
+    const int len = snprintf(text, sizeof text, "%s|%d|%d|%.6f|%.6f|%llu|%llu|%llu|%llu|%llu|%llu|%.6f|%u|%u|%u|%.6f|%x|", salt,
                              (int)o->kind, o->sound, o->start_s, o->end_s, (unsigned long long)o->image.limits.min_pixels,
                              (unsigned long long)o->image.limits.max_pixels, (unsigned long long)o->video.limits.min_pixels,
                              (unsigned long long)o->video.limits.max_pixels, (unsigned long long)o->video.cap_pixels,
                              (unsigned long long)o->video.total_pixels, o->video.fps, o->video.n_frames, o->video.min_frames,
-                             o->video.max_frames, o->list_fps);
+                             o->video.max_frames, o->list_fps, (unsigned)needs);
     TRY(media_digest_begin(&d, e));
     media_digest_add(d, text, (size_t)len);
     for (uint32_t i = 0; i < n; i++) media_digest_add(d, src[i].digest, sizeof src[i].digest);
@@ -224,7 +238,9 @@ static status extract_part(struct engine *en, struct eng_request *r, struct req_
     struct extract_limits limits = from->loader->limits;
     limits.stop = from->stop;
     char key[MEDIA_DIGEST_TEXT];
-    TRY(content_key(src, n, &o, from->salt, key, e));
+    TRY(content_key(src, n, &o, 0, from->salt, key, e));
+    snprintf(p->identity, sizeof p->identity, "%s", key);
+    TRY(content_key(src, n, &o, rare_needs(en, r), from->salt, key, e));
     TRY(media_cache_find(from->cache, key, from->stop, &p->entry, e));
     if (media_entry_state(from->cache, p->entry) == MEDIA_EMPTY) {
         struct extract x = { 0 };
@@ -237,7 +253,6 @@ static status extract_part(struct engine *en, struct eng_request *r, struct req_
         media_entry_set_features(from->cache, p->entry, &x);
     }
     p->was_cached = media_entry_state(from->cache, p->entry) == MEDIA_EMBEDDED;
-    snprintf(p->identity, sizeof p->identity, "%s", key);
     p->media = p->entry->media;
     p->plan = p->entry->plan;
     p->film_h = p->entry->info.video.height;
@@ -494,9 +509,9 @@ static status make_plan(struct engine *en, struct eng_request *r, struct err *e)
                                  "put the question behind them", prune_params_name(&r->policy));
     r->n_text = r->prompt.n - r->prompt.n_av;
     TRY(mem_alloc(&r->bound, L, sizeof *r->bound, e));
-    for (uint32_t l = 0; l < L; l++) r->bound[l] = r->plan.alive[l] + r->n_text;
+    for (uint32_t l = 0; l < L; l++) r->bound[l] = prune_plan_rows(&r->plan, l) + r->n_text;
     r->sched = (struct sched_request){ .n_choices = r->n_choices, .n_new = r->n_new_max, .bound = r->bound,
-                                       .n_rows = r->bound[0], .encodes = r->prompt.n_av > 0, .driver = r };
+                                       .n_rows = r->plan.n_entry + r->n_text, .encodes = r->prompt.n_av > 0, .driver = r };
     const uint64_t pages = sched_demand(en->pool, L, &r->sched);
     if (pages > en->info.n_pages) {
         uint64_t none = (uint64_t)L * kv_pages_of(en->pool, r->prompt.n + r->n_new_max);
@@ -648,7 +663,7 @@ const struct policy_plan *eng_request_plan(const struct eng_request *r) { return
 const struct eng_result *eng_request_result(const struct eng_request *r) { return &r->choice[0].result; }
 const char *eng_request_warnings(const struct eng_request *r) { return r->warnings; }
 
-static void keep_warning(struct eng_request *r, const char *text)
+void request_warn(struct eng_request *r, const char *text)
 {
     const size_t had = r->warnings ? strlen(r->warnings) : 0;
     char *all = mem_must(had + strlen(text) + 2, 1);
@@ -662,9 +677,9 @@ void request_free_media(struct engine *en, struct eng_request *r)
     for (uint32_t i = 0; i < r->n_parts; i++) {
         struct req_part *p = &r->part[i];
         media_video_close(&p->video);
-        if (p->file && media_warning(p->file)) keep_warning(r, media_warning(p->file));
+        if (p->file && media_warning(p->file)) request_warn(r, media_warning(p->file));
         media_close(&p->file);
-        if (p->entry && p->entry->warning) keep_warning(r, p->entry->warning);
+        if (p->entry && p->entry->warning) request_warn(r, p->entry->warning);
         if (p->entry) media_entry_release(en->media_cache, p->entry);
         p->entry = NULL;
         if (!p->given) {
@@ -693,7 +708,9 @@ void request_give_back(struct engine *en, struct eng_request *r)
     request_drop_pages(en, r);
     en->ops->release(en->st, r->audio_embeds);
     en->ops->release(en->st, r->vision_embeds);
-    r->audio_embeds = r->vision_embeds = NULL;
+    en->ops->release(en->st, r->vision_keys);
+    en->ops->release(en->st, r->audio_look);
+    r->audio_embeds = r->vision_embeds = r->vision_keys = r->audio_look = NULL;
     request_free_media(en, r);
 }
 
@@ -720,6 +737,7 @@ void eng_request_destroy(struct engine *en, struct eng_request **pr)
     free(r->warnings);
     free(r->audio_saliency);
     free(r->vision_saliency);
+    free(r->vision_blocks);
     prune_plan_free(&r->plan);
     prompt_free(&r->prompt);
     token_list_free(&r->tokens);

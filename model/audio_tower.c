@@ -295,15 +295,31 @@ static status saliency_write(struct audio_tower *t, const struct batch *b, uint3
     return OK;
 }
 
-/* t->mel of one batch -> embeds [rows / 2, H]. */
+/* q, k and v of the layer that ran last, [rows, 3 d] in t->wide, to look. */
+static status look_write(struct audio_tower *t, const struct batch *b, float *look, struct err *e)
+{
+    uint32_t *row;
+    TRY(mem_alloc(&row, b->rows, sizeof *row, e));
+    for (uint32_t i = 0; i < b->rows; i++) row[i] = i;
+    const struct gather_args all = {
+        .x = t->wide.p, .row = row, .n = b->rows, .d = 3 * t->c.d_model, .y = look
+    };
+    const status st = t->st->ops->gather(t->st, &all, e);
+    free(row);
+    return st;
+}
+
+/* t->mel of one batch -> embeds [rows / 2, H]; look may be NULL. */
 static status batch_run(struct audio_tower *t, const struct batch *b, float *embeds, float *saliency,
-                        struct err *e)
+                        float *look, struct err *e)
 {
     const uint32_t n = b->rows / 2;
     struct operand in;
     TRY(convolve(t, b, e));
     for (uint32_t l = 0; l < t->c.layers; l++)
         TRY(layer_run(t, &t->layer[l], b, saliency && l + 1 == t->c.layers ? t->received.p : NULL, e));
+    if (look) TRY(look_write(t, b, look, e));
+    if (n == 0) return OK; /* the odd last row of the clip */
     const struct mean_pairs_args pairs = { .x = t->x.p, .n = n, .d = t->c.d_model, .y = t->wide.p };
     TRY(t->st->ops->mean_pairs(t->st, &pairs, e));
     TRY(norm(t, t->wide.p, n, t->ln_post, &in, e));
@@ -314,17 +330,68 @@ static status batch_run(struct audio_tower *t, const struct batch *b, float *emb
 uint32_t audio_tower_span(const struct audio_tower *t) { return BATCH * t->chunk; }
 uint32_t audio_tower_bins(const struct audio_tower *t) { return t->c.mel_bins; }
 
-status audio_tower_part(struct audio_tower *t, const float *mel, uint32_t n_frames, uint32_t f0, uint32_t n, float *embeds,
-                        float *saliency, struct err *e)
+uint32_t audio_tower_rows(const struct audio_tower *t, uint32_t n_frames)
+{
+    const uint32_t rest = n_frames % t->chunk;
+    return n_frames / t->chunk * t->c.n_window + (rest + 1) / 2;
+}
+
+uint32_t audio_tower_look(const struct audio_tower *t) { return 3 * t->c.d_model; }
+
+/* Both may be NULL: saliency, look. */
+static status part_run(struct audio_tower *t, const float *mel, uint32_t n_frames, uint32_t f0, uint32_t n, float *embeds,
+                       float *saliency, float *look, struct err *e)
 {
     TRY(scratch_need(t, n / t->chunk + 1 < BATCH ? n / t->chunk + 1 : BATCH, e));
     const struct batch b = batch_of(n, t->chunk);
-    if (b.rows < 2) return OK;     /* the odd last row of the clip */
+    if (b.rows < 2 && look == NULL) return OK;     /* the odd last row of the clip */
     const size_t first = audio_tower_tokens(f0);
     for (uint32_t m = 0; m < t->c.mel_bins; m++)
         memcpy(t->mel_host + (size_t)m * n, mel + (size_t)m * n_frames + f0, n * sizeof *mel);
     TRY(t->st->ops->upload(t->st, t->mel.p, t->mel_host, (size_t)t->c.mel_bins * n * sizeof *mel, e));
-    return batch_run(t, &b, embeds + first * t->c.output_dim, saliency ? saliency + first : NULL, e);
+    if (look) look += (size_t)audio_tower_rows(t, f0) * audio_tower_look(t);
+    return batch_run(t, &b, embeds + first * t->c.output_dim, saliency ? saliency + first : NULL, look, e);
+}
+
+status audio_tower_part(struct audio_tower *t, const float *mel, uint32_t n_frames, uint32_t f0, uint32_t n, float *embeds,
+                        float *saliency, struct err *e)
+{
+    return part_run(t, mel, n_frames, f0, n, embeds, saliency, NULL, e);
+}
+
+status audio_tower_part_look(struct audio_tower *t, const float *mel, uint32_t n_frames, uint32_t f0, uint32_t n, float *embeds,
+                             float *look, struct err *e)
+{
+    return part_run(t, mel, n_frames, f0, n, embeds, NULL, look, e);
+}
+
+status audio_tower_global(struct audio_tower *t, const float *look, uint32_t n_frames, float *saliency, struct err *e)
+{
+    const struct ops *ops = t->st->ops;
+    const uint32_t rows = audio_tower_rows(t, n_frames), d = t->c.d_model, D = d / t->c.heads, n = audio_tower_tokens(n_frames);
+    const uint32_t start[] = { 0, rows };
+    struct tower_room out = { 0 }, scratch = { 0 }, received = { 0 };
+    float *host;
+    TRY(mem_alloc(&host, rows, sizeof *host, e));
+    status st = tower_room_need(t->st, &out, ops->operand_bytes(t->st, rows, d, t->compute), e);
+    if (st == OK) st = tower_room_need(t->st, &scratch, ops->attention_scratch(t->st, t->c.heads, D, rows, rows), e);
+    if (st == OK) st = tower_room_need(t->st, &received, rows * sizeof *host, e);
+    if (st == OK) {
+        struct operand attended = tower_operand(&out, rows, d, t->compute);
+        const struct segment_attention_args a = {
+            .q = look, .k = look + d, .v = look + 2 * (size_t)d, .ld = 3 * (size_t)d, .heads = t->c.heads, .D = D,
+            .scale = 1.0f / sqrtf((float)D), .n_segs = 1, .seg_start = start, .out = &attended, .received = received.p,
+            .scratch = scratch.p
+        };
+        st = ops->segment_attention(t->st, &a, e);
+    }
+    if (st == OK) st = ops->download(t->st, host, received.p, rows * sizeof *host, e);
+    for (uint32_t i = 0; st == OK && i < n; i++) saliency[i] = (host[2 * i] + host[2 * i + 1]) / 2;
+    tower_room_release(t->st, &out);
+    tower_room_release(t->st, &scratch);
+    tower_room_release(t->st, &received);
+    free(host);
+    return st;
 }
 
 status audio_tower_run(struct audio_tower *t, const float *mel, uint32_t n_frames, float *embeds,

@@ -473,6 +473,37 @@ status decoder_kv(struct decoder *dc, uint32_t layer, const struct decoder_batch
     return OK;
 }
 
+/* Figures of n rows by KV head lie end to end: those of all ranks in the order of KV heads, ranks that share one side by side.
+ * Where this rank's own are. */
+static float *own_partial(const struct decoder *dc, uint32_t n)
+{
+    return dc->partial + (size_t)(dc->own.sharers > 1 ? dc->own.rank : dc->own.kv0) * n;
+}
+
+/* score = the sum of all ranks' times `by`; st is the status of this rank so far. */
+static status sum_partials(struct decoder *dc, status st, const float *mine, uint32_t n, float by, float *score, struct err *e)
+{
+    const uint32_t G = dc->s.G, sharers = dc->own.sharers;
+    if (dc->comm) {
+        struct err why;
+        for (uint32_t r = 0; r < dc->own.size; r++) dc->bytes[r] = (size_t)dc->all[r].kv_heads * n * sizeof(float);
+        st = met(st, comm_all_gather(dc->comm, dc->memory, mine, dc->partial, dc->bytes, &why), &why, e);
+    }
+    if (st != OK) return st;
+    TRY(dc->ops->download(dc->st, dc->partial_host, dc->partial, (size_t)G * sharers * n * sizeof(float), e));
+    for (uint32_t j = 0; j < n; j++) {
+        float sum = 0;
+        for (uint32_t g = 0; g < G; g++) {
+            const float *of = dc->partial_host + (size_t)g * sharers * n + j;
+            float one = of[0];
+            for (uint32_t k = 1; k < sharers; k++) one += of[(size_t)k * n];
+            sum += one;
+        }
+        score[j] = sum * by;
+    }
+    return OK;
+}
+
 /* This rank's part of the scores: partial [kv_heads, n] at `mine`. */
 static status score_block(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, uint32_t s, const float *x,
                           const uint32_t *row, uint32_t n_q, float *mine, struct err *e)
@@ -496,32 +527,13 @@ status decoder_scores(struct decoder *dc, uint32_t layer, const struct decoder_b
                       const uint32_t *row, uint32_t n_q, float *score, struct err *e)
 {
     status st = begin(dc);
-    const uint32_t n = b->view[s].n_rows, G = dc->s.G, sharers = dc->own.sharers;
+    const uint32_t n = b->view[s].n_rows;
     if (n_q > dc->max_rows || n > dc->max_keys)
         return err_set(e, E_ARG, "%u query rows over %u keys: this decoder has room for %u and %u", n_q, n, dc->max_rows,
                        dc->max_keys);
-    /* Those of all ranks lie end to end: in the order of KV heads, ranks that share one side by side. */
-    float *mine = dc->partial + (size_t)(sharers > 1 ? dc->own.rank : dc->own.kv0) * n;
+    float *mine = own_partial(dc, n);
     if (st == OK) st = score_block(dc, layer, b, s, x, row, n_q, mine, e);
-    if (dc->comm) {
-        struct err why;
-        for (uint32_t r = 0; r < dc->own.size; r++) dc->bytes[r] = (size_t)dc->all[r].kv_heads * n * sizeof(float);
-        st = met(st, comm_all_gather(dc->comm, dc->memory, mine, dc->partial, dc->bytes, &why), &why, e);
-    }
-    if (st != OK) return st;
-    TRY(dc->ops->download(dc->st, dc->partial_host, dc->partial, (size_t)G * sharers * n * sizeof(float), e));
-    const float inv = 1.0f / ((float)dc->s.H * (float)n_q);
-    for (uint32_t j = 0; j < n; j++) {
-        float sum = 0;
-        for (uint32_t g = 0; g < G; g++) {
-            const float *of = dc->partial_host + (size_t)g * sharers * n + j;
-            float one = of[0];
-            for (uint32_t k = 1; k < sharers; k++) one += of[(size_t)k * n];
-            sum += one;
-        }
-        score[j] = sum * inv;
-    }
-    return OK;
+    return sum_partials(dc, st, mine, n, 1.0f / ((float)dc->s.H * (float)n_q), score, e);
 }
 
 /* Norm and Q of the rows of a block of decoder_mix. */
@@ -630,5 +642,77 @@ status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, u
         TRY(logits_block(dc, x, row, r0, rows, e));
         TRY(dc->ops->download(dc->st, logits + (size_t)r0 * V, dc->logits, (size_t)rows * V * sizeof(float), e));
     }
+    return OK;
+}
+
+/* ---- walks ------------------------------------------------------------------------------------------------ */
+
+#define WALKS 5
+#define WALK_HEAT 0.1f
+
+/* One KV head of this rank's: the sum over its query heads of the square of where n walkers end. q, kv: of all n rows. */
+static status walk_head(struct decoder *dc, uint32_t g, const float *q, const float *kv, uint32_t n, float *host, void *scratch,
+                        float *out, struct err *e)
+{
+    const uint32_t D = dc->s.D, heads = dc->own.heads / dc->own.kv_heads;
+    TRY(dc->ops->pagerank(dc->st, &(struct pagerank_args){
+        .q = q + (size_t)g * heads * D, .k = kv + (size_t)g * D, .ldq = (size_t)dc->own.heads * D,
+        .ldk = 2 * (size_t)dc->own.kv_heads * D, .n = n, .H = heads, .G = 1, .D = D, .iterations = WALKS,
+        .scale = 1.0f / (sqrtf((float)D) * WALK_HEAT), .importance = host, .scratch = scratch }, e));
+    for (uint32_t i = 0; i < n; i++) host[i] *= host[i] * (float)heads;
+    return dc->ops->upload(dc->st, out + (size_t)g * n, host, n * sizeof(float), e);
+}
+
+/* Q and K (and V, which lies beside it) of all rows, rotated. */
+static status walk_rows(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, const float *x, uint32_t n,
+                        float *q, float *kv, struct err *e)
+{
+    const uint32_t qw = dc->own.heads * dc->s.D, kvw = 2 * dc->own.kv_heads * dc->s.D, block = block_rows(dc, n);
+    for (uint32_t r0 = 0; r0 < n; r0 += block) {
+        struct operand in;
+        TRY(norm_rows(dc, x + (size_t)r0 * dc->s.d, NULL, n - r0 < block ? n - r0 : block, w->norm1, &in, e));
+        TRY(dc->ops->linear(dc->st, &(struct linear_args){ .x = &in, .w = w->q, .mode = LINEAR_STORE,
+                                                           .y = q + (size_t)r0 * qw, .ldy = qw }, e));
+        TRY(dc->ops->linear(dc->st, &(struct linear_args){ .x = &in, .w = w->kv, .mode = LINEAR_STORE,
+                                                           .y = kv + (size_t)r0 * kvw, .ldy = kvw }, e));
+    }
+    struct rope_args rope = { .x = q, .ldx = qw, .n = n, .heads = dc->own.heads, .D = dc->s.D, .cos = b->cos, .sin = b->sin,
+                              .row = b->angle };
+    TRY(dc->ops->rope(dc->st, &rope, e));
+    rope.x = kv;
+    rope.ldx = kvw;
+    rope.heads = dc->own.kv_heads;
+    return dc->ops->rope(dc->st, &rope, e);
+}
+
+/* This rank's part: partial [kv_heads, n] at `mine`. */
+static status walk_part(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x, uint32_t n, float *mine,
+                        struct err *e)
+{
+    const size_t qw = (size_t)dc->own.heads * dc->s.D, kvw = 2 * (size_t)dc->own.kv_heads * dc->s.D;
+    const size_t scratch_bytes = dc->ops->pagerank_scratch(dc->st, dc->own.heads / dc->own.kv_heads, n);
+    float *q, *host = NULL;
+    char *scratch = NULL;
+    TRY(dc->ops->alloc(dc->st, n * (qw + kvw) * sizeof(float), (void **)&q, e));
+    status st = mem_alloc(&host, n, sizeof *host, e);
+    if (st == OK) st = mem_alloc(&scratch, scratch_bytes, 1, e);
+    if (st == OK) st = walk_rows(dc, &dc->layer[layer], b, x, n, q, q + n * qw, e);
+    for (uint32_t g = 0; g < dc->own.kv_heads && st == OK; g++) st = walk_head(dc, g, q, q + n * qw, n, host, scratch, mine, e);
+    free(scratch);
+    free(host);
+    dc->ops->release(dc->st, q);
+    return st;
+}
+
+status decoder_walks(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x, float *score,
+                     struct err *e)
+{
+    status st = begin(dc);
+    const uint32_t n = b->seq_start[b->n_seqs];
+    if (n > dc->max_keys) return err_set(e, E_ARG, "walks over %u keys: this decoder has room for %u", n, dc->max_keys);
+    float *mine = own_partial(dc, n);
+    if (st == OK) st = walk_part(dc, layer, b, x, n, mine, e);
+    TRY(sum_partials(dc, st, mine, n, 1.0f / (float)dc->s.H, score, e));
+    for (uint32_t i = 0; i < n; i++) score[i] = sqrtf(score[i]);
     return OK;
 }

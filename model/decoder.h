@@ -103,6 +103,12 @@ status decoder_kv(struct decoder *dc, uint32_t layer, const struct decoder_batch
 status decoder_scores(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, uint32_t s, const float *x,
                       const uint32_t *row, uint32_t n_q, float *score, struct err *e);
 
+/* Another step 2, for a batch of one sequence: importance of all its rows by five walks along the attention between them, whose
+ * logits are ten times as sharp as the layer's own (ops->pagerank; AIM, arXiv 2412.03248). score: host, [rows]. No pages are
+ * read. O(rows^2). */
+status decoder_walks(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x, float *score,
+                     struct err *e);
+
 /* Step 3. keep: n_keep rows of x, ascending; out_start [n_seqs + 1] says which of them belong to which sequence;
  * visible [n_keep] = key rows that each may see. y [n_keep, d] out, may not be x unless keep is NULL (then all rows
  * of x, in place: y == x). */

@@ -13,7 +13,7 @@
 
 enum { TAG_TASK = 1, TAG_WHY = 2, TAG_FEATURES = 3, TAG_EMBEDDINGS = 4 };
 
-enum op { OP_STOP, OP_PAGES, OP_ROWS, OP_RELEASE, OP_ANGLES, OP_EMBED, OP_PUT, OP_GATHER, OP_KV, OP_LAYER, OP_SCORES, OP_MIX,
+enum op { OP_STOP, OP_PAGES, OP_ROWS, OP_RELEASE, OP_ANGLES, OP_EMBED, OP_PUT, OP_GATHER, OP_KV, OP_LAYER, OP_SCORES, OP_WALKS, OP_MIX,
           OP_STEP, OP_LOGITS, OP_PAGE_COPY, OP_COMPACT, OP_VISION, OP_AUDIO };
 
 enum list { L_SEQ_START, L_KV_START, L_ANGLE, L_KEEP, L_OUT_START, L_VISIBLE, L_ID, L_POS, L_POS_H, L_POS_W, L_ROW, L_TO, N_LISTS };
@@ -357,8 +357,8 @@ static status do_put(struct team *t, const struct task *k, struct err *e)
 /* The decoder's batch of a task; of one that failed, its rows and nothing to read. */
 static struct decoder_batch batch_of(struct team *t, const struct task *k, const uint32_t none[1])
 {
-    struct decoder_batch b = { .n_seqs = k->h.n_views, .seq_start = k->list[L_SEQ_START], .view = k->view, .angle = k->angle,
-                               .kv = t->kv };
+    struct decoder_batch b = { .n_seqs = k->h.op == OP_WALKS ? 1 : k->h.n_views, .seq_start = k->list[L_SEQ_START],
+                               .view = k->view, .angle = k->angle, .kv = t->kv };
     const struct team_rows *a = t->rows[k->h.angles];
     b.cos = a->x;
     b.sin = sin_of(t, a);
@@ -379,6 +379,14 @@ static status do_scores(struct team *t, const struct task *k, const struct decod
     TRY(decoder_scores(t->dc, k->h.layer, &of, 0, t->rows[k->h.x]->x + (size_t)k->h.x_at * t->d, k->list[L_KEEP],
                        k->h.n_list[L_KEEP], score, e));
     if (t->check) says->scores = hash(1, score, k->h.width);
+    return OK;
+}
+
+static status do_walks(struct team *t, const struct task *k, const struct decoder_batch *b, struct reply *says, struct err *e)
+{
+    float *score = t->rank == 0 ? k->out : t->score;
+    TRY(decoder_walks(t->dc, k->h.layer, b, row_at(t, k->h.x, k->h.x_at), score, e));
+    if (t->check) says->scores = hash(1, score, k->h.n);
     return OK;
 }
 
@@ -598,6 +606,9 @@ static status do_task(struct team *t, const struct task *k, struct reply *says, 
     case OP_SCORES:
         b = batch_of(t, k, none);
         return do_scores(t, k, &b, says, e);
+    case OP_WALKS:
+        b = batch_of(t, k, none);
+        return do_walks(t, k, &b, says, e);
     case OP_MIX:
         b = batch_of(t, k, none);
         return do_mix(t, k, &b, says, e);
@@ -864,6 +875,17 @@ status team_scores(struct team *t, uint32_t layer, const struct team_batch *b, u
     put_list(&k, L_SEQ_START, b->b.seq_start + s, 2);
     put_list(&k, L_KEEP, row, n_q);
     TRY(put_angles(t, &k, row, n_q, e));
+    return give(t, &k, e);
+}
+
+status team_walks(struct team *t, uint32_t layer, const struct team_batch *b, float *score, struct err *e)
+{
+    struct task k = task_of(OP_WALKS, layer, b);
+    k.h.n_views = 0;
+    k.h.n = b->b.seq_start[1];
+    k.out = score;
+    put_list(&k, L_SEQ_START, b->b.seq_start, 2);
+    put_list(&k, L_ANGLE, b->b.angle, k.h.n);
     return give(t, &k, e);
 }
 

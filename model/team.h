@@ -69,6 +69,8 @@ status team_layer(struct team *t, uint32_t layer, const struct team_batch *b, co
                   struct err *e);
 status team_scores(struct team *t, uint32_t layer, const struct team_batch *b, uint32_t s, const uint32_t *row, uint32_t n_q,
                    float *score, struct err *e);
+/* decoder_walks: a batch of one sequence. */
+status team_walks(struct team *t, uint32_t layer, const struct team_batch *b, float *score, struct err *e);
 /* keep NULL: in place, y is not read; else the rows go to rows [y_at, y_at + n_keep) of y. */
 status team_mix(struct team *t, uint32_t layer, const struct team_batch *b, const uint32_t *keep, uint32_t n_keep,
                 const uint32_t *out_start, const uint32_t *visible, struct team_rows *y, uint32_t y_at, struct err *e);

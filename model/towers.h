@@ -39,12 +39,35 @@ uint32_t audio_tower_bins(const struct audio_tower *t);        /* n_mel */
 status audio_tower_part(struct audio_tower *t, const float *mel, uint32_t n_frames, uint32_t f0, uint32_t n, float *embeds,
                         float *saliency, struct err *e);
 
+/* Rows of the clip before they are pooled: (n_frames + 1) / 2 but for chunks cut at odd ends; floats of each in a look. */
+uint32_t audio_tower_rows(const struct audio_tower *t, uint32_t n_frames);
+uint32_t audio_tower_look(const struct audio_tower *t);
+/* audio_tower_part, and q, k and v of the last layer into this piece's rows of look [rows(n_frames), look] (device). */
+status audio_tower_part_look(struct audio_tower *t, const float *mel, uint32_t n_frames, uint32_t f0, uint32_t n, float *embeds,
+                             float *look, struct err *e);
+/* saliency [tokens(n_frames)] host: attention received with all rows of the clip in one softmax, from the look at all of its
+ * pieces (docs/pruning-methods.md 0.3, `global`). Quadratic in the clip's length. */
+status audio_tower_global(struct audio_tower *t, const float *look, uint32_t n_frames, float *saliency, struct err *e);
+
 /* patches [t*h*w, 1176] f32 host -> embeds [t*h*w/4, H] device memory, natural order. Call as often as
  * needed with a few grid steps each. saliency [t*h*w/4] host or NULL: attention received in the last full
  * block (the last block where none is full), mean over heads, rows and the 4 patches of a merge unit. E_ARG:
  * an odd side, or 0. */
 status vision_tower_run(struct vision_tower *t, const float *patches, uint32_t t_steps, uint32_t h,
                         uint32_t w, float *embeds, float *saliency, struct err *e);
+
+/* More of what the tower sees; any may be NULL. */
+struct vision_look {
+    float *saliency;               /* [t*h*w/4] host, as above                                                  */
+    float *blocks;                 /* [vision_tower_blocks, stride] host: the same of every full block, ascending */
+    size_t stride;
+    float *keys;                   /* [t*h*w/4, hidden] device: keys of the last full block before their rotation,
+                                      mean of the 4 patches                                                     */
+};
+uint32_t vision_tower_blocks(const struct vision_tower *t);    /* with attention over the whole step; 1 where none has it */
+uint32_t vision_tower_hidden(const struct vision_tower *t);
+status vision_tower_look(struct vision_tower *t, const float *patches, uint32_t t_steps, uint32_t h, uint32_t w, float *embeds,
+                         const struct vision_look *look, struct err *e);
 
 /* Floats of a patch: 1176. */
 uint32_t vision_tower_patch(const struct vision_tower *t);

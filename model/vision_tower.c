@@ -320,8 +320,40 @@ static status norm(struct vision_tower *t, const float *x, uint32_t rows, uint32
     return t->st->ops->norm(t->st, &a, e);
 }
 
+/* Keys of the block that ran last, in t->qkv, to natural rows of keys: the mean of each merge unit. */
+static status keys_write(struct vision_tower *t, uint32_t rows, float *keys, struct err *e)
+{
+    const struct ops *ops = t->st->ops;
+    const uint32_t d = t->c.hidden, part = min_u32(rows, ROWS) / t->unit;
+    uint32_t *row, *start = NULL;
+    char *scratch = NULL;
+    TRY(mem_alloc(&row, (size_t)part * t->unit, sizeof *row, e));
+    status st = mem_alloc(&start, (size_t)part + 1, sizeof *start, e);
+    if (st == OK) st = mem_alloc(&scratch, ops->pair_scratch(t->st, d, (size_t)part * t->unit), 1, e);
+    for (uint32_t i = 0; st == OK && i <= part; i++) start[i] = i * t->unit;
+    for (uint32_t g = 0; st == OK && g < rows / t->unit; g += part) {
+        const uint32_t n = min_u32(rows / t->unit - g, part);
+        for (uint32_t i = 0; i < n * t->unit; i++)
+            row[i] = 3 * (g * t->unit + i) + 1; /* q, k and v of a patch lie one after the other */
+        st = ops->means(t->st,
+                        &(struct means_args){
+                            .g = { t->qkv.p, d, n, start, row }, .y = t->narrow.p, .scratch = scratch },
+                        e);
+        if (st == OK)
+            st = ops->scatter(t->st,
+                              &(struct scatter_args){
+                                  .x = t->narrow.p, .row = t->plan.group + g, .n = n, .d = d, .y = keys },
+                              e);
+    }
+    free(scratch);
+    free(start);
+    free(row);
+    return st;
+}
+
+/* keys: NULL, or where they go. */
 static status attend(struct vision_tower *t, const struct vision_block *b, uint32_t n_steps, bool full,
-                     float *received, struct err *e)
+                     float *received, float *keys, struct err *e)
 {
     const struct plan *p = &t->plan;
     const uint32_t rows = n_steps * p->h * p->w, d = t->c.hidden;
@@ -331,6 +363,7 @@ static status attend(struct vision_tower *t, const struct vision_block *b, uint3
         TRY(norm(t, x + (size_t)r * d, min_u32(rows - r, ROWS), 1, b->norm1, &in, e));
         TRY(tower_linear(t->st, &in, b->qkv, LINEAR_STORE, qkv + (size_t)r * 3 * d, 3 * (size_t)d, NULL, e));
     }
+    if (keys) TRY(keys_write(t, rows, keys, e));
     const struct rope_args rope = { .x = qkv,
                                     .ldx = 3 * (size_t)d,
                                     .n = rows,
@@ -401,25 +434,50 @@ static status saliency_write(struct vision_tower *t, uint32_t rows, float *out, 
     return st;
 }
 
+static bool is_full(const struct vision_tower *t, uint32_t l)
+{
+    return t->c.full_attention[l] || l == t->last_full;
+}
+
 static status steps_run(struct vision_tower *t, const float *patches, uint32_t n_steps, float *embeds,
-                        float *saliency, struct err *e)
+                        const struct vision_look *look, struct err *e)
 {
     const uint32_t rows = n_steps * t->plan.h * t->plan.w, groups = rows / t->unit, part = ROWS / t->unit;
+    uint32_t n_seen = 0;
     for (uint32_t r = 0; r < rows; r += ROWS) TRY(embed(t, patches, r, min_u32(rows - r, ROWS), e));
     for (uint32_t l = 0; l < t->c.depth; l++) {
-        float *received = saliency && l == t->last_full ? t->received.p : NULL;
-        TRY(attend(t, &t->block[l], n_steps, t->c.full_attention[l], received, e));
+        const bool last = l == t->last_full, seen = (look->saliency && last) || (look->blocks && is_full(t, l));
+        TRY(attend(t, &t->block[l], n_steps, t->c.full_attention[l], seen ? t->received.p : NULL,
+                   last ? look->keys : NULL, e));
+        if (look->blocks && seen) TRY(saliency_write(t, rows, look->blocks + look->stride * n_seen++, e));
+        if (look->saliency && last) TRY(saliency_write(t, rows, look->saliency, e));
         TRY(mlp(t, &t->block[l], rows, e));
     }
     for (uint32_t g = 0; g < groups; g += part) TRY(merge(t, g, min_u32(groups - g, part), embeds, e));
-    return saliency ? saliency_write(t, rows, saliency, e) : OK;
+    return OK;
 }
 
 uint32_t vision_tower_patch(const struct vision_tower *t) { return t->patch; }
 
+uint32_t vision_tower_hidden(const struct vision_tower *t) { return t->c.hidden; }
+
+uint32_t vision_tower_blocks(const struct vision_tower *t)
+{
+    uint32_t n = 0;
+    for (uint32_t l = 0; l < t->c.depth; l++) n += is_full(t, l);
+    return n;
+}
+
 status vision_tower_run(struct vision_tower *t, const float *patches, uint32_t t_steps, uint32_t h,
                         uint32_t w, float *embeds, float *saliency, struct err *e)
 {
+    return vision_tower_look(t, patches, t_steps, h, w, embeds, &(struct vision_look){ .saliency = saliency }, e);
+}
+
+status vision_tower_look(struct vision_tower *t, const float *patches, uint32_t t_steps, uint32_t h,
+                         uint32_t w, float *embeds, const struct vision_look *look, struct err *e)
+{
+    struct vision_look at = *look;
     if (h == 0 || w == 0 || h % t->c.merge_size || w % t->c.merge_size || (uint64_t)h * w > UINT32_MAX / 8)
         return err_set(e, E_ARG, "a grid of %u x %u patches: both sides must be multiples of %u, above 0", h,
                        w, t->c.merge_size);
@@ -429,10 +487,12 @@ status vision_tower_run(struct vision_tower *t, const float *patches, uint32_t t
     TRY(scratch_need(t, at_once * rows, rows, e));
     for (uint32_t s = 0; s < t_steps; s += at_once) {
         const uint32_t n = min_u32(t_steps - s, at_once);
-        TRY(steps_run(t, patches, n, embeds, saliency, e));
+        TRY(steps_run(t, patches, n, embeds, &at, e));
         patches += (size_t)n * rows * t->patch;
         embeds += (size_t)n * rows / t->unit * t->c.out_hidden;
-        if (saliency) saliency += n * rows / t->unit;
+        if (at.saliency) at.saliency += n * rows / t->unit;
+        if (at.blocks) at.blocks += n * rows / t->unit;
+        if (at.keys) at.keys += (size_t)n * rows / t->unit * t->c.hidden;
     }
     return OK;
 }

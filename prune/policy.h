@@ -224,6 +224,8 @@ status prune_plan_shape(const struct policy_params *p, const struct prune_shape 
 status prune_plan(const struct policy_params *p, const struct prompt *prompt, uint32_t n_layers, struct policy_plan *out,
                   struct err *e);
 void prune_plan_free(struct policy_plan *plan);
+/* AV rows whose K layer l holds at once, at most: alive[l], or those entering it where scores decide who goes before its keys. */
+uint32_t prune_plan_rows(const struct policy_plan *plan, uint32_t l);
 /* E_ARG where the plan needs what `served` (enum prune_needs) lacks; the text names it. */
 status prune_served(const struct policy_params *p, const struct policy_plan *plan, uint32_t served, struct err *e);
 

@@ -456,6 +456,12 @@ void prune_plan_free(struct policy_plan *plan)
     plan->rate = NULL;
 }
 
+uint32_t prune_plan_rows(const struct policy_plan *plan, uint32_t l)
+{
+    if (!plan->go || !plan->scored[l]) return plan->alive[l];
+    return l ? plan->alive[l - 1] : plan->n_entry;
+}
+
 /* In words, by bit. */
 static const char *const NEED[] = { "the saliency of the audio tokens",
                                     "the towers' embeddings",

@@ -149,10 +149,16 @@ def prune(p_init, p_final, t_mid, tds, lambda_div=0.2, intra=False):
                 lambda_div=lambda_div, tds_start_layer=tds, intra=intra)
 
 
-def case(name, *messages, keep=(), hidden=(), policy=None, starts_at="media", tol=None, **more):
-    """keep: which of mel, patches, audio_embeds, vision_embeds to store; hidden: of which layers."""
+def case(name, *messages, keep=(), hidden=(), policy=None, starts_at="media", tol=None, bare=False, **more):
+    """keep: which of mel, patches, audio_embeds, vision_embeds to store; hidden: of which layers; bare: without the
+    prompt, which another case pins, and alive only where it changes."""
     return dict(name=name, messages=list(messages), keep=keep, hidden=hidden, policy=policy
-                or dict(name="none"), starts_at=starts_at, tol=tol, more=more)
+                or dict(name="none"), starts_at=starts_at, tol=tol, bare=bare, more=more)
+
+
+def other(title, *messages, more={}, **policy):
+    """A policy beside OmniDrop; called as the case unless it says otherwise."""
+    return case(title, *messages, policy={"name": title, **policy}, bare=True, **more)
 
 
 SMALL = dict(min_pixels=784, max_pixels=31360)
@@ -160,6 +166,9 @@ SOUND = dict(use_audio_in_video=True, **SMALL)
 RESIZED = {"patches": 0.02, "vision_embeds": 0.005, "hidden": 0.005, "logits": 0.005}
 TURNS = [{"role": "system", "content": "You answer briefly."},
          user(image("card.png"), text("What is this?")), {"role": "assistant", "content": "A card."}]
+
+PICTURES = user(image("card.png"), video("silent.mov"), image("grey.png"), audio("hum.wav"), image("clear.png"), text(ASK))
+MIXED = user(text("First "), image("card.png"), audio("hum.wav"), video("silent.mov"), text(ASK))
 
 CASES = {
     "like7b": [
@@ -187,10 +196,10 @@ CASES = {
              user(video("clip.mov"), text("Then: "), video("second.mkv"), audio("tick.wav"), text("Same?")),
              keep=("vision_embeds", ), **SOUND),
         case("av-torn", user(video("torn.mkv"), text("What is heard?")), fps=0.5, **SOUND),
-        case("av-60", user(video("clip.mov"), text(ASK)), policy=prune(0.03, 0.45, 0.4, 6), hidden=(3, 6),
+        case("av-60", user(video("clip.mov"), text(ASK)), policy=prune(0.03, 0.45, 0.4, 6), hidden=(6, ),
              **SOUND),
         case("av-30", user(text("Look. "), video("second.mkv"), text(ASK)), policy=prune(0.35, 0.62, 0.1, 3),
-             hidden=(1, 4), **SOUND),
+             hidden=(4, ), **SOUND),
         case("av-20", user(video("wide.mkv"), text(ASK)), policy=prune(0.6, 0.78, 0.0, 1), **SOUND),
         case("two-50", user(video("second.mkv"), video("clip.mov"), text(ASK)),
              policy=prune(0.2, 0.35, 0.2, 1, 0.05), **SOUND),
@@ -204,11 +213,13 @@ CASES = {
         case("turns-50", *TURNS, user(audio("word.flac"),
                                       text("And this?")), {"role": "assistant", "content": "A word."},
              user(text(ASK)), policy=prune(0.2, 0.35, 0.2, 2), **SMALL),
+        other("omnizip", user(video("second.mkv"), text(ASK)), rho_a=0.4, rho_v=0.55, more=SOUND),
+        other("dash", user(video("second.mkv"), text(ASK)), rho_a=0.4, rho_v=0.55, gap=8, threshold=0.9, more=SOUND),
         case("towers", user(image("card.png"), audio("word.flac"), image("dot.png"), text("Name them.")),
              starts_at="features", keep=("mel", "patches", "audio_embeds", "vision_embeds"), **SMALL),
         case("ids-50", user(video("second.mkv"),
                             text(ASK)), starts_at="ids", policy=prune(0.05, 0.5, 0.35, 3),
-             keep=("audio_embeds", "vision_embeds"), hidden=(0, 2, 6), **SOUND),
+             keep=("audio_embeds", "vision_embeds"), hidden=(6, ), **SOUND),
     ],
     "like3b": [
         case("text", {"role": "user", "content": "Name three rivers, and one lake."}, hidden=(0, 5)),
@@ -235,6 +246,7 @@ CASES = {
              **SMALL),
         case("sounds-40", user(audio("chirp.wav"), image("card.png"), text(ASK)),
              policy=prune(0.3, 0.5, 0.2, 3), **SMALL),
+        other("vtc-cls", user(image("card.png"), image("tall.png"), text("Which?")), retain=0.25, more=SMALL),
         case("intra-30", user(audio("chirp.wav"), video("steps.mov"), text(ASK)),
              policy=prune(0.0, 0.3, 0.5, 3, 0.2, True), **SMALL),
     ],
@@ -260,6 +272,19 @@ CASES = {
              policy=prune(0.3, 0.6, 0.1, 2), hidden=(2, 4)),
         case("mixed-30", user(video("silent.mov"), audio("hum.wav"), text(ASK)),
              policy=prune(0.5, 0.8, 0.0, 1, 0.01)),
+        other("exit", MIXED, at=3),
+        other("pyramiddrop", MIXED),
+        other("pyramiddrop-vision", MIXED, name="pyramiddrop", R=0.6, at=[0, 2, 4], kinds="vision"),
+        other("table-saliency", MIXED, name="table", score="saliency", rates=[0.7, 0.7, 0.4, 0.4, 0.1]),
+        other("omnifit", MIXED, rates_a=[0.9, 0.5, 0.5, 0.2, 0.1], rates_v=[1, 0.7, 0.3, 0.3, 0], n_anchor=6),
+        other("omnifocus", MIXED, R=0.4),
+        other("trim-lc", PICTURES, R=0.3),
+        other("aim", MIXED),
+        other("seats", user(video("silent.mov"), text(ASK)), target_v=0.4, target_a=0.5, drops=[1, 2], exit_at=5),
+        other("seats-windows", MIXED, name="seats", target_v=0.4, target_a=0.5, drops=[1, 3], exit_at=5, trim=True),
+        other("prumerge", PICTURES, cap=0.5, near=3),
+        other("prumerge-plus", PICTURES, name="prumerge", plus=True, cap=0.6, near=2),
+        other("omnizip", MIXED, rho_a=0.4, rho_v=0.5, anchor=0.15),
         case("long-question", user(image("card.png"), audio("hum.wav"), text(" ".join(QUESTIONS[:16]) + ASK)),
              policy=prune(0.1, 0.6, 0.4, 2)),
     ],
@@ -349,6 +374,8 @@ def select(c, out, note):
             continue
         if kind in ("mel", "patches", "audio_embeds", "vision_embeds") and kind not in c["keep"]:
             continue
+        if c["bare"] and kind in ("input_ids", "position_ids", "kind", "chunk", "query", "saliency"):
+            continue
         if kind == "grid" and not {"patches", "vision_embeds"} & set(c["keep"]):
             continue
         if unsafe is not None and (kind in ("logits", "tokens")
@@ -356,6 +383,8 @@ def select(c, out, note):
             continue
         if name == "tokens" and len(x) == 0:
             continue
+        if c["bare"] and kind == "alive" and int(layer) and torch.equal(x, out[f"alive.{int(layer) - 1}"]):
+            continue  # as before
         n[name] = x.to(torch.float32 if x.is_floating_point() else torch.int64).contiguous()
     return n
 

@@ -23,13 +23,18 @@
 
 /* ---- requests --------------------------------------------------------------------------------------------------- */
 
-struct ask { const char *media; enum chat_part_kind kind; const char *text, *policy; bool trim, sound; };
+struct ask { const char *media; enum chat_part_kind kind; const char *text, *policy; bool trim, sound; const char *key, *value; };
 static const struct ask ASKS[] = {
-    { NULL, PART_TEXT, "What comes after four?", "none", false, false },
-    { "media/talk.mov", PART_VIDEO, "Which letter comes first?", "omnidrop", false, true },
-    { "media/talk.mov", PART_VIDEO, "Which letter comes last?", "omnidrop", true, true },
-    { "media/speech.flac", PART_AUDIO, "Say it again, please.", "omnidrop", false, false },
-    { "media/shapes.png", PART_IMAGE, "What is this?", "none", false, false },
+    { NULL, PART_TEXT, "What comes after four?", "none", false, false, NULL, NULL },
+    { "media/talk.mov", PART_VIDEO, "Which letter comes first?", "omnidrop", false, true, NULL, NULL },
+    { "media/talk.mov", PART_VIDEO, "Which letter comes last?", "omnidrop", true, true, NULL, NULL },
+    { "media/speech.flac", PART_AUDIO, "Say it again, please.", "omnidrop", false, false, NULL, NULL },
+    { "media/shapes.png", PART_IMAGE, "What is this?", "none", false, false, NULL, NULL },
+    { "media/talk.mov", PART_VIDEO, "Which letter comes first?", "exit", false, true, "at", "2" },
+    { "media/talk.mov", PART_VIDEO, "Which letter comes next?", "pyramiddrop", false, true, "at", "0,2" },
+    { "media/talk.mov", PART_VIDEO, "How many letters are there?", "seats", false, true, "drops", "1,2" },
+    { "media/talk.mov", PART_VIDEO, "Which letter comes last?", "omnifocus", false, true, NULL, NULL },
+    { "media/talk.mov", PART_VIDEO, "Is it loud?", "aim", false, true, "l1", "1" },
 };
 enum { N_ASKS = sizeof ASKS / sizeof *ASKS, N_NEW = 8 };
 
@@ -89,6 +94,7 @@ static status run(struct engine *en, uint32_t n, struct answer *out, struct err 
         assert_int_equal(prune_params_init(&policy[i], a->policy, engine_config(en)->text.layers, e), OK);
         if (strcmp(a->policy, "omnidrop") == 0) assert_int_equal(prune_params_set(&policy[i], "p_final", 0.5, e), OK);
         if (a->trim) assert_int_equal(prune_params_set(&policy[i], "trim", 1, e), OK);
+        if (a->key) assert_int_equal(prune_params_set_text(&policy[i], a->key, a->value, e), OK);
         assert_int_equal(prune_params_finish(&policy[i], e), OK);
         trace[i] = (struct eng_trace){ .self = &out[i], .logits = keep_logits };
         o.media_root = MEDIA;

@@ -127,6 +127,7 @@ struct ask {
     const char *policy;
     bool trim;
     double p_final;                /* 0: the default */
+    const char *with;              /* other parameters: "key=value key=value" */
 };
 
 static struct chat chat_of(const struct ask *a)
@@ -147,6 +148,13 @@ static struct policy_params policy_of(const struct engine *en, const struct ask 
     if (prune_params_init(&p, a->policy ? a->policy : "none", engine_config(en)->text.layers, &e) != OK) fail_msg("%s", e.text);
     if (a->trim && prune_params_set(&p, "trim", 1, &e) != OK) fail_msg("%s", e.text);
     if (a->p_final > 0 && prune_params_set(&p, "p_final", a->p_final, &e) != OK) fail_msg("%s", e.text);
+    char with[200], *rest = NULL;
+    snprintf(with, sizeof with, "%s", a->with ? a->with : "");
+    for (char *key = strtok_r(with, " ", &rest); key; key = strtok_r(NULL, " ", &rest)) {
+        char *value = strchr(key, '=');
+        *value++ = 0;
+        if (prune_params_set_text(&p, key, value, &e) != OK) fail_msg("%s", e.text);
+    }
     if (prune_params_finish(&p, &e) != OK) fail_msg("%s", e.text);
     return p;
 }
@@ -274,6 +282,19 @@ static const struct ask ASKS[] = {
     { FILM, PART_VIDEO, "Who speaks?", 0, 7, "fastv" },
     { FILM, PART_VIDEO, "What colour?", 0, 5, "knee" },    /* its counts are bounds */
     { FILM, PART_VIDEO, "Is it loud?", 0, 6, "omnisift-lite" },
+    { FILM, PART_VIDEO, "Which shape?", 0, 6, "exit", .with = "at=5" },
+    { FILM, PART_VIDEO, "How many?", 0, 5, "pyramiddrop", .with = "at=0,4,11" },
+    { FILM, PART_VIDEO, "Which word?", 0, 7, "table", .with = "score=saliency rates=.8,.8,.8,.5,.5,.5,.5,.3,.3,.3,.1,0" },
+    { FILM, PART_VIDEO, "Who is there?", 0, 6, "omnifit",
+      .with = "rates_a=1,1,1,1,.5,.5,.5,.5,.5,.2,.2,.2 rates_v=1,1,.6,.6,.6,.6,.3,.3,.3,.3,0,0" },
+    { FILM, PART_VIDEO, "What is said?", 0, 7, "seats", .with = "trim=true" },    /* bounds; scores by other weights */
+    { FILM, PART_VIDEO, "What is said first?", 0, 6, "omnifocus" },
+    { FILM, PART_VIDEO, "What is shown first?", 0, 6, "trim-lc" },
+    { FILM, PART_VIDEO, "What is shown last?", 0, 6, "aim" },    /* merges, walks */
+    { FILM, PART_VIDEO, "What is heard first?", 0, 5, "omnizip" },    /* global saliency: another entry of the cache */
+    { FILM, PART_VIDEO, "What is heard last?", 0, 5, "dash" },
+    { FILM, PART_VIDEO, "Who else is there?", 0, 5, "prumerge" },
+    { FILM, PART_VIDEO, "What else is there?", 0, 5, "vtc-cls" },
 };
 enum { N_ASKS = sizeof ASKS / sizeof *ASKS };
 
@@ -310,11 +331,16 @@ static void test_caches(void **state)
 {
     (void)state;
     struct engine *en = open_tiny(0);
-    static const char *const policies[] = { "none", "omnidrop", "random-layers", "random" };
-    for (int k = 0; k < 4; k++) {
-        const bool layered = k == 1 || k == 2;
-        const struct ask first = { FILM, PART_VIDEO, "What happens here?", 0, 6, policies[k] };
-        const struct ask second = { FILM, PART_VIDEO, "Which colour has the shape, and who speaks?", 0, 10, policies[k] };
+    static const struct { const char *name, *with; bool layered, few; } policies[] = {
+        { "none", NULL, false, false },       { "omnidrop", NULL, true, false },  { "random-layers", NULL, true, false },
+        { "random", NULL, false, true },      { "exit", "at=6", true, false },    { "pyramiddrop", NULL, true, false },
+        { "omnizip", NULL, false, false },    { "prumerge", NULL, false, true },  { "vtc-cls", NULL, false, true },
+    };
+    for (size_t k = 0; k < sizeof policies / sizeof *policies; k++) {
+        const bool layered = policies[k].layered;
+        const struct ask first = { FILM, PART_VIDEO, "What happens here?", 0, 6, policies[k].name, .with = policies[k].with };
+        const struct ask second = { FILM, PART_VIDEO, "Which colour has the shape, and who speaks?", 0, 10, policies[k].name,
+                                    .with = policies[k].with };
         struct service *s = open_service(en, (struct service_options){ .loader = &LOADER, .no_prefix_cache = true,
                                                                       .no_media_cache = true });
         struct asked cold, warm[3];
@@ -333,7 +359,7 @@ static void test_caches(void **state)
             must_finish(&warm[i]);
             assert_true(warm[i].w->media_cached);
             same_bits(&warm[i].w->a[0], &cold.w->a[0]);
-            if (k < 3) {
+            if (!policies[k].few) {
                 assert_true(warm[i].w->cached_layers > 0);
                 assert_true(warm[i].w->n_cached_early > 32);
             }

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from transformers import DynamicCache, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as hf
 
-from goldens import media
+from goldens import media, policies
 
 TEXT, AUDIO, VIDEO, IMAGE = 0, 1, 2, 3
 TRIPLE = {
@@ -223,32 +223,57 @@ def towers(ckpt, items):
     """audio_embeds and vision_embeds of every item, and the saliency of every audio token (omnidrop.md 2)."""
     m, a = ckpt.model.model, ckpt.config.audio_config
     last = m.audio_tower.layers[-1].self_attn
-    keep, plain = [], hf.eager_attention_forward
+    full = ckpt.config.vision_config.fullatt_block_indexes or [ckpt.config.vision_config.depth - 1]
+    block = {m.visual.blocks[i].attn: i for i in full}
+    keep, seen, made, plain, permute = [], {}, {}, hf.eager_attention_forward, m.visual.permute_input_for_window_attn
 
     def spy(module, *args, **kw):
         out = plain(module, *args, **kw)
         if module is last:
             keep.append(out[1][0].double().mean((0, 1)))
+        if module in block:
+            seen.setdefault(block[module], []).append(out[1][0].double().mean((0, 1)))
         return out
+
+    def permuted(x, index, **kw):
+        made["window"] = index
+        return permute(x, index, **kw)
+
+    def watched(tower, *args, **kw):
+        keep.clear()
+        seen.clear()
+        hooks = [
+            module.register_forward_hook(lambda mod, a, out, name=name: made.update({name: out.double()}))
+            for name, module in (("q", last.q_proj), ("k", last.k_proj), ("keys", m.visual.blocks[full[-1]].attn.k))
+        ]
+        hf.eager_attention_forward, m.visual.permute_input_for_window_attn = spy, permuted
+        try:
+            return tower(*args, **kw)
+        finally:
+            hf.eager_attention_forward, m.visual.permute_input_for_window_attn = plain, permute
+            for hook in hooks:
+                hook.remove()
 
     for item in items:
         if "mel" in item:
             n = torch.tensor([item["mel"].shape[1]])
-            keep.clear()
-            hf.eager_attention_forward = spy
-            try:
-                item["audio"] = m.audio_tower(item["mel"].to(ckpt.model.dtype),
-                                              feature_lens=n).last_hidden_state
-            finally:
-                hf.eager_attention_forward = plain
-            s = torch.cat([x * (len(x) / a.n_window) for x in keep])
-            s = s[:len(s) // 2 * 2].view(-1, 2).mean(1)
+            item["audio"] = watched(m.audio_tower, item["mel"].to(ckpt.model.dtype),
+                                    feature_lens=n).last_hidden_state
+            pooled = lambda s: s[:len(s) // 2 * 2].view(-1, 2).mean(1)
+            s = pooled(torch.cat([x * (len(x) / a.n_window) for x in keep]))
             item["saliency"] = s.numpy()
+            heads = lambda x: x.view(len(x), last.num_heads, -1).transpose(0, 1)
+            p = (heads(made["q"]) @ heads(made["k"]).transpose(1, 2) * last.scaling).softmax(-1)
+            item["global_saliency"] = pooled(p.mean((0, 1))).numpy()
             assert len(s) == len(item["audio"]) == item["n_audio"]
         if "patches" in item:
-            item["vision"] = m.visual(item["patches"].to(ckpt.model.dtype),
-                                      grid_thw=item["grid"][None]).pooler_output
+            item["vision"] = watched(m.visual, item["patches"].to(ckpt.model.dtype),
+                                     grid_thw=item["grid"][None]).pooler_output
             assert len(item["vision"]) == item["n_vision"]
+            order = torch.argsort(torch.as_tensor(made["window"]))
+            item["blocks"] = np.stack([torch.cat(seen[i]).view(-1, 4).mean(1)[order].numpy() for i in sorted(seen)])
+            item["vision_saliency"] = item["blocks"][-1]
+            item["keys"] = made["keys"].view(item["n_vision"], 4, -1).mean(1)[order].numpy()
 
 
 def positions(ckpt, case, ids, items):
@@ -355,6 +380,14 @@ class Decoder:
         self.weights = None
         self.pos = position_ids
 
+    def attention(self, l, x, pos):
+        """That of layer l's weights on rows x, and nothing else of the layer."""
+        n = x.shape[0]
+        mask = torch.full((n, n), torch.finfo(x.dtype).min, dtype=x.dtype).triu(1)[None, None]
+        layer = self.text.layers[l]
+        cs = self.text.rotary_emb(x[None], pos[:, None])
+        return layer.self_attn(layer.input_layernorm(x[None]), attention_mask=mask, position_embeddings=cs)[1][0]
+
     def layer(self, l, x, pos, causal):
         n = x.shape[0]
         mask = None
@@ -368,6 +401,12 @@ class Decoder:
                          use_cache=True)[0]
         finally:
             grab.remove()
+
+    def trim(self, held):
+        """Layer l, which holds rows held[l], keeps those of the last layer."""
+        for layer, rows in zip(self.cache.layers, held):
+            stay = torch.from_numpy(np.isin(rows, held[-1]))
+            layer.keys, layer.values = layer.keys[:, :, stay], layer.values[:, :, stay]
 
     def logits(self, x):
         return self.ckpt.model.lm_head(self.text.norm(x[None]))[0]
@@ -389,6 +428,13 @@ class Decoder:
                 x = self.layer(l, x, at, False)
             logits = self.logits(x)[-1]
         return out
+
+
+def keep_rows(x, rows, alive, kinds, stay):
+    """Text and the AV tokens `stay` of the rows x."""
+    alive = alive & np.isin(np.arange(len(kinds)), stay)
+    kept = (kinds[rows] == TEXT) | alive[rows]
+    return x[torch.from_numpy(kept)], rows[kept], alive
 
 
 @torch.no_grad()
@@ -432,6 +478,17 @@ def run(ckpt, folder, case, noise=2e-5, tie=1e-3, given=None, check=True):
     policy, layers = case["policy"], len(text.layers)
     pruning = policy["name"] == "omnidrop"
     alive, unsafe = kinds > 0, None
+    method = None
+    if policy["name"] in policies.POLICIES:
+        host = lambda t: None if t is None else t.double().numpy()
+        c = policies.Context(items, kinds, chunks, host(audio), host(vision),
+                             host(text.embed_tokens(torch.from_numpy(ids[own]))), layers, noise)
+        method = policies.POLICIES[policy["name"]](policy, c)
+        keep, merged = method.entry()
+        alive = np.isin(np.arange(len(kinds)), keep)
+        for i, row in merged.items():
+            x[i] = torch.from_numpy(row).to(x.dtype)
+        unsafe = None if c.safe else 0
     if pruning:
         q = query_rows(kinds, own)
         out["query"] = torch.from_numpy(q)
@@ -446,10 +503,34 @@ def run(ckpt, folder, case, noise=2e-5, tie=1e-3, given=None, check=True):
     rows = np.flatnonzero((kinds == TEXT) | alive)
     x = x[torch.from_numpy(rows)]
     note["n"] = [int(alive.sum())]
-    dec = Decoder(ckpt, pos)
+    dec, held = Decoder(ckpt, pos), []
     for l in range(layers):
         out[f"hidden.{l}"] = x
+        if method:
+            out[f"alive.{l}"] = torch.from_numpy(rows[alive[rows]])
+
+            def ask(at, weights, reduce, done=None, show=True):
+                w = dec.attention(weights, x, pos[:, torch.from_numpy(rows)]) if done is None else done
+                score = np.zeros(len(kinds))
+                score[rows] = reduce(w.double().numpy())
+                if show:
+                    out[f"scores.{at}"] = torch.from_numpy(score[rows[alive[rows]]].astype(np.float32))
+                return score
+
+            c.ask = ask
+            stay = method.before(l, rows[alive[rows]])
+            if stay is not None:
+                x, rows, alive = keep_rows(x, rows, alive, kinds, stay)
+            note["n"].append(int(alive.sum()))
+            unsafe = l + 1 if unsafe is None and not c.safe else unsafe
+        held.append(rows)
         x = dec.layer(l, x, pos[:, torch.from_numpy(rows)], True)
+        if method:
+            c.ask = lambda at, weights, reduce: ask(at, weights, reduce, dec.weights[0], False)
+            stay = method.after(l, rows[alive[rows]])
+            if stay is not None:
+                x, rows, alive = keep_rows(x, rows, alive, kinds, stay)
+            unsafe = l + 1 if unsafe is None and not c.safe else unsafe
         if not pruning:
             continue
         here = np.flatnonzero(alive[rows])
@@ -466,14 +547,16 @@ def run(ckpt, folder, case, noise=2e-5, tie=1e-3, given=None, check=True):
             stay[here[gone]] = False
             rows, x = rows[stay], x[torch.from_numpy(stay)]
         note["n"].append(len(here) - k)
-    note["n"] = note["n"][:layers]
+    note["n"] = note["n"][1:] if method else note["n"][:layers]
     logits = dec.logits(x)[-1]
     out["logits"] = logits
+    if method and policy.get("trim"):
+        dec.trim(held)
     tokens = dec.decode(logits, case["max_tokens"], tie)
     out["tokens"] = torch.tensor(tokens, dtype=torch.int64)
     note.update(unsafe=unsafe, mean=float(np.mean(note["n"])) / max(1, int((kinds > 0).sum())), av=int(
         (kinds > 0).sum()))
-    if check and not pruning:
+    if check and not pruning and not method:
         untouched(ckpt, case, items, ids, pos, out)
     if check:
         same_prompt(ckpt, case, parts, items, ids)

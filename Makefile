@@ -2,13 +2,14 @@
 # make demo       set-up, build, then a real video file through the whole engine with the bundled model
 # make test       set-up, build, every test; T=name runs those whose path holds name, SEED=n repeats a property test
 # make asan       the tests under ASan and UBSan
+# make tsan       the calls of comm/ on two ranks under ThreadSanitizer; MODE=tsan builds any other test so
 # make bench      the measurements of docs/measurements, as ratios; writes build/bench.json
 # make soak       a server under everything at once for SECONDS (1800); prints what it held and whether it lost anything
 # make fuzz       the fuzz targets, FUZZ_SECONDS each (clang)
 # make quality    answers under every pruning policy and budget, N questions of each group (300); docs/quality.md
 # make format     clang-format in place;   make lint   clang-format check, clang-tidy, tidy rules
 # make deps       install what is missing from the distribution (root, asks nothing)
-# Variables: MODE=release|san|debug  BUILD=dir  WERROR=1  V=1
+# Variables: MODE=release|san|tsan|debug  BUILD=dir  WERROR=1  V=1
 
 MODE    ?= release
 BUILD   ?= $(if $(filter release,$(MODE)),build,build/$(MODE))
@@ -21,6 +22,7 @@ STD     := -std=gnu11 -D_GNU_SOURCE -I.
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wno-maybe-uninitialized -Wno-missing-field-initializers $(if $(WERROR),-Werror)
 OPT_release := -O2 -g
 OPT_debug   := -Og -g
+OPT_tsan    := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
 OPT_san     := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 CFLAGS  += $(STD) $(WARN) $(OPT_$(MODE)) -ffp-contract=off -fno-math-errno -pthread
 # Header paths and libraries are asked for when a rule runs, so that `make deps` may install them first.
@@ -194,6 +196,13 @@ asan: deps
 	@$(MAKE) --no-print-directory MODE=san BUILD=build/san test-build
 	@tests/run.sh build/san "$(T)"
 
+TSAN := TSAN_OPTIONS=suppressions=tests/tsan.supp OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+        OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_hwloc_base_binding_policy=none
+tsan: deps
+	@$(MAKE) --no-print-directory MODE=tsan BUILD=build/tsan plugins $(addprefix build/tsan/tests/comm/,ranks test_self)
+	$(TSAN) build/tsan/tests/comm/test_self
+	$(TSAN) mpirun -np 2 build/tsan/tests/comm/ranks calls
+
 bench: deps
 	@$(MAKE) --no-print-directory all $(BUILD)/bench $(BUILD)/tests/comm/ranks
 	@$(BUILD)/bench --json $(BUILD)/bench.json
@@ -221,6 +230,6 @@ lint:
 clean:
 	rm -rf build
 
-.PHONY: all plugins cuda deps demo test test-build asan bench soak quality quality-refresh quality-reference fuzz format lint clean
+.PHONY: all plugins cuda deps demo test test-build asan tsan bench soak quality quality-refresh quality-reference fuzz format lint clean
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

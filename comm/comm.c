@@ -359,7 +359,7 @@ static void host_key(char *key, size_t cap)
     snprintf(key, cap, "%s %s %s", boot, name, net);
 }
 
-struct hello { struct comm_peer peer; char key[192]; };
+struct hello { struct comm_peer peer; char key[200]; };
 struct verdict { uint32_t code; char text[1000]; };
 
 /* Everyone's peer to everyone, and how to reach rank 0's watcher. */

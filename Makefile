@@ -78,6 +78,7 @@ PLUGINS    = $(if $(HAVE_MPI),$(BUILD)/omnidrop-mpi.so) $(if $(and $(wildcard $(
 # Kernels for CUDA. nvcc compiles them for every GPU from the A100 on where it is; a C++ compiler compiles them for the CPU, where
 # their tests run them (tests/kernels/simt.h). The engine does not hold them before a backend of the ops table does (docs/cuda.md).
 NVCC    ?= $(or $(wildcard $(CUDA)/bin/nvcc),$(shell command -v nvcc))
+NVCC_FITS = $(if $(NVCC),$(shell $(NVCC) --list-gpu-code 2>/dev/null | grep -x sm_100))
 CXX     := g++
 CU_SRC  := $(wildcard kernels/cuda/*.cu)
 CU_ARCHS ?= 80 86 89 90a
@@ -87,7 +88,7 @@ CXXSTD  := -std=c++17 -I. -fno-exceptions -fno-rtti -Wall -Wextra $(if $(WERROR)
 # A register that spills, or an array that is not in registers, fails the build.
 NVFLAGS := -std=c++17 -I. -O3 -lineinfo -Xptxas -warn-spills,-warn-lmem-usage,-Werror
 
-all: $(BUILD)/omnidrop plugins cuda
+all: $(BUILD)/omnidrop plugins $(if $(filter release,$(MODE)),cuda)
 
 # By name, since `make deps` may install the headers first.
 plugins:
@@ -102,7 +103,7 @@ $(BUILD)/omnidrop-nccl.so: comm/nccl.c comm/inside.h comm/comm.h base/err.h
 	$(Q)$(CC) $(CFLAGS) -isystem $(CUDA)/include -fPIC -shared -fvisibility=hidden -o $@ $< -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lnccl -lcudart
 
 cuda:
-	@$(if $(NVCC),$(MAKE) --no-print-directory $(CU_OBJ),echo "  no nvcc: no kernels for CUDA")
+	@$(if $(NVCC_FITS),$(MAKE) --no-print-directory $(CU_OBJ),echo "  no nvcc from 12.8 on: no kernels for CUDA")
 
 # The machine code of each GPU stays beside the object, for tests/tidy/test_machine_code.sh.
 $(BUILD)/kernels/cuda/%.o: kernels/cuda/%.cu

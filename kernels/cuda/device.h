@@ -95,7 +95,7 @@ static status launch(const char *name, void (*kernel)(A), dim3 grid, unsigned th
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return OK;
     void *args[] = { (void *)&a };
     cudaError_t bad = cudaSuccess;
-    if (dynamic > 48 << 10)
+    if (dynamic > 32 << 10)   /* 48 KiB, less what SHARED takes, needs no asking */
         bad = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)dynamic);
     if (bad == cudaSuccess)
         bad = cudaLaunchKernel((const void *)kernel, grid, dim3(threads), args, dynamic, (cudaStream_t)stream);

@@ -300,6 +300,69 @@ enum { N_ASKS = sizeof ASKS / sizeof *ASKS };
 
 /* ---- tests -------------------------------------------------------------------------------------------------- */
 
+/* What each of two asks comes to in one batch: its answer, and a hash of who lived where. */
+static void together(struct engine *en, const struct ask *const ask[2], struct answer out[2], uint32_t lived[2])
+{
+    struct chat c[2];
+    struct policy_params p[2];
+    struct eng_request *r[2];
+    struct err e;
+    for (int i = 0; i < 2; i++) {
+        c[i] = chat_of(ask[i]);
+        p[i] = policy_of(en, ask[i]);
+        struct eng_request_options o = options_of(ask[i], &p[i]);
+        o.max_tokens = 2;
+        if (eng_request_create(en, &c[i], &o, &r[i], &e) != OK) fail_msg("%s", e.text);
+    }
+    assert_int_equal(eng_run(en, r, 2, &e), OK);
+    for (int i = 0; i < 2; i++) {
+        const struct eng_result *res = eng_request_result(r[i]);
+        if (res->finish == ENG_FAILED) fail_msg("%s beside %s: %s", ask[i]->policy, ask[!i]->policy, res->error.text);
+        out[i] = (struct answer){ .n = res->n_ids, .finish = res->finish };
+        memcpy(out[i].id, res->ids, res->n_ids * sizeof *res->ids);
+        lived[i] = 0;
+        for (uint32_t l = 0; l <= res->n_layers; l++)
+            for (uint32_t k = 0; k < res->alive[l][1] + res->alive[l][2] + res->alive[l][3]; k++)
+                lived[i] = lived[i] * 31 + res->survivors[l][k];
+        eng_request_destroy(en, &r[i]);
+        chat_free(&c[i]);
+    }
+}
+
+/* Every policy beside every other one: who lives and what is said are those beside its own like. */
+static void test_pairs(void **state)
+{
+    (void)state;
+    struct engine *en = open_tiny(0);
+    const struct ask *of[N_ASKS];
+    struct answer want[N_ASKS], pair[2];
+    uint32_t lived[N_ASKS], now[2];
+    int n = 0;
+    for (int i = 0; i < N_ASKS; i++) {     /* one ask of each policy */
+        bool known = ASKS[i].policy == NULL || ASKS[i].temperature > 0;
+        for (int k = 0; k < n && !known; k++) known = strcmp(of[k]->policy, ASKS[i].policy) == 0;
+        if (!known) of[n++] = &ASKS[i];
+    }
+    assert_true(n >= 17);
+    for (int i = 0; i < n; i++) {
+        together(en, (const struct ask *const[]){ of[i], of[i] }, pair, now);
+        assert_int_equal(now[0], now[1]);
+        want[i] = pair[0];
+        lived[i] = now[0];
+    }
+    for (int i = 0; i < n; i++)
+        for (int j = i + 1; j < n; j++) {
+            together(en, (const struct ask *const[]){ of[i], of[j] }, pair, now);
+            if (now[0] != lived[i] || now[1] != lived[j])
+                fail_msg("%s beside %s: others live", of[i]->policy, of[j]->policy);
+            same(&pair[0], &want[i]);
+            same(&pair[1], &want[j]);
+        }
+    print_message("%d policies, every pair\n", n);
+    all_home(en);
+    engine_close(&en);
+}
+
 /* Beside others, at any size of quanta, whatever order: the bits of each alone. */
 static void test_same_bits(void **state)
 {
@@ -670,8 +733,8 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "--media-child") == 0) return extract_child_main(argc, argv);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bits), cmocka_unit_test(test_caches),   cmocka_unit_test(test_choices),
-        cmocka_unit_test(test_random_services), cmocka_unit_test(test_trim),
+        cmocka_unit_test(test_pairs), cmocka_unit_test(test_same_bits), cmocka_unit_test(test_caches),
+        cmocka_unit_test(test_choices), cmocka_unit_test(test_random_services), cmocka_unit_test(test_trim),
         cmocka_unit_test(test_admitted_by_freed_pages),
         cmocka_unit_test(test_preemption), cmocka_unit_test(test_cancels), cmocka_unit_test(test_refusals),
     };

@@ -356,7 +356,7 @@ static void host_key(char *key, size_t cap)
     gethostname(name, sizeof name - 1);
     if (readlink("/proc/self/ns/net", net, sizeof net - 1) < 0) net[0] = 0;
     memset(key, 0, cap);
-    snprintf(key, cap, "%s %s %s", boot, name, net);
+    if (snprintf(key, cap, "%s %s %s", boot, name, net) >= (int)cap) key[cap - 1] = 0;
 }
 
 struct hello { struct comm_peer peer; char key[200]; };

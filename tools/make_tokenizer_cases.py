@@ -4,9 +4,9 @@
     make_tokenizer_cases.py [--model models/omni-tiny/tokenizer.json] [--out tests/data/tokenizer]
 
 Writes OUT/multi.json, a byte-level BPE of 2000 merges over many scripts, and one file of cases for it
-and for --model: OUT/multi.bin and OUT/omni-tiny.bin.
+and for --model: OUT/multi.bin.gz and OUT/omni-tiny.bin.gz.
 
-File format, little endian:
+File format, gzip around it, little endian:
     8 bytes  "ODTOK1\\0\\0"
     u32      number of cases
     then, case by case:
@@ -26,6 +26,7 @@ takes the space and breaks the "'s", a white space does neither.
 Left out: the composition of U+11938, which is younger than the package's normaliser knows.
 """
 import argparse
+import gzip
 import json
 import os
 import random
@@ -192,7 +193,7 @@ def plain(path):
 
 
 def write(path, tok, cases):
-    with open(path, "wb") as f:
+    with open(path, "wb") as packed, gzip.GzipFile("", "wb", 9, packed, 0) as f:
         f.write(b"ODTOK1\0\0" + struct.pack("<I", len(cases)))
         for raw in cases:
             ids = tok.encode(raw.decode("utf-8", errors="replace"), add_special_tokens=False).ids
@@ -209,8 +210,8 @@ def main():
     os.makedirs(a.out, exist_ok=True)
     multi = os.path.join(a.out, "multi.json")
     train_multi(multi)
-    write(os.path.join(a.out, "multi.bin"), plain(multi), texts(1))
-    write(os.path.join(a.out, "omni-tiny.bin"), plain(a.model), texts(3))
+    write(os.path.join(a.out, "multi.bin.gz"), plain(multi), texts(1))
+    write(os.path.join(a.out, "omni-tiny.bin.gz"), plain(a.model), texts(3))
 
 
 if __name__ == "__main__":

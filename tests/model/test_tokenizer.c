@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #include "base/clock.h"
 #include "model/tokenizer.h"
@@ -29,18 +30,23 @@ static void says(status st, const struct err *e, const char *words)
     if (strstr(e->text, words) == NULL) fail_msg("'%s' does not say '%s'", e->text, words);
 }
 
-/* A file's bytes, with a NUL behind; free() it. */
+/* A file's bytes, unpacked where it is gzip's, with a NUL behind; free() it. */
 static char *slurp(const char *path, size_t *n)
 {
-    FILE *f = fopen(path, "rb");
+    enum { PIECE = 1 << 16 };
+    gzFile f = gzopen(path, "rb");
     if (f == NULL) fail_msg("%s cannot be opened: run the tests in the root of the repository", path);
-    fseek(f, 0, SEEK_END);
-    *n = (size_t)ftell(f);
-    rewind(f);
-    char *s = malloc(*n + 1);
-    assert_non_null(s);
-    assert_int_equal(fread(s, 1, *n, f), *n);
-    fclose(f);
+    char *s = NULL;
+    int got = 0;
+    *n = 0;
+    do {
+        *n += (size_t)got;
+        s = realloc(s, *n + PIECE + 1);
+        assert_non_null(s);
+        got = gzread(f, s + *n, PIECE);
+        assert_true(got >= 0);
+    } while (got > 0);
+    assert_int_equal(gzclose(f), Z_OK);
     s[*n] = '\0';
     return s;
 }
@@ -161,7 +167,7 @@ static void ids_of_the_package_bundled_model(void **state)
 {
     (void)state;
     struct tokenizer *t = tiny();
-    run_cases(t, DATA "omni-tiny.bin", true);
+    run_cases(t, DATA "omni-tiny.bin.gz", true);
     tokenizer_free(&t);
 }
 
@@ -173,7 +179,7 @@ static void ids_of_the_package_many_scripts(void **state)
     size_t n;
     char *json = slurp(DATA "multi.json", &n);
     MUST_OK(tokenizer_parse(json, n, &t, &e));
-    run_cases(t, DATA "multi.bin", true);
+    run_cases(t, DATA "multi.bin.gz", true);
     tokenizer_free(&t);
     free(json);
 }
@@ -195,7 +201,7 @@ static void vocab_and_merges_apart_give_the_same(void **state)
         assert_int_equal(symlink(from, path), 0);
     }
     MUST_OK(tokenizer_load(dir, &t, &e));
-    run_cases(t, DATA "omni-tiny.bin", false);
+    run_cases(t, DATA "omni-tiny.bin.gz", false);
     assert_int_equal(tokenizer_id(t, "<|im_end|>"), 748);
     assert_true(tokenizer_is_special(t, 748));
     assert_false(tokenizer_is_special(t, tokenizer_id(t, "<tool_call>")));

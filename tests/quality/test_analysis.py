@@ -155,7 +155,7 @@ def _():
     assert len(messages) == 1 and "brandnew" in messages[0], messages
     assert {c.policy for c in cells} == set(ENGINE)
     at = {(c.label, c.target): c for c in cells if not c.study}
-    assert at["omnidrop", 0.5].options == {"retention": 0.5, "t_mid": 0.5, "tds": "printed", "query": "text"}
+    assert at["omnidrop", 0.5].options == {"kappa": 0.2, "retention": 0.5, "t_mid": 0.5, "tds": "printed", "query": "text"}
     assert at["omnidrop", 0.3].options["t_mid"] == 0.3 and at["plp", 0.3].options["step0"] is False
     assert [(m[0], m[1]) for m in missed if m[0] == "omnidrop"] == [("omnidrop", 1.0), ("omnidrop", 0.1)]
     assert [(t, why) for name, t, why in missed if name == "fastv"] == [(0.2, "not at 10 %"), (0.1, "keeps more than 10 % with the share 0")]

@@ -479,7 +479,7 @@ def drained():
 def batch():
     with tempfile.TemporaryDirectory() as d:
         lines = [{"custom_id": f"l{i}", "method": "POST", "url": "/v1/chat/completions",
-                  "body": {"messages": [{"role": "user", "content": f"count to {i}"}], "max_tokens": 200 + 10 * i,
+                  "body": {"messages": [{"role": "user", "content": f"count to {i}"}], "max_tokens": 400 + 20 * i,
                            "temperature": 0, "ignore_eos": True}} for i in range(24)]
         given = os.path.join(d, "in.jsonl")
         with open(given, "w") as f:

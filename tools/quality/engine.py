@@ -47,7 +47,7 @@ def model_digest(folder):
                   f in ("config.json", "tokenizer.json", "preprocessor_config.json", "video_preprocessor_config.json"))
 
 
-WRITTEN_OUT = ("t_mid", "retention", "step0", "tds", "query")  # what cells.py says itself
+WRITTEN_OUT = ("t_mid", "retention", "step0", "kappa", "tds", "query")  # what cells.py says itself
 
 
 def model_defaults(folder):

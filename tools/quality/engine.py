@@ -2,6 +2,7 @@
 
 No numpy is needed.
 """
+import concurrent.futures
 import glob
 import hashlib
 import json
@@ -106,8 +107,11 @@ def seconds(path):
 
 
 class Engine:
-    def __init__(self, program, model, dtype="auto", threads=0):
+    """processes: so many run side by side, each with its own clips; a model this small gains nothing from a second thread."""
+
+    def __init__(self, program, model, dtype="auto", threads=0, processes=1):
         self.program, self.model, self.dtype, self.threads = os.path.abspath(program), os.path.abspath(model), dtype, threads
+        self.processes = processes
 
     def policies(self):
         return json.loads(subprocess.run([self.program, "inspect", "policies", "--json"], capture_output=True, check=True).stdout)
@@ -130,9 +134,18 @@ class Engine:
                 return f"p_final {p_final:.2f}"
         return None
 
-    def ask(self, lines, at_once=16, fail=True):
+    def ask(self, lines, at_once=16):
         """lines: [(tag, file, media, question, options)], options with "policy". Returns {tag: reply}: {"text", "kept", "kept_last",
         "tokens"} or {"error"}, and the seconds it took. tag is any text."""
+        files = list(dict.fromkeys(line[1] for line in lines))
+        parts = [set(files[i::self.processes]) for i in range(self.processes)]
+        start, out = time.time(), {}
+        with concurrent.futures.ThreadPoolExecutor(self.processes) as pool:
+            for replies in pool.map(lambda part: self._ask([x for x in lines if x[1] in part], at_once), filter(None, parts)):
+                out.update(replies)
+        return out, time.time() - start
+
+    def _ask(self, lines, at_once):
         with tempfile.TemporaryDirectory(prefix="omnidrop-quality-") as tmp:
             with open(tmp + "/in.jsonl", "w") as f:
                 for tag, file, media, question, options in lines:
@@ -140,11 +153,10 @@ class Engine:
                     body = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": MAX_TOKENS,
                             "omnidrop": {**options, "return_pruning": True}}
                     f.write(json.dumps({"custom_id": tag, "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n")
-            start = time.time()
             r = subprocess.run([self.program, "batch", "-q", "-m", self.model, "--dtype", self.dtype, "-t", str(self.threads), "--kv-bytes",
                                 str(KV_BYTES), "--max-concurrency", str(at_once), "-i", tmp + "/in.jsonl", "-o", tmp + "/out.jsonl",
                                 "--error-file", tmp + "/err.jsonl"], capture_output=True, text=True, env=environment())
-            took, out = time.time() - start, {}
+            out = {}
             if r.returncode not in (0, 5):
                 raise RuntimeError(f"omnidrop batch ended with status {r.returncode}: {r.stderr.strip()[-2000:]}")
             for name in ("out.jsonl", "err.jsonl"):
@@ -154,7 +166,7 @@ class Engine:
                     for line in f:
                         row = json.loads(line)
                         out[row["custom_id"]] = reply_of(row)
-        return out, took
+        return out
 
 
 def reply_of(row):

@@ -275,7 +275,7 @@ def first_difference(want, have):
 # ---- main ------------------------------------------------------------------------------------------------------
 
 def study(a):
-    engine = E.Engine(a.engine, a.model, a.dtype, a.threads)
+    engine = E.Engine(a.engine, a.model, a.dtype, a.threads, a.processes)
     q, known = E.Questions(a.clips), C.parameters_of(engine.policies())
     rows, shapes = some(q, a.clips_max), q.shapes()
     cells, missed, messages = C.plan(known, lambda p, o: engine.refuses(p, o, shapes, C.P_FINAL_MAX), engine.n_layers(),
@@ -304,7 +304,8 @@ def main():
     p.add_argument("--policies", help="labels of tools/quality/cells.py, separated by ;")
     p.add_argument("--no-study", action="store_true", help="without the words of the importance score (tds, query)")
     p.add_argument("--at-once", type=int, default=32, help="requests at once")
-    p.add_argument("--threads", type=int, default=0)
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--processes", type=int, default=os.cpu_count(), help="of the engine, side by side")
     p.add_argument("--dtype", default="auto")
     p.add_argument("--same-engine", action="store_true", help="go on with the answers that are there though the engine's sources changed")
     p.add_argument("--reference", metavar="FILE", help="compare with reference.py's answers")
@@ -313,7 +314,7 @@ def main():
     p.add_argument("--write-known", metavar="FOLDER")
     a = p.parse_args()
     if a.check or a.write_known:
-        engine = E.Engine(a.engine, a.model, a.dtype, a.threads)
+        engine = E.Engine(a.engine, a.model, a.dtype, a.threads, a.processes)
         return check(engine, a.check) if a.check else write_known(engine, a.write_known)
     if a.expect:
         return expect(a.engine, a.model, a.expect, a.clips_max)

@@ -17,7 +17,7 @@ that reads its evidence early (docs/quality.md says what they do to a comparison
 A part of the transcripts is read back with wrong words in it (misremember), so that one slip, or a word that occurs
 twice, does not send the model to another place of the sound.
 
-    python -m torch.distributed.run --nproc-per-node 2 train.py --work DIR [--steps 2500]
+    python -m torch.distributed.run --nproc-per-node 2 train.py --work DIR [--steps 2850]
 
 Two processes of one thread each, which average their gradients: faster than one of two threads. A run
 that was stopped goes on from its last checkpoint, DIR/model.run, when it is started again.
@@ -472,7 +472,7 @@ def test_clips(bank, n, seconds, kind, seed=99):
 def main():
     a = argparse.ArgumentParser()
     a.add_argument("--work", required=True)
-    a.add_argument("--steps", type=int, default=2500)
+    a.add_argument("--steps", type=int, default=2850)
     a.add_argument("--longest", type=float, default=3.0, help="seconds of the longest clips at the start")
     a.add_argument("--most", default="13,19,12", help="seconds of the longest films, sounds and silent films ever")
     a.add_argument("--open-towers", type=float, default=0.4, help="towers learn too from here on")

@@ -148,8 +148,8 @@ def add_noise(wave, rng):
     return np.clip(wave * rng.uniform(0.3, 0.95) + level * noise, -1, 1).astype(np.float32)
 
 
-def say(bank, rng, seconds, n_words=None, exact=False):
-    """Words one after another with random pauses.
+def say(bank, rng, seconds, n_words=None, exact=False, pool=LEXICON):
+    """Words out of `pool` one after another with random pauses.
 
     Returns wave and [(word, first sample, last sample)]. Not longer than `seconds`; cut to the
     end of the speech plus a little silence unless `exact`.
@@ -160,7 +160,7 @@ def say(bank, rng, seconds, n_words=None, exact=False):
     pace = rng.uniform(0.03, 0.35)
     gap = int(rng.uniform(0.05, 0.5) * RATE)
     while n_words is None or len(marks) < n_words:
-        word = LEXICON[rng.integers(len(LEXICON))]
+        word = pool[rng.integers(len(pool))]
         if rng.random() < 0.04:
             voice, bend = rng.choice(bank.voices), bank.bend(rng)
         x = bank.word(word, voice, rng, bend) * rng.uniform(0.5, 1.0)
@@ -431,7 +431,9 @@ def make_clip(rng, bank, kind, seconds, n_rows=6):
     if kind == "text":
         return Clip(kind, rows=[text_question(rng) for _ in range(n_rows)])
     if kind == "speech":
-        wave, words = say(bank, rng, seconds)
+        # Half of the sentences to learn from are of few words, said again and again: the word before does not tell the place.
+        few = bank.train and rng.random() < 0.5
+        wave, words = say(bank, rng, seconds, pool=rng.choice(LEXICON, rng.integers(2, 10)) if few else LEXICON)
         clip = Clip(kind, wave=add_noise(channel(wave, bank, rng), rng), words=words)
         clip.rows = questions(rng, words, None, n_rows)
         return clip

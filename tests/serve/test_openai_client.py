@@ -298,7 +298,8 @@ def a16():
     client = server().client()
     go = lambda prompt, **m: client.completions.create(model="omni-tiny", prompt=prompt, temperature=0,    # noqa: E731
                                                        **{"max_tokens": 6, **m})
-    prompt = "<|im_start|>user\nRepeat: dog red seven<|im_end|>\n<|im_start|>assistant\n"
+    prompt = ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+              "<|im_start|>user\nRepeat: dog red seven<|im_end|>\n<|im_start|>assistant\n")
     r = go(prompt)
     assert r.object == "text_completion" and r.choices[0].text.startswith("dog red seven"), r
     ids = server().post("/tokenize", {"prompt": prompt, "add_special_tokens": False}).json()["tokens"]

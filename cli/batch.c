@@ -276,24 +276,12 @@ static status open_groups(struct task *t, struct err *e)
     return OK;
 }
 
-/* The leader of another group, until rank 0 says that it is over. */
+static status open_leader(void *self, struct err *e) { return open_engine(self, e); }
+
 static int lead(struct task *t)
 {
-    const struct remote_options o = { .link = ranks_link(t->ranks) };
-    struct err e = { 0 }, why;
-    const int said = ranks_agree(t->ranks, CLI_OK);
-    if (said != CLI_OK) return said == NOTHING_TO_DO ? CLI_OK : said;
-    status st = remote_create(&o, &t->remote, &e);
-    bool loaded = false;
-    if (st == OK) {
-        loaded = open_engine(t, &why) == OK;
-        if (loaded) remote_start(t->remote, t->runs.api, t->runs.audio);
-        else remote_failed(t->remote, &why);
-        st = remote_wait(t->remote, &e);
-    }
-    if (st == OK) return loaded ? CLI_OK : CLI_MODEL;
-    fprintf(stderr, "omnidrop: the leader of group %u ends: %s\n", ranks_group(t->ranks), e.text);
-    ranks_exit(t->ranks, CLI_FAILED);
+    const struct ranks_lead l = { .open = open_leader, .self = t, .api = &t->runs.api, .audio = &t->runs.audio, .remote = &t->remote };
+    return ranks_lead(t->ranks, &l);
 }
 
 static status open_all(struct task *t, struct err *e)

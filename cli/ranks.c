@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "api/remote.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "comm/comm.h"
@@ -174,6 +175,25 @@ int ranks_work(struct ranks *r, const struct cli *c)
     if (st == OK) st = engine_work(r->tensor, &o, &e);
     if (st != E_DEVICE) return st == OK ? CLI_OK : cli_exit_of(st);       /* the leader says why it could not be opened */
     fprintf(stderr, "omnidrop: rank %u ends: %s\n", r->rank, e.text);
+    ranks_exit(r, CLI_FAILED);
+}
+
+int ranks_lead(struct ranks *r, const struct ranks_lead *l)
+{
+    const struct remote_options o = { .link = ranks_link(r) };
+    struct err e = { 0 }, why;
+    const int said = ranks_agree(r, CLI_OK);
+    if (said != CLI_OK) return said < 0 ? CLI_OK : said;
+    status st = remote_create(&o, l->remote, &e);
+    bool loaded = false;
+    if (st == OK) {
+        loaded = l->open(l->self, &why) == OK;
+        if (loaded) remote_start(*l->remote, *l->api, l->audio ? *l->audio : NULL);
+        else remote_failed(*l->remote, &why);
+        st = remote_wait(*l->remote, &e);
+    }
+    if (st == OK) return loaded ? CLI_OK : CLI_MODEL;
+    fprintf(stderr, "omnidrop: the leader of group %u ends: %s\n", ranks_group(r), e.text);
     ranks_exit(r, CLI_FAILED);
 }
 

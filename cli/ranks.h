@@ -15,7 +15,9 @@
 #include "api/groups.h"
 #include "cli/cli.h"
 
+struct api_audio;
 struct comm;
+struct remote;
 struct ranks;
 
 extern const struct cli_option cli_rank_options[];     /* --tp, --dp */
@@ -42,6 +44,16 @@ int ranks_agree(struct ranks *r, int code);
 _Noreturn void ranks_exit(struct ranks *r, int code);
 /* A worker's whole life, from rank 0's word (ranks_agree) on: the exit code. */
 int ranks_work(struct ranks *r, const struct cli *c);
+/* The leader of another group, until rank 0 says that it is over: the exit code. `open` loads; then *api and *audio run what
+ * rank 0 sends. *remote is the caller's to stop and destroy. */
+struct ranks_lead {
+    status (*open)(void *self, struct err *e);
+    void *self;
+    struct api *const *api;
+    struct api_audio *const *audio;    /* NULL: no sound */
+    struct remote **remote;
+};
+int ranks_lead(struct ranks *r, const struct ranks_lead *l);
 /* When all have come here, or a rank is gone. Returns code. */
 int ranks_close(struct ranks **r, int code);
 

@@ -868,24 +868,12 @@ static void log_line(void *self, const char *line)
     say_end(t);
 }
 
-/* The leader of another group, until rank 0 says that it is over. */
+static status open_leader(void *self, struct err *e) { return open_engine(self, e); }
+
 static int lead(struct task *t)
 {
-    const struct remote_options o = { .link = ranks_link(t->ranks) };
-    struct err e = { 0 }, why;
-    const int said = ranks_agree(t->ranks, CLI_OK);
-    if (said != CLI_OK) return said;
-    status st = remote_create(&o, &t->remote, &e);
-    bool loaded = false;
-    if (st == OK) {
-        loaded = open_engine(t, &why) == OK;
-        if (loaded) remote_start(t->remote, t->api, NULL);
-        else remote_failed(t->remote, &why);
-        st = remote_wait(t->remote, &e);
-    }
-    if (st == OK) return loaded ? CLI_OK : CLI_MODEL;
-    fprintf(stderr, "omnidrop: the leader of group %u ends: %s\n", ranks_group(t->ranks), e.text);
-    ranks_exit(t->ranks, CLI_FAILED);
+    const struct ranks_lead l = { .open = open_leader, .self = t, .api = &t->api, .remote = &t->remote };
+    return ranks_lead(t->ranks, &l);
 }
 
 /* A rank of group 0 that dies ends the program at once: what is in the journals stays, --resume goes on. */

@@ -5,6 +5,7 @@ import os
 
 import analysis as A
 import cells as C
+import engine as E
 
 FIGURES = (("screen", "Screen: share of questions about what is to be seen that are answered exactly, %"),
            ("cross", "Cross-modal: share of questions that need eye and ear that are answered exactly, %"),
@@ -69,6 +70,35 @@ def by_budget(f, cells, figure):
     budgets = [b for b in C.BUDGETS if any(t == b for _, t in at)]
     return rows_of(["policy"] + [percent(b) for b in budgets],
                    [[label] + [f.text(at[label, b], figure, b) if (label, b) in at else "-" for b in budgets] for label in labels])
+
+
+def glance(f, cells, budgets=(0.5, 0.3, 0.2)):
+    """A policy a line, without intervals: screen, cross-modal and word error rate at a few budgets."""
+    main = [c for c in cells if not c.study and f.whole(c)]
+    at = {(c.label, c.target): c for c in main}
+    number = lambda c, x: "-" if c is None or A.ratio(f.sums(c, x)) is None else f"{100 * A.ratio(f.sums(c, x)):.0f}"
+    out, shown = [], ("screen", "cross", "wer")
+    for label in dict.fromkeys(c.label for c in main):
+        cells_ = [at.get((label, b)) for b in budgets] if any((label, b) in at for b in budgets) else \
+            [at.get((label, None)) or at.get((label, 1.0))] * len(budgets)
+        same = len(set(map(id, cells_))) == 1 and cells_[0] is not None
+        kept = f.kept(cells_[0], "screen") if same else None
+        note = f" ({100 * kept:.0f} % of films)" if same and kept is not None else ""
+        out.append([f"`{label}`{note}" if "," not in label else label + note] +
+                   [" / ".join(number(c, x) for c in (cells_[:1] if same else cells_)) for x in shown])
+    over = " / ".join(percent(b) for b in budgets)
+    return rows_of(["policy", f"screen right at {over}", f"cross-modal right at {over}", f"word error rate at {over}"], out)
+
+
+def guide(f, cells, path, stem):
+    """The short table between the marks of docs/policies.md."""
+    begin, end = "<!-- made by make quality -->\n", "<!-- end -->\n"
+    with open(path) as text:
+        head, rest = text.read().split(begin)
+    table = "\n".join(glance(f, cells))
+    text = f"\n{table}\nIntervals, other budgets and kinds, differences: [{stem}](measurements/{stem}.md).\n\n"
+    with open(path, "w") as out:
+        out.write(head + begin + text + end + rest.split(end, 1)[1])
 
 
 def own(f, cells):
@@ -225,4 +255,6 @@ def write(a, who, questions, cells, missed, messages, store, speed):
         out.write(document(who, f, cells, missed, messages, speed, image and os.path.basename(image)))
     with open(os.path.join(a.out, "results.json"), "w") as out:
         json.dump({"who": who, "questions": questions, "cells": results(f, cells)}, out)
+    if os.path.dirname(os.path.abspath(a.report)) == os.path.join(E.ROOT, "docs/measurements"):
+        guide(f, cells, os.path.join(E.ROOT, "docs/policies.md"), os.path.basename(a.report))
     print(f"{a.report}.md, {image or 'no plot: matplotlib is not there'}, {a.out}/results.json")

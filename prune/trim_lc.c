@@ -226,18 +226,51 @@ static status peel(struct candidate *x, uint32_t n, struct err *e)
     return OK;
 }
 
+/* Halves of the n rows in t->row meet each other, then halves of those, and so on: every pair meets once and nobody meets itself.
+ * most[i] gets the greatest cosine of row i. list: 4 n + 8 of room, near: n. */
+static status meet_others(struct choice *c, const struct trim *t, uint32_t n, float *most, uint32_t *list,
+                          float *near, struct err *e)
+{
+    uint32_t *start_x = list, *start_y = start_x + n + 3, *row = start_y + n + 3, *which = row + n, half = 1;
+    for (uint32_t i = 0; i < n; i++) most[i] = -INFINITY;
+    while (half < n) half *= 2;
+    for (half /= 2; half > 0; half /= 2) {
+        uint32_t groups = 0, m = 0;
+        for (uint32_t from = 0; from < n; from += 2 * half)
+            for (uint32_t side = 0; side < 2; side++, groups++) {
+                const uint32_t own = from + side * half, other = from + (1 - side) * half;
+                start_x[groups] = own < n ? own : n;
+                start_y[groups] = m;
+                for (uint32_t i = other; i < other + half && i < n; i++) row[m++] = t->row[i];
+            }
+        start_x[groups] = n;
+        start_y[groups] = m;
+        TRY(c->ops->nearest(c->v->st,
+                            &(struct nearest_args){ .x = { c->v->vision, c->v->d, groups, start_x, t->row },
+                                                    .y = { c->v->vision, c->v->d, groups, start_y, row },
+                                                    .best = near,
+                                                    .which = which,
+                                                    .scratch = c->pair },
+                            e));
+        for (uint32_t i = 0; i < n; i++)
+            if (which[i] != UINT32_MAX && near[i] > most[i]) most[i] = near[i];
+    }
+    return OK;
+}
+
 /* f1 and f2 of the n rows in t->row. */
 static status measure(struct choice *c, struct trim *t, struct candidate *x, uint32_t n, struct err *e)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        float most = -INFINITY;
-        uint32_t m = 0;
-        for (uint32_t k = 0; k < n; k++)
-            if (k != i) c->list[0][m] = t->row[i], c->list[1][m++] = t->row[k];
-        TRY(choose_cosine(c, c->v->vision, c->list[0], NULL, c->list[1], m, c->score, e));
-        for (uint32_t k = 0; k < m; k++) most = c->score[k] > most ? c->score[k] : most;
-        x[i] = (struct candidate){ .f1 = m ? 1 - most : 0, .i = i };
-    }
+    uint32_t *list;
+    float *most = NULL;
+    TRY(mem_alloc(&list, 4 * (size_t)n + 8, sizeof *list, e));
+    status met = mem_alloc(&most, 2 * (size_t)n, sizeof *most, e);
+    if (met == OK) met = meet_others(c, t, n, most, list, most + n, e);
+    for (uint32_t i = 0; met == OK && i < n; i++)
+        x[i] = (struct candidate){ .f1 = n > 1 ? 1 - most[i] : 0, .i = i };
+    free(most);
+    free(list);
+    if (met != OK) return met;
     if (c->v->n_text == 0) return OK;
     const uint32_t start[] = { 0, c->v->n_text };
     uint32_t *row;

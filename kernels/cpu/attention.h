@@ -80,6 +80,12 @@ struct cpu_attention_kernels {
     void (*dots)(const float *x, const float *y, uint32_t d, float out[3]);
     /* x.y alone, the bits of dots */
     float (*dot)(const float *x, const float *y, uint32_t d);
+    /* out[i * ld + j] = x[i].y[j], the bits of dot: several rows at once, so that each is read less often */
+    void (*dot_rows)(const float *const *x, uint32_t n_x, const float *const *y, uint32_t n_y, uint32_t d, float *out, size_t ld);
+    /* x[j] = e^(scale x[j] - the greatest of them), j < n; returns their sum. n >= 1 */
+    double (*soften)(float *x, uint32_t n, float scale);
+    /* sum[t * ld + j] += share[t] * x[j], j < n, t < n_sums */
+    void (*spread)(const float *x, uint32_t n, const double *share, uint32_t n_sums, double *sum, size_t ld);
 };
 
 /* Geometry of pages of this dtype on this stream. */

@@ -10,6 +10,8 @@
  * With PAIRS the softmax counts in powers of 2 (scores times scale / ln 2) and takes a polynomial good to
  * 3e-6, far under the rounding of its result to bf16; else it takes e^x to about 1 ulp. e^0 is exactly 1
  * in both, so a block that changes no maximum rescales nothing. */
+#include <math.h>
+
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/vec.h"
 
@@ -541,6 +543,104 @@ static float dot(const float *x, const float *y, uint32_t d)
     return vf_sum(xy[0] + xy[1]);
 }
 
+#if CPU_VEC == 16
+#define DOT_X 4 /* rows of a cell, two sums a pair: 24 of 32 registers */
+#else
+#define DOT_X 2
+#endif
+#define DOT_Y 3
+
+/* Every sum runs as that of dot. */
+VEC_FN void dot_cell(const int n_x, const int n_y, const float *const *x, const float *const *y, uint32_t d, float *out, size_t ld)
+{
+    vf s[DOT_X][DOT_Y][2];
+#pragma GCC unroll 4
+    for (int i = 0; i < n_x; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < n_y; j++) s[i][j][0] = s[i][j][1] = vf_zero();
+    uint32_t k = 0;
+    for (; k + 2 * CPU_VEC <= d; k += 2 * CPU_VEC)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) {
+            const uint32_t at = k + (uint32_t)h * CPU_VEC;
+            vf b[DOT_Y];
+#pragma GCC unroll 4
+            for (int j = 0; j < n_y; j++) b[j] = vf_load(y[j] + at);
+#pragma GCC unroll 4
+            for (int i = 0; i < n_x; i++) {
+                const vf a = vf_load(x[i] + at);
+#pragma GCC unroll 4
+                for (int j = 0; j < n_y; j++) s[i][j][h] += a * b[j];
+            }
+        }
+    for (; k < d; k += CPU_VEC) {
+        const uint32_t n = d - k < CPU_VEC ? d - k : CPU_VEC;
+#pragma GCC unroll 4
+        for (int i = 0; i < n_x; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < n_y; j++) s[i][j][0] += vf_load_n(x[i] + k, n) * vf_load_n(y[j] + k, n);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < n_x; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < n_y; j++) out[(size_t)i * ld + j] = vf_sum(s[i][j][0] + s[i][j][1]);
+}
+
+static void dot_rows(const float *const *x, uint32_t n_x, const float *const *y, uint32_t n_y, uint32_t d, float *out, size_t ld)
+{
+    for (uint32_t i = 0; i < n_x;) {
+        const bool full = n_x - i >= DOT_X;
+        for (uint32_t j = 0; j < n_y;) {
+            const bool wide = n_y - j >= DOT_Y;
+            float *to = out + i * ld + j;
+            if (full && wide)
+                dot_cell(DOT_X, DOT_Y, x + i, y + j, d, to, ld);
+            else if (full)
+                dot_cell(DOT_X, 1, x + i, y + j, d, to, ld);
+            else if (wide)
+                dot_cell(1, DOT_Y, x + i, y + j, d, to, ld);
+            else
+                *to = dot(x[i], y[j], d);
+            j += wide ? DOT_Y : 1;
+        }
+        i += full ? DOT_X : 1;
+    }
+}
+
+static double soften(float *x, uint32_t n, float scale)
+{
+    vf top = vf_set1(-INFINITY);
+    uint32_t j = 0;
+    for (; j + CPU_VEC <= n; j += CPU_VEC) {
+        const vf v = vf_load(x + j) * vf_set1(scale);
+        vf_store(x + j, v);
+        top = vf_max(v, top);
+    }
+    float most = vf_max_of(top);
+    for (; j < n; j++) {
+        x[j] *= scale;
+        most = x[j] > most ? x[j] : most;
+    }
+    double sum = 0;
+    for (j = 0; j + CPU_VEC <= n; j += CPU_VEC) {
+        const vf p = vf_exp(vf_load(x + j) - vf_set1(most));
+        vf_store(x + j, p);
+        sum += vf_sum(p);
+    }
+    if (j < n) vf_store_n(x + j, vf_exp(vf_load_n(x + j, n - j) - vf_set1(most)), n - j);
+    for (; j < n; j++) sum += x[j];
+    return sum;
+}
+
+static void spread(const float *x, uint32_t n, const double *share, uint32_t n_sums, double *sum, size_t ld)
+{
+    for (uint32_t t = 0; t < n_sums; t++) {
+        const double s = share[t];
+        double *to = sum + t * ld;
+        for (uint32_t j = 0; j < n; j++) to[j] += s * x[j];
+    }
+}
+
 const struct cpu_attention_kernels CPU_ISA(cpu_attention_kernels) = {
     .pack_rows = pack_rows,
     .attend = attend,
@@ -552,4 +652,7 @@ const struct cpu_attention_kernels CPU_ISA(cpu_attention_kernels) = {
     .rotate = rotate,
     .dots = dots,
     .dot = dot,
+    .dot_rows = dot_rows,
+    .soften = soften,
+    .spread = spread,
 };

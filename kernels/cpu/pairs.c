@@ -1,11 +1,15 @@
 /* kernels/cpu/pairs.c - means of groups of rows, and what asks for the distances between all rows of a group; see kernels/ops.h.
- * No table of distances is kept: n^2 of them would not fit for an hour of film, so what is needed twice is worked out twice.
- * Every cosine is the one of cosine.c: the products summed in one order, the last step in double. */
+ * No table of distances is kept: n^2 of them would not fit for an hour of film. Rows meet in blocks that the caches hold, so that
+ * memory is read once a block. Every cosine is the one of cosine.c: the products summed in one order, the last step in double; so
+ * no bit depends on which pairs are looked at together, or left out because they can not matter. */
 #include <math.h>
 
 #include "kernels/cpu/attention.h"
 
 #define FEW_FLOATS 65536 /* floats of one piece of work */
+#define BLOCK      24    /* rows that meet as many others at once */
+#define NEAR       16    /* nearest rows that density remembers of each */
+#define AHEAD      16    /* rows that farthest brings up to date at once */
 
 struct pairs {
     const struct cpu_stream *st;
@@ -13,13 +17,14 @@ struct pairs {
     uint32_t n;
     double *a, *b;  /* [n] each, the op's own    */
     float *norm;    /* [n] x.x                   */
+    uint32_t *near; /* [n][NEAR]                 */
     uint8_t *taken; /* [n]                       */
     double *sum;    /* [threads][d]              */
 };
 
 size_t cpu_pair_scratch(const struct stream *st, uint32_t d, size_t n)
 {
-    return (n + 8) * (2 * sizeof(double) + sizeof(float) + 1) +
+    return (n + 8) * (2 * sizeof(double) + sizeof(float) + NEAR * sizeof(uint32_t) + 1) +
            (size_t)threads_count(cpu_stream_of(st)->threads) * d * sizeof(double);
 }
 
@@ -30,7 +35,8 @@ static struct pairs pairs_of(struct stream *st, const struct row_groups *g, void
     p.b = p.a + p.n;
     p.sum = p.b + p.n;
     p.norm = (float *)(p.sum + (size_t)threads_count(p.st->threads) * g->d);
-    p.taken = (uint8_t *)(p.norm + p.n);
+    p.near = (uint32_t *)(p.norm + p.n);
+    p.taken = (uint8_t *)(p.near + (size_t)NEAR * p.n);
     return p;
 }
 
@@ -69,10 +75,33 @@ static uint32_t group_of(const struct row_groups *g, uint32_t i)
     return low;
 }
 
+/* Products of up to BLOCK rows with up to BLOCK others. */
+struct block {
+    const float *x[BLOCK], *y[BLOCK];
+    float xy[BLOCK][BLOCK];
+};
+
+static void meet(const struct cpu_stream *st, struct block *b, uint32_t n_x, uint32_t n_y, uint32_t d)
+{
+    st->isa->attention->dot_rows(b->x, n_x, b->y, n_y, d, b->xy[0], BLOCK);
+}
+
+static uint32_t at_most(uint32_t n, uint32_t most)
+{
+    return n < most ? n : most;
+}
+
 static uint32_t grain_of(uint32_t d, uint64_t rows_each)
 {
     const uint64_t each = (uint64_t)(d + 8) * (rows_each + 1);
     return each >= FEW_FLOATS ? 1 : (uint32_t)(FEW_FLOATS / each);
+}
+
+/* The same of rows that meet others by blocks. */
+static uint32_t block_grain(uint32_t d, uint64_t rows_each)
+{
+    const uint32_t n = grain_of(d, rows_each);
+    return n < BLOCK ? BLOCK : n;
 }
 
 static void norms_body(void *arg, int thread, uint32_t begin, uint32_t end)
@@ -142,26 +171,47 @@ static void y_norms_body(void *arg, int thread, uint32_t begin, uint32_t end)
     for (uint32_t i = begin; i < end; i++) j->norm[i] = norm_of(j->st, row_of(&j->a->y, i), j->a->y.d);
 }
 
+/* n rows of x from i on against all of y in their group g. */
+static void nearest_block(const struct nearest_job *j, uint32_t g, uint32_t i, uint32_t n)
+{
+    const struct row_groups *gx = &j->a->x, *gy = &j->a->y;
+    struct block b;
+    double xx[BLOCK], best[BLOCK];
+    uint32_t which[BLOCK];
+    for (uint32_t r = 0; r < n; r++) {
+        b.x[r] = row_of(gx, i + r);
+        xx[r] = norm_of(j->st, b.x[r], gx->d);
+        best[r] = -2;
+        which[r] = UINT32_MAX;
+    }
+    for (uint32_t m = gy->start[g], n_y; m < gy->start[g + 1]; m += n_y) {
+        n_y = at_most(gy->start[g + 1] - m, BLOCK);
+        for (uint32_t k = 0; k < n_y; k++) b.y[k] = row_of(gy, m + k);
+        meet(j->st, &b, n, n_y, gx->d);
+        for (uint32_t r = 0; r < n; r++)
+            for (uint32_t k = 0; k < n_y; k++) {
+                const double c = b.xy[r][k] / sqrt(xx[r] * j->norm[m + k]);
+                if (which[r] != UINT32_MAX && !(c > best[r])) continue;
+                best[r] = c;
+                which[r] = m + k;
+            }
+    }
+    for (uint32_t r = 0; r < n; r++) {
+        j->a->best[i + r] = which[r] == UINT32_MAX ? -1.0f : (float)best[r];
+        j->a->which[i + r] = which[r];
+    }
+}
+
 static void nearest_body(void *arg, int thread, uint32_t begin, uint32_t end)
 {
     (void)thread;
     const struct nearest_job *j = arg;
-    const struct row_groups *gx = &j->a->x, *gy = &j->a->y;
-    uint32_t g = group_of(gx, begin);
-    for (uint32_t i = begin; i < end; i++) {
-        while (gx->start[g + 1] <= i) g++;
-        const float *x = row_of(gx, i);
-        const double xx = norm_of(j->st, x, gx->d);
-        double best = -2;
-        uint32_t which = UINT32_MAX;
-        for (uint32_t m = gy->start[g]; m < gy->start[g + 1]; m++) {
-            const double c = dot(j->st, x, row_of(gy, m), gx->d) / sqrt(xx * j->norm[m]);
-            if (which != UINT32_MAX && !(c > best)) continue;
-            best = c;
-            which = m;
-        }
-        j->a->best[i] = which == UINT32_MAX ? -1.0f : (float)best;
-        j->a->which[i] = which;
+    const uint32_t *start = j->a->x.start;
+    uint32_t g = group_of(&j->a->x, begin);
+    for (uint32_t i = begin, n; i < end; i += n) {
+        while (start[g + 1] <= i) g++;
+        n = at_most(at_most(end, start[g + 1]) - i, BLOCK);
+        nearest_block(j, g, i, n);
     }
 }
 
@@ -173,7 +223,7 @@ status cpu_nearest(struct stream *st, const struct nearest_args *a, struct err *
     struct nearest_job j = { .st = cpu_stream_of(st), .a = a, .norm = a->scratch };
     const uint32_t n_x = a->x.start[a->x.n_groups], n_y = a->y.start[a->y.n_groups];
     cpu_for(st, n_y, grain_of(a->y.d, 0), y_norms_body, &j);
-    cpu_for(st, n_x, grain_of(a->x.d, a->x.n_groups ? n_y / a->x.n_groups : 0), nearest_body, &j);
+    cpu_for(st, n_x, block_grain(a->x.d, a->x.n_groups ? n_y / a->x.n_groups : 0), nearest_body, &j);
     return OK;
 }
 
@@ -184,30 +234,108 @@ struct density_job {
     const struct density_args *a;
 };
 
-/* exp(-mean distance to the k nearest); the nearest are kept in ascending order. */
+/* The nearest of one row so far, in ascending order. */
+struct nearest_of {
+    double D[OPS_NEIGHBOURS_MAX];
+    uint32_t i[OPS_NEIGHBOURS_MAX], n;
+};
+
+static void come_near(struct nearest_of *o, uint32_t most, double D, uint32_t i)
+{
+    if (o->n == most && !(D < o->D[most - 1])) return;
+    uint32_t at = o->n < most ? o->n++ : most - 1;
+    for (; at > 0 && o->D[at - 1] > D; at--) o->D[at] = o->D[at - 1], o->i[at] = o->i[at - 1];
+    o->D[at] = D;
+    o->i[at] = i;
+}
+
+/* n rows of group g, from i on: exp(-mean distance to the k nearest) and the greatest distance; who is nearest is kept. */
+static void density_block(const struct density_job *j, uint32_t g, uint32_t i, uint32_t n)
+{
+    const struct pairs *p = &j->p;
+    const uint32_t most = j->a->k > NEAR ? j->a->k : NEAR;
+    struct block b;
+    struct nearest_of of[BLOCK];
+    double far[BLOCK];
+    for (uint32_t r = 0; r < n; r++) b.x[r] = row_of(p->g, i + r), of[r].n = 0, far[r] = 0;
+    for (uint32_t m = p->g->start[g], n_y; m < p->g->start[g + 1]; m += n_y) {
+        n_y = at_most(p->g->start[g + 1] - m, BLOCK);
+        for (uint32_t k = 0; k < n_y; k++) b.y[k] = row_of(p->g, m + k);
+        meet(p->st, &b, n, n_y, p->g->d);
+        for (uint32_t r = 0; r < n; r++)
+            for (uint32_t k = 0; k < n_y; k++) {
+                if (m + k == i + r) continue;
+                const double D = 1 - b.xy[r][k] / sqrt((double)p->norm[i + r] * p->norm[m + k]);
+                if (D > far[r]) far[r] = D;
+                come_near(&of[r], most, D, m + k);
+            }
+    }
+    for (uint32_t r = 0; r < n; r++) {
+        const uint32_t k = at_most(of[r].n, j->a->k);
+        double sum = 0;
+        for (uint32_t t = 0; t < k; t++) sum += of[r].D[t];
+        p->a[i + r] = k ? exp(-sum / k) : 1;
+        p->b[i + r] = far[r];
+        memcpy(p->near + (size_t)(i + r) * NEAR, of[r].i, at_most(of[r].n, NEAR) * sizeof *p->near);
+    }
+}
+
 static void density_body(void *arg, int thread, uint32_t begin, uint32_t end)
 {
     (void)thread;
     const struct density_job *j = arg;
-    const struct pairs *p = &j->p;
-    uint32_t g = group_of(p->g, begin);
-    for (uint32_t i = begin; i < end; i++) {
-        while (p->g->start[g + 1] <= i) g++;
-        double near[OPS_NEIGHBOURS_MAX], most = 0, sum = 0;
-        uint32_t n = 0;
-        for (uint32_t m = p->g->start[g]; m < p->g->start[g + 1]; m++) {
-            if (m == i) continue;
-            const double D = 1 - cosine(p, i, m);
-            if (D > most) most = D;
-            if (n == j->a->k && !(D < near[n - 1])) continue;
-            uint32_t at = n < j->a->k ? n++ : n - 1;
-            for (; at > 0 && near[at - 1] > D; at--) near[at] = near[at - 1];
-            near[at] = D;
-        }
-        for (uint32_t k = 0; k < n; k++) sum += near[k];
-        p->a[i] = n ? exp(-sum / n) : 1;
-        p->b[i] = most;
+    const uint32_t *start = j->p.g->start;
+    uint32_t g = group_of(j->p.g, begin);
+    for (uint32_t i = begin, n; i < end; i += n) {
+        while (start[g + 1] <= i) g++;
+        n = at_most(at_most(end, start[g + 1]) - i, BLOCK);
+        density_block(j, g, i, n);
     }
+}
+
+/* The first denser one of row i's n nearest, of which no denser row can be nearer. false: there is none among them. */
+static bool denser_near(const struct pairs *p, uint32_t i, uint32_t n, double *D)
+{
+    const uint32_t *near = p->near + (size_t)i * NEAR;
+    for (uint32_t k = 0; k < n; k++)
+        if (p->a[near[k]] > p->a[i]) {
+            *D = 1 - cosine(p, i, near[k]);
+            return true;
+        }
+    return false;
+}
+
+/* The n rows row[] of group g, each the densest around: how far is the nearest that is denser, of the whole group? */
+static void peak_block(const struct density_job *j, uint32_t g, const uint32_t *row, uint32_t n)
+{
+    const struct pairs *p = &j->p;
+    const uint32_t end = p->g->start[g + 1];
+    struct block b;
+    uint32_t of[BLOCK], n_y = 0;
+    double least[BLOCK], most = 0, low = INFINITY;
+    for (uint32_t r = 0; r < n; r++) {
+        b.x[r] = row_of(p->g, row[r]);
+        least[r] = INFINITY;
+        if (p->a[row[r]] < low) low = p->a[row[r]];
+    }
+    for (uint32_t m = p->g->start[g]; m < end; m++) {
+        if (p->b[m] > most) most = p->b[m];
+        if (p->a[m] > low) {
+            of[n_y] = m;
+            b.y[n_y++] = row_of(p->g, m);
+        }
+        if (n_y < BLOCK && m + 1 < end) continue;
+        meet(p->st, &b, n, n_y, p->g->d);
+        for (uint32_t r = 0; r < n; r++)
+            for (uint32_t k = 0; k < n_y; k++) {
+                if (!(p->a[of[k]] > p->a[row[r]])) continue;
+                const double D = 1 - b.xy[r][k] / sqrt((double)p->norm[row[r]] * p->norm[of[k]]);
+                if (D < least[r]) least[r] = D;
+            }
+        n_y = 0;
+    }
+    for (uint32_t r = 0; r < n; r++)
+        j->a->out[row[r]] = (float)(p->a[row[r]] * (least[r] < INFINITY ? least[r] : most));
 }
 
 static void peak_body(void *arg, int thread, uint32_t begin, uint32_t end)
@@ -215,17 +343,19 @@ static void peak_body(void *arg, int thread, uint32_t begin, uint32_t end)
     (void)thread;
     const struct density_job *j = arg;
     const struct pairs *p = &j->p;
-    uint32_t g = group_of(p->g, begin);
+    const uint32_t *start = p->g->start;
+    uint32_t g = group_of(p->g, begin), alone[BLOCK], n = 0;
     for (uint32_t i = begin; i < end; i++) {
-        while (p->g->start[g + 1] <= i) g++;
-        double least = INFINITY, most = 0;
-        for (uint32_t m = p->g->start[g]; m < p->g->start[g + 1]; m++) {
-            if (p->b[m] > most) most = p->b[m];
-            if (!(p->a[m] > p->a[i])) continue;
-            const double D = 1 - cosine(p, i, m);
-            if (D < least) least = D;
+        double D;
+        while (start[g + 1] <= i) g++;
+        if (denser_near(p, i, at_most(start[g + 1] - start[g] - 1, NEAR), &D))
+            j->a->out[i] = (float)(p->a[i] * D);
+        else
+            alone[n++] = i;
+        if (n == BLOCK || (n > 0 && (i + 1 == end || i + 1 == start[g + 1]))) {
+            peak_block(j, g, alone, n);
+            n = 0;
         }
-        j->a->out[i] = (float)(p->a[i] * (least < INFINITY ? least : most));
     }
 }
 
@@ -235,20 +365,25 @@ status cpu_density(struct stream *st, const struct density_args *a, struct err *
         return err_set(e, E_ARG, "density: %u neighbours, this device takes 1 to %d", a->k,
                        OPS_NEIGHBOURS_MAX);
     struct density_job j = { .p = pairs_of(st, &a->g, a->scratch), .a = a };
-    const uint32_t grain = grain_of(a->g.d, a->g.n_groups ? j.p.n / a->g.n_groups : 0);
+    const uint32_t grain = block_grain(a->g.d, a->g.n_groups ? j.p.n / a->g.n_groups : 0);
     norms(st, &j.p);
     cpu_for(st, j.p.n, grain, density_body, &j);
-    cpu_for(st, j.p.n, grain, peak_body, &j);
+    cpu_for(st, j.p.n, grain < 10 * BLOCK ? 10 * BLOCK : grain, peak_body, &j); /* few rows of each piece are alone */
     return OK;
 }
 
 /* ---- farthest first --------------------------------------------------------------------------------------- */
 
+/* A row's key only sinks as others are chosen. So a row is brought up to date when its key of before is among the greatest, and most
+ * rows never meet most of what is chosen. */
 struct farthest_job {
-    struct pairs p; /* a: least distance to what is chosen, b: key of the first choice */
+    struct pairs p; /* a: least distance to what is chosen, b: the key that it gives; near: how many chosen the row has met */
     const struct farthest_args *a;
-    uint32_t group, chosen; /* of the loop inside one group */
+    uint32_t group, n_chosen; /* of the loop inside one group */
+    const uint32_t *pick;     /* [n_chosen] */
     const double *sum;
+    bool sinks;               /* no weight is negative */
+    uint32_t behind[AHEAD], n_behind;
 };
 
 static double weight_of(const struct farthest_job *j, uint32_t i)
@@ -267,12 +402,25 @@ static double first_key(const struct farthest_job *j, uint32_t g, uint32_t i, co
         for (uint32_t k = 0; k < p->g->d; k++) all += x[k] * sum[k];
         return n > 1 ? (n - all / sqrt((double)p->norm[i])) / (n - 1) : 0;
     }
-    double least = INFINITY;
-    for (uint32_t m = p->g->start[g]; m < p->g->start[g + 1]; m++) {
-        const double D = m == i ? INFINITY : 1 - cosine(p, i, m);
-        if (D < least) least = D;
+    return weight_of(j, i) * (n > 1 ? p->a[i] : 0);
+}
+
+/* The distance of n rows from i on, of group g, to the nearest other. */
+static void apart_block(const struct farthest_job *j, uint32_t g, uint32_t i, uint32_t n)
+{
+    const struct pairs *p = &j->p;
+    struct block b;
+    for (uint32_t r = 0; r < n; r++) b.x[r] = row_of(p->g, i + r), p->a[i + r] = INFINITY;
+    for (uint32_t m = p->g->start[g], n_y; m < p->g->start[g + 1]; m += n_y) {
+        n_y = at_most(p->g->start[g + 1] - m, BLOCK);
+        for (uint32_t k = 0; k < n_y; k++) b.y[k] = row_of(p->g, m + k);
+        meet(p->st, &b, n, n_y, p->g->d);
+        for (uint32_t r = 0; r < n; r++)
+            for (uint32_t k = 0; k < n_y; k++) {
+                const double D = 1 - b.xy[r][k] / sqrt((double)p->norm[i + r] * p->norm[m + k]);
+                if (m + k != i + r && D < p->a[i + r]) p->a[i + r] = D;
+            }
     }
-    return weight_of(j, i) * (n > 1 ? least : 0);
 }
 
 static void first_body(void *arg, int thread, uint32_t begin, uint32_t end)
@@ -280,36 +428,118 @@ static void first_body(void *arg, int thread, uint32_t begin, uint32_t end)
     (void)thread;
     const struct farthest_job *j = arg;
     const uint32_t from = j->p.g->start[j->group];
-    for (uint32_t i = from + begin; i < from + end; i++) {
-        j->p.a[i] = INFINITY;
-        j->p.b[i] = first_key(j, j->group, i, j->sum);
+    for (uint32_t i = from + begin, n; i < from + end; i += n) {
+        n = at_most(from + end - i, BLOCK);
+        if (j->a->first == FARTHEST_APART) apart_block(j, j->group, i, n);
+        for (uint32_t r = i; r < i + n; r++) {
+            j->p.b[r] = first_key(j, j->group, r, j->sum);
+            j->p.a[r] = INFINITY;
+            j->p.near[r] = 0;
+        }
     }
 }
 
-/* The distances to what was just chosen. */
-static void closer_body(void *arg, int thread, uint32_t begin, uint32_t end)
+/* n rows meet what was chosen since the one of them that has met least. */
+static void catch_up(const struct farthest_job *j, const uint32_t *row, uint32_t n)
+{
+    const struct pairs *p = &j->p;
+    struct block b;
+    uint32_t met = j->n_chosen;
+    for (uint32_t r = 0; r < n; r++) {
+        b.x[r] = row_of(p->g, row[r]);
+        met = at_most(met, p->near[row[r]]);
+    }
+    for (uint32_t n_y; met < j->n_chosen; met += n_y) {
+        n_y = at_most(j->n_chosen - met, BLOCK);
+        for (uint32_t k = 0; k < n_y; k++) b.y[k] = row_of(p->g, j->pick[met + k]);
+        meet(p->st, &b, n, n_y, p->g->d);
+        for (uint32_t r = 0; r < n; r++)
+            for (uint32_t k = 0; k < n_y; k++) {
+                const double D = 1 - b.xy[r][k] / sqrt((double)p->norm[row[r]] * p->norm[j->pick[met + k]]);
+                if (D < p->a[row[r]]) p->a[row[r]] = D;
+            }
+    }
+    for (uint32_t r = 0; r < n; r++) {
+        p->near[row[r]] = j->n_chosen;
+        p->b[row[r]] = weight_of(j, row[r]) * p->a[row[r]];
+    }
+}
+
+static void behind_body(void *arg, int thread, uint32_t begin, uint32_t end)
+{
+    (void)thread;
+    const struct farthest_job *j = arg;
+    catch_up(j, j->behind + begin, end - begin);
+}
+
+/* All that are not taken. */
+static void all_body(void *arg, int thread, uint32_t begin, uint32_t end)
 {
     (void)thread;
     const struct farthest_job *j = arg;
     const uint32_t from = j->p.g->start[j->group];
+    uint32_t row[BLOCK], n = 0;
     for (uint32_t i = from + begin; i < from + end; i++) {
-        if (j->p.taken[i]) continue;
-        const double D = 1 - cosine(&j->p, i, j->chosen);
-        if (D < j->p.a[i]) j->p.a[i] = D;
-        j->p.b[i] = weight_of(j, i) * j->p.a[i];
+        if (!j->p.taken[i]) row[n++] = i;
+        if (n == BLOCK || (n > 0 && i + 1 == from + end)) {
+            catch_up(j, row, n);
+            n = 0;
+        }
     }
 }
 
-/* Greatest key of those not taken, NaN last, ties to the earlier. */
-static uint32_t greatest(const struct farthest_job *j)
+static bool is_behind(const struct farthest_job *j, uint32_t i)
+{
+    return j->p.near[i] < j->n_chosen;
+}
+
+/* Does row i come before row m? Greatest key first, ties to the earlier, NaN last: but one that is not up to date may have
+ * been that of a row that met nobody, so it comes first. */
+static bool is_before(const struct farthest_job *j, uint32_t i, uint32_t m)
+{
+    const double a = j->p.b[i], b = j->p.b[m];
+    const bool nan_a = isnan(a), nan_b = isnan(b);
+    if (nan_a || nan_b) {
+        const int rank_a = nan_a ? (is_behind(j, i) ? 0 : 2) : 1, rank_b = nan_b ? (is_behind(j, m) ? 0 : 2) : 1;
+        return rank_a != rank_b ? rank_a < rank_b : i < m;
+    }
+    return a != b ? a > b : i < m;
+}
+
+/* The first AHEAD of those not taken, in order of is_before; returns the very first. */
+static uint32_t look_ahead(struct farthest_job *j)
 {
     const struct pairs *p = &j->p;
-    uint32_t best = UINT32_MAX;
+    uint32_t first[AHEAD], n = 0;
     for (uint32_t i = p->g->start[j->group]; i < p->g->start[j->group + 1]; i++) {
-        if (p->taken[i]) continue;
-        if (best == UINT32_MAX || p->b[i] > p->b[best] || (isnan(p->b[best]) && !isnan(p->b[i]))) best = i;
+        if (p->taken[i] || (n == AHEAD && !is_before(j, i, first[n - 1]))) continue;
+        uint32_t at = n < AHEAD ? n++ : n - 1;
+        for (; at > 0 && is_before(j, i, first[at - 1]); at--) first[at] = first[at - 1];
+        first[at] = i;
     }
-    return best;
+    j->n_behind = 0;
+    for (uint32_t k = 0; k < n; k++)
+        if (is_behind(j, first[k])) j->behind[j->n_behind++] = first[k];
+    return first[0];
+}
+
+/* The next of the group: the first in order once it is up to date. Keys that do not sink are all brought up to date. */
+static uint32_t next_of(struct farthest_job *j, struct stream *st, uint32_t n)
+{
+    if (j->n_chosen == 1 || (j->n_chosen > 1 && !j->sinks)) { /* what led to the first choice bounds no later key */
+        if (st)
+            cpu_for(st, n, block_grain(j->p.g->d, 0), all_body, j);
+        else
+            all_body(j, 0, 0, n);
+    }
+    for (;;) {
+        const uint32_t i = look_ahead(j);
+        if (!is_behind(j, i)) return i;
+        if (st)
+            cpu_for(st, j->n_behind, 4, behind_body, j);
+        else
+            behind_body(j, 0, 0, j->n_behind);
+    }
 }
 
 /* One group; st: its loops on all threads, NULL: on this one. */
@@ -320,18 +550,16 @@ static void choose_group(struct farthest_job *j, struct stream *st, uint32_t g, 
     j->sum = sum;
     if (j->a->n_pick[g] == 0) return;
     if (j->a->first == FARTHEST_MEAN) sum_group(&j->p, g, true, sum);
+    j->n_chosen = 0;
+    j->pick = pick;
     if (st)
-        cpu_for(st, n, grain_of(d, j->a->first == FARTHEST_APART ? n : 0), first_body, j);
+        cpu_for(st, n, block_grain(d, j->a->first == FARTHEST_APART ? n : 0), first_body, j);
     else
         first_body(j, 0, 0, n);
     for (uint32_t k = 0; k < j->a->n_pick[g]; k++) {
-        j->chosen = pick[k] = greatest(j);
-        j->p.taken[j->chosen] = 1;
-        if (k + 1 == j->a->n_pick[g]) break;
-        if (st)
-            cpu_for(st, n, grain_of(d, 0), closer_body, j);
-        else
-            closer_body(j, 0, 0, n);
+        pick[k] = next_of(j, st, n);
+        j->p.taken[pick[k]] = 1;
+        j->n_chosen = k + 1;
     }
 }
 
@@ -352,9 +580,10 @@ status cpu_farthest(struct stream *st, const struct farthest_args *a, struct err
         if (a->n_pick[g] > a->g.start[g + 1] - a->g.start[g])
             return err_set(e, E_ARG, "farthest: %u to choose of %u", a->n_pick[g],
                            a->g.start[g + 1] - a->g.start[g]);
-    struct farthest_job j = { .p = pairs_of(st, &a->g, a->scratch), .a = a };
+    struct farthest_job j = { .p = pairs_of(st, &a->g, a->scratch), .a = a, .sinks = true };
     norms(st, &j.p);
     memset(j.p.taken, 0, j.p.n);
+    for (uint32_t i = 0; i < j.p.n && a->weight; i++) j.sinks = j.sinks && !(a->weight[i] < 0);
     if (a->g.n_groups >= 8) { /* enough of them for the threads */
         cpu_for(st, a->g.n_groups, 1, groups_body, &j);
         return OK;

@@ -75,8 +75,9 @@ MPI_LIBS   = $(shell pkg-config --libs ompi-c 2>/dev/null || pkg-config --libs m
 HAVE_MPI   = $(shell $(CC) -E $(MPI_CFLAGS) -include mpi.h -x c /dev/null >/dev/null 2>&1 && echo yes)
 PLUGINS    = $(if $(HAVE_MPI),$(BUILD)/omnidrop-mpi.so) $(if $(and $(wildcard $(CUDA)/include/nccl.h),$(wildcard $(CUDA)/include/cuda_runtime_api.h)),$(BUILD)/omnidrop-nccl.so)
 
-# Kernels for CUDA. nvcc compiles them for every GPU from the A100 on where it is; a C++ compiler compiles them for the CPU, where
-# their tests run them (tests/kernels/simt.h). The engine does not hold them before a backend of the ops table does (docs/cuda.md).
+# The CUDA backend, omnidrop-cuda.so: kernels, which nvcc compiles for every GPU from the A100 on, and the ops table over them, which
+# needs the runtime and cuBLASLt. The same sources are compiled for the CPU too, kernels over tests/kernels/simt.h and the table over
+# tests/kernels/fake: that omnidrop-cuda.so in BUILD/tests/simt is what tests open (docs/cuda.md).
 NVCC    ?= $(or $(wildcard $(CUDA)/bin/nvcc),$(shell command -v nvcc))
 NVCC_FITS = $(if $(NVCC),$(shell $(NVCC) --list-gpu-code 2>/dev/null | grep -x sm_100))
 CXX     := g++
@@ -84,9 +85,14 @@ CU_SRC  := $(wildcard kernels/cuda/*.cu)
 CU_ARCHS ?= 80 86 89 90a
 CU_OBJ  := $(CU_SRC:%.cu=$(BUILD)/%.o)
 SIMT_OBJ := $(CU_SRC:%.cu=$(BUILD)/simt/%.o) $(BUILD)/simt/simt.o
-CXXSTD  := -std=c++17 -I. -fno-exceptions -fno-rtti -Wall -Wextra $(if $(WERROR),-Werror)
+CUDA_C  := $(wildcard kernels/cuda/*.c) base/err.c base/mem.c base/threads.c
+CUDA_H  := $(wildcard kernels/cuda/*.h base/*.h) kernels/ops.h
+HAVE_LT  = $(and $(wildcard $(CUDA)/include/cublasLt.h),$(wildcard $(CUDA)/lib64/libcublasLt.so))
+# Padding of arguments is no number, so that fake_cuda.cpp can tell addresses in them; nor is what a kernel forgot to set.
+NO_LUCK := -ftrivial-auto-var-init=pattern
+CXXSTD  := $(NO_LUCK) -std=c++17 -I. -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -Wall -Wextra $(if $(WERROR),-Werror)
 # A register that spills, or an array that is not in registers, fails the build.
-NVFLAGS := -std=c++17 -I. -O3 -lineinfo -Xptxas -warn-spills,-warn-lmem-usage,-Werror
+NVFLAGS := -std=c++17 -I. -O3 -lineinfo -Xcompiler -fPIC,-fvisibility=hidden -Xptxas -warn-spills,-warn-lmem-usage,-Werror
 
 all: $(BUILD)/omnidrop plugins $(if $(filter release,$(MODE)),cuda)
 
@@ -103,7 +109,17 @@ $(BUILD)/omnidrop-nccl.so: comm/nccl.c comm/inside.h comm/comm.h base/err.h
 	$(Q)$(CC) $(CFLAGS) -isystem $(CUDA)/include -fPIC -shared -fvisibility=hidden -o $@ $< -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lnccl -lcudart
 
 cuda:
-	@$(if $(NVCC_FITS),$(MAKE) --no-print-directory $(CU_OBJ),echo "  no nvcc from 12.8 on: no kernels for CUDA")
+	@$(if $(NVCC_FITS),$(MAKE) --no-print-directory $(CU_OBJ) $(if $(HAVE_LT),$(BUILD)/omnidrop-cuda.so),echo "  no nvcc from 12.8 on: no kernels for CUDA")
+	@$(if $(and $(NVCC_FITS),$(if $(HAVE_LT),,no)),echo "  no cublasLt.h under $(CUDA): no omnidrop-cuda.so")
+
+$(BUILD)/omnidrop-cuda.so: $(CUDA_C) $(CUDA_H) $(CU_OBJ)
+	@echo "  SO   $@"; mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) -isystem $(CUDA)/include -fPIC -shared -fvisibility=hidden -o $@ $(CUDA_C) $(CU_OBJ) -L$(CUDA)/lib64 \
+	    -Wl,-rpath,$(CUDA)/lib64 -Wl,-z,defs -lcudart -lcublasLt -lstdc++ -lm
+
+$(BUILD)/tests/simt/omnidrop-cuda.so: $(CUDA_C) $(CUDA_H) $(wildcard tests/kernels/fake/*.h) $(SIMT_OBJ) $(BUILD)/simt/fake_cuda.o
+	@echo "  SO   $@"; mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(NO_LUCK) -Itests/kernels/fake -fPIC -shared -fvisibility=hidden -o $@ $(CUDA_C) $(SIMT_OBJ) $(BUILD)/simt/fake_cuda.o -lm
 
 # The machine code of each GPU stays beside the object, for tests/tidy/test_machine_code.sh.
 $(BUILD)/kernels/cuda/%.o: kernels/cuda/%.cu
@@ -115,7 +131,7 @@ $(BUILD)/simt/%.o: %.cu
 	@echo "  SIMT $<"; mkdir -p $(@D)
 	$(Q)$(CXX) $(CXXSTD) $(OPT_$(MODE)) -x c++ -include tests/kernels/simt.h -MMD -MP -c -o $@ $<
 
-$(BUILD)/simt/simt.o: tests/kernels/simt.cpp
+$(BUILD)/simt/%.o: tests/kernels/%.cpp
 	@echo "  SIMT $<"; mkdir -p $(@D)
 	$(Q)$(CXX) $(CXXSTD) $(OPT_$(MODE)) -MMD -MP -c -o $@ $<
 
@@ -160,6 +176,8 @@ $(BUILD)/tests/api/test_fields $(BUILD)/tests/api/test_replies $(BUILD)/tests/ap
 # The CUDA kernels, compiled for the CPU.
 $(patsubst %.c,$(BUILD)/%,$(wildcard tests/kernels/test_cuda_*.c)): $(SIMT_OBJ)
 $(BUILD)/tests/kernels/test_cuda_simt: $(BUILD)/simt/tests/kernels/simt_bad.o
+# The table over them, opened as the program opens it.
+$(BUILD)/tests/kernels/test_table: | $(BUILD)/tests/simt/omnidrop-cuda.so
 
 # Ranks that are threads of the test, in place of comm/.
 RANK_TESTS := test_ranks test_ranks_engine test_ranks_service
@@ -189,7 +207,7 @@ test: deps
 	@$(MAKE) --no-print-directory test-build
 	@tests/run.sh $(BUILD) "$(T)"
 
-test-build: all $(TEST_BIN) $(RUN_BIN)
+test-build: all $(TEST_BIN) $(RUN_BIN) $(BUILD)/tests/simt/omnidrop-cuda.so
 
 asan: deps
 	-@tools/install-python.sh

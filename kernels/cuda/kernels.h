@@ -26,11 +26,12 @@ enum { CUDA_PAGE_TOKENS = 64, CUDA_BAND_BYTES = 128 };
 
 /* ---- rows.cu: bound by memory ---------------------------------------------------------------------------- */
 
-/* y row i = table row id[i]; the table [V, d] in its own dtype. */
-struct cuda_embed_args { const void *table; enum dtype dtype; const int32_t *id; uint32_t n, d; float *y; };
+/* y row i = table row id[i]; the table [V, ld] in its own dtype; ld 0: d. */
+struct cuda_embed_args { const void *table; enum dtype dtype; const int32_t *id; uint32_t n, d; float *y; uint32_t ld; };
 status cuda_embed(void *stream, const struct cuda_embed_args *a, struct err *e);
 
-/* RMSNorm (b NULL) or LayerNorm into an operand; `row` makes it the gather of survivors too. out [rows, group * d]. */
+/* RMSNorm (b NULL) or LayerNorm into an operand; `row` makes it the gather of survivors too. out [rows, ldo], group * d of each row
+ * and zeros behind them; ldo 0: group * d. So it is with ldo below. */
 struct cuda_norm_args {
     const float *x;
     const uint32_t *row;
@@ -39,19 +40,29 @@ struct cuda_norm_args {
     float eps;
     void *out;
     enum dtype out_dtype;
+    uint32_t ldo;
 };
 status cuda_norm(void *stream, const struct cuda_norm_args *a, struct err *e);
 
-struct cuda_pack_args { const float *x; size_t ldx; uint32_t rows, k; void *out; enum dtype out_dtype; };
+struct cuda_pack_args { const float *x; size_t ldx; uint32_t rows, k; void *out; enum dtype out_dtype; uint32_t ldo; };
 status cuda_pack(void *stream, const struct cuda_pack_args *a, struct err *e);
 
 /* out = silu(gate) * up of gu [rows, 2 n] of `dtype`, gate and up interleaved by groups of 8 columns: a weight of the form
- * WEIGHT_SWIGLU is stored so that one thread finds both. n is a multiple of 8. */
+ * WEIGHT_SWIGLU is stored so that one thread finds both. n is a multiple of 8 (columns of zeros make it one). */
 struct cuda_swiglu_args { const void *gu; enum dtype dtype; uint32_t rows, n; void *out; enum dtype out_dtype; };
 status cuda_swiglu(void *stream, const struct cuda_swiglu_args *a, struct err *e);
 
-/* out = gelu(x + bias), erf form; bias NULL: none. out_dtype DT_F32 may be in place. */
-struct cuda_gelu_args { const float *x; size_t ldx; const float *bias; uint32_t rows, n; void *out; size_t ldo; enum dtype out_dtype; };
+/* out = gelu(x + bias), erf form; bias NULL: none. out_dtype DT_F32 may be in place. Columns n .. fill of out become 0. */
+struct cuda_gelu_args {
+    const float *x;
+    size_t ldx;
+    const float *bias;
+    uint32_t rows, n;
+    void *out;
+    size_t ldo;
+    enum dtype out_dtype;
+    uint32_t fill;
+};
 status cuda_gelu(void *stream, const struct cuda_gelu_args *a, struct err *e);
 
 /* y row to[i] = x row from[i]; from or to NULL: i. Gather, scatter. */
@@ -73,6 +84,7 @@ struct cuda_im2col_args {
     const uint32_t *first_step, *first_row;
     void *out;
     enum dtype out_dtype;
+    uint32_t ldo;
 };
 status cuda_im2col(void *stream, const struct cuda_im2col_args *a, struct err *e);
 

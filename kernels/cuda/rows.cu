@@ -25,6 +25,11 @@ template <class T> DEVICE void store_some(T *p, uint32_t count, bool wide, const
         if (i < count) store(p + i, v[i]);
 }
 DEVICE uint32_t count_at(uint32_t c, uint32_t d) { return d - c < 8 ? d - c : 8; }
+/* Columns from .. to of a row, by a block. */
+template <class T> DEVICE void clear(T *row, uint32_t from, uint32_t to)
+{
+    for (uint32_t c = from + threadIdx.x; c < to; c += blockDim.x) store(row + c, 0.0f);
+}
 
 /* The sum over a block, the same bits in every thread. part: [MOST / WARP] of shared memory; call with a barrier between. */
 DEVICE float block_sum(float x, float *part)
@@ -45,7 +50,7 @@ struct embed_job { struct cuda_embed_args a; bool wide; };
 template <class T> KERNEL BOUNDS(MOST, 1) embed_kernel(const embed_job j)
 {
     const uint32_t i = blockIdx.x, d = j.a.d;
-    const T *x = (const T *)j.a.table + (uint64_t)j.a.id[i] * d;
+    const T *x = (const T *)j.a.table + (uint64_t)j.a.id[i] * j.a.ld;
     for (uint32_t c = threadIdx.x * 8; c < d; c += blockDim.x * 8) {
         float v[8];
         load_some(x + c, count_at(c, d), j.wide, v);
@@ -55,7 +60,8 @@ template <class T> KERNEL BOUNDS(MOST, 1) embed_kernel(const embed_job j)
 
 status cuda_embed(void *stream, const struct cuda_embed_args *a, struct err *e)
 {
-    const embed_job j = { *a, vectors_fit(a->d, a->table, a->y) };
+    embed_job j = { *a, vectors_fit(a->d | a->ld, a->table, a->y) };
+    if (j.a.ld == 0) j.a.ld = a->d;
     const auto kernel = a->dtype == DT_BF16 ? embed_kernel<uint16_t> : embed_kernel<float>;
     return launch("embed", kernel, dim3(a->n), threads_of(a->d, MOST), 0, stream, j, e);
 }
@@ -87,7 +93,8 @@ template <class T> KERNEL BOUNDS(MOST, 1) norm_kernel(const norm_job j)
         UNROLL for (uint32_t k = 0; k < 8; k++) sum += c + k < d ? (v[k] - mean) * (v[k] - mean) : 0.0f;
     }
     const float scale = 1.0f / sqrtf(block_sum(sum, s.part) / (float)d + j.a.eps);
-    T *out = (T *)j.a.out + ((uint64_t)i * j.a.group + g) * d;
+    T *row = (T *)j.a.out + (uint64_t)i * j.a.ldo, *out = row + g * d;
+    if (g + 1 == j.a.group) clear(row, (g + 1) * d, j.a.ldo);
     for (uint32_t c = threadIdx.x * 8; c < d; c += blockDim.x * 8) {
         float v[8], w[8], b[8];
         load_some(held + c, count_at(c, d), d % 8 == 0, v);
@@ -104,7 +111,8 @@ template <class T> KERNEL BOUNDS(MOST, 1) norm_kernel(const norm_job j)
 status cuda_norm(void *stream, const struct cuda_norm_args *a, struct err *e)
 {
     const bool wide = vectors_fit(a->d, a->x, a->out) && vectors_fit(a->d, a->w, a->b);
-    const norm_job j = { *a, wide };
+    norm_job j = { *a, wide };
+    if (j.a.ldo == 0) j.a.ldo = a->group * a->d;
     const auto kernel = a->out_dtype == DT_BF16 ? norm_kernel<uint16_t> : norm_kernel<float>;
     return launch("norm", kernel, dim3(a->rows, a->group), threads_of(a->d, MOST), (size_t)a->d * sizeof(float), stream, j, e);
 }
@@ -129,6 +137,7 @@ template <class T> KERNEL BOUNDS(MOST, 1) gelu_kernel(const gelu_job j)
         if (!j.plain) UNROLL for (uint32_t k = 0; k < 8; k++) v[k] = 0.5f * v[k] * (1.0f + erff(v[k] * 0.70710678f));
         store_some(out + c, count_at(c, d), j.wide, v);
     }
+    clear(out, d, j.a.fill);
 }
 
 static status gelu_launch(const char *name, void *stream, const struct cuda_gelu_args *a, bool plain, struct err *e)
@@ -142,7 +151,8 @@ status cuda_gelu(void *stream, const struct cuda_gelu_args *a, struct err *e) { 
 
 status cuda_pack(void *stream, const struct cuda_pack_args *a, struct err *e)
 {
-    const struct cuda_gelu_args g = { a->x, a->ldx, NULL, a->rows, a->k, a->out, a->k, a->out_dtype };
+    const uint32_t ldo = a->ldo ? a->ldo : a->k;
+    const struct cuda_gelu_args g = { a->x, a->ldx, NULL, a->rows, a->k, a->out, ldo, a->out_dtype, ldo };
     return gelu_launch("pack", stream, &g, true, e);
 }
 
@@ -243,7 +253,8 @@ template <class T> KERNEL BOUNDS(MOST, 1) im2col_kernel(const cuda_im2col_args a
 {
     const uint32_t c = part_of(a.first_row, a.n_chunks, blockIdx.x);
     const uint32_t t0 = a.first_step[c], len = a.first_step[c + 1] - t0, u = (blockIdx.x - a.first_row[c]) * a.stride;
-    T *out = (T *)a.out + (uint64_t)blockIdx.x * a.channels * 3;
+    T *out = (T *)a.out + (uint64_t)blockIdx.x * a.ldo;
+    clear(out, a.channels * 3, a.ldo);
     for (uint32_t ch = threadIdx.x; ch < a.channels; ch += blockDim.x)
         for (uint32_t tap = 0; tap < 3; tap++) {
             const uint32_t step = u + tap;                        /* one more than the time step */
@@ -255,7 +266,9 @@ template <class T> KERNEL BOUNDS(MOST, 1) im2col_kernel(const cuda_im2col_args a
 status cuda_im2col(void *stream, const struct cuda_im2col_args *a, struct err *e)
 {
     const auto kernel = a->out_dtype == DT_BF16 ? im2col_kernel<uint16_t> : im2col_kernel<float>;
-    return launch("im2col", kernel, dim3(a->rows), threads_of(a->channels * 8, MOST), 0, stream, *a, e);
+    struct cuda_im2col_args j = *a;
+    if (j.ldo == 0) j.ldo = a->channels * 3;
+    return launch("im2col", kernel, dim3(a->rows), threads_of(a->channels * 8, MOST), 0, stream, j, e);
 }
 
 /* ---- likeness of pairs ----------------------------------------------------------------------------------- */

@@ -21,6 +21,7 @@
 #endif
 
 struct simt_now simt;
+void (*simt_enqueue)(void *, const char *, void (*)(const void *), void *, const void *, size_t, dim3, unsigned, size_t);
 
 /* swapcontext asks the kernel for the signal mask at every switch, which takes ten times the switch. */
 #if defined(__x86_64__)

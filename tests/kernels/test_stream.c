@@ -1,5 +1,6 @@
 /* tests/kernels/test_stream.c - which device and which instruction set a stream gets.
  * Method: open by name, by environment and by mistake, and read what it says about itself. */
+#include "kernels/device.h"
 #include "tests/kernels/twin.h"
 
 /* Every instruction set opens by its name; the first is the one that is taken unasked. */
@@ -59,15 +60,27 @@ static void test_refuse(void **state)
     (void)state;
     struct stream *st = NULL;
     struct err err;
+    char text[512] = "";
     const struct stream_options cuda = { .device = "cuda" }, other = { .device = "tpu" },
                                 many = { .n_threads = 100000 };
+    /* CUDA: without the shared object; with it where there is a GPU, else with CUDA's own words. */
+    setenv("OMNIDROP_LIB", "/nowhere", 1);
     assert_int_equal(stream_open(&cuda, &st, &err), E_MODEL);
+    assert_non_null(strstr(err.text, "omnidrop-cuda.so"));
     assert_non_null(strstr(err.text, "--device cpu"));
+    assert_false(device_cuda_backend(text, sizeof text));
+    assert_non_null(strstr(text, "omnidrop-cuda.so"));
+    unsetenv("OMNIDROP_LIB");
+    if (stream_open(&cuda, &st, &err) == OK) {
+        st->ops->close(&st);
+    } else {
+        assert_int_equal(err.code, E_MODEL);
+        assert_non_null(strstr(err.text, "--device cpu"));
+    }
     assert_int_equal(stream_open(&other, &st, &err), E_MODEL);
     assert_non_null(strstr(err.text, "tpu"));
     assert_int_equal(stream_open(&many, &st, &err), E_ARG);
     assert_null(st);
-    char text[128] = "";
     device_cuda_driver(text, sizeof text);
     assert_non_null(strstr(text, "CUDA"));
 }

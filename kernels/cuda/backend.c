@@ -1,0 +1,296 @@
+/* kernels/cuda/backend.c - a device: opening it, its memory, copies to it and from it. See inside.h. */
+#include "kernels/cuda/backend.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "kernels/cuda/inside.h"
+
+#define LISTS_HALF ((size_t)256 << 10)
+#define ALIGN 256                  /* of what cudaMalloc gives */
+
+status cuda_check(cudaError_t rc, const char *what, struct err *e)
+{
+    if (rc == cudaSuccess) return OK;
+    return err_set(e, E_DEVICE, "%s: CUDA says %s (%d)", what, cudaGetErrorString(rc), (int)rc);
+}
+
+/* A thread's device is the thread's own affair, and a stream is opened on one and used on another. */
+status cuda_enter(struct cuda_stream *s, struct err *e)
+{
+    static _Thread_local int current = -1;
+    if (current == s->device) return OK;
+    TRY(cuda_check(cudaSetDevice(s->device), "choosing the device", e));
+    current = s->device;
+    return OK;
+}
+
+/* ---- memory ---------------------------------------------------------------------------------------------- */
+
+static status no_memory(size_t bytes, cudaError_t rc, struct err *e)
+{
+    size_t free_bytes = 0, total = 0;
+    if (rc != cudaErrorMemoryAllocation) return cuda_check(rc, "asking for memory", e);
+    cudaGetLastError();            /* it is told here and not by the next call */
+    if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) free_bytes = total = 0;
+    return err_set(e, E_NOMEM, "no %.1f MB of device memory: %.1f MB of %.1f MB are free", (double)bytes / 1e6, (double)free_bytes / 1e6,
+                   (double)total / 1e6);
+}
+
+status cuda_alloc(struct stream *st, size_t bytes, void **out, struct err *e)
+{
+    struct cuda_stream *s = cuda_stream_of(st);
+    *out = NULL;
+    TRY(cuda_enter(s, e));
+    const cudaError_t rc = cudaMalloc(out, bytes > 0 ? bytes : ALIGN);
+    return rc == cudaSuccess ? OK : no_memory(bytes, rc, e);
+}
+
+/* What still runs ends first: cudaFree waits. */
+void cuda_release(struct stream *st, void *p)
+{
+    if (p == NULL || cuda_enter(cuda_stream_of(st), NULL) != OK) return;
+    cudaFree(p);
+}
+
+status cuda_memory(struct stream *st, uint64_t *free_bytes, uint64_t *total, struct err *e)
+{
+    size_t f = 0, t = 0;
+    TRY(cuda_enter(cuda_stream_of(st), e));
+    TRY(cuda_check(cudaMemGetInfo(&f, &t), "asking how much memory is free", e));
+    *free_bytes = f;
+    *total = t;
+    return OK;
+}
+
+status cuda_room(struct cuda_stream *s, size_t bytes, struct err *e)
+{
+    if (bytes <= s->room_bytes) return OK;
+    cuda_release(&s->base, s->room);
+    s->room = NULL;
+    s->room_bytes = 0;
+    const size_t more = bytes + bytes / 4;
+    TRY(cuda_alloc(&s->base, more, &s->room, e));
+    s->room_bytes = more;
+    return OK;
+}
+
+void *cuda_take(char **at, size_t bytes)
+{
+    void *p = *at;
+    *at += (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    return p;
+}
+
+/* ---- copies ---------------------------------------------------------------------------------------------- */
+
+status cuda_stage_next(struct cuda_stream *s, struct cuda_stage **out, struct err *e)
+{
+    struct cuda_stage *g = &s->stage[s->next_stage++ % CUDA_STAGES];
+    if (g->used) TRY(cuda_check(cudaEventSynchronize(g->read), "waiting for a copy to the device", e));
+    g->used = false;
+    *out = g;
+    return OK;
+}
+
+status cuda_stage_send(struct cuda_stage *g, void *dst, size_t bytes, cudaStream_t on, struct err *e)
+{
+    TRY(cuda_check(cudaMemcpyAsync(dst, g->host, bytes, cudaMemcpyHostToDevice, on), "copying to the device", e));
+    g->used = true;
+    return cuda_check(cudaEventRecord(g->read, on), "marking a copy", e);
+}
+
+status cuda_upload(struct stream *st, void *dst, const void *host, size_t bytes, struct err *e)
+{
+    struct cuda_stream *s = cuda_stream_of(st);
+    TRY(cuda_enter(s, e));
+    for (size_t at = 0; at < bytes; at += CUDA_STAGE_BYTES) {
+        const size_t n = bytes - at < CUDA_STAGE_BYTES ? bytes - at : CUDA_STAGE_BYTES;
+        struct cuda_stage *g;
+        TRY(cuda_stage_next(s, &g, e));
+        memcpy(g->host, (const char *)host + at, n);
+        TRY(cuda_stage_send(g, (char *)dst + at, n, s->main, e));
+    }
+    return OK;
+}
+
+status cuda_download(struct stream *st, void *host, const void *src, size_t bytes, struct err *e)
+{
+    struct cuda_stream *s = cuda_stream_of(st);
+    TRY(cuda_enter(s, e));
+    for (size_t at = 0; at < bytes; at += CUDA_STAGE_BYTES) {
+        const size_t n = bytes - at < CUDA_STAGE_BYTES ? bytes - at : CUDA_STAGE_BYTES;
+        TRY(cuda_check(cudaMemcpyAsync(s->down, (const char *)src + at, n, cudaMemcpyDeviceToHost, s->main), "copying from the device", e));
+        TRY(cuda_check(cudaStreamSynchronize(s->main), "running what was asked for", e));
+        memcpy((char *)host + at, s->down, n);
+    }
+    return OK;
+}
+
+status cuda_sync(struct stream *st, struct err *e)
+{
+    struct cuda_stream *s = cuda_stream_of(st);
+    TRY(cuda_enter(s, e));
+    return cuda_check(cudaStreamSynchronize(s->main), "running what was asked for", e);
+}
+
+/* ---- lists ----------------------------------------------------------------------------------------------- */
+
+static void lists_free(struct cuda_stream *s)
+{
+    struct cuda_lists *l = &s->lists;
+    if (l->host) cudaFreeHost(l->host);
+    cuda_release(&s->base, l->device);
+    l->host = l->device = NULL;
+    l->half = l->at = 0;
+    l->used[0] = l->used[1] = false;
+}
+
+static status lists_room(struct cuda_stream *s, size_t half, struct err *e)
+{
+    struct cuda_lists *l = &s->lists;
+    if (l->host) TRY(cuda_sync(&s->base, e));
+    lists_free(s);
+    TRY(cuda_check(cudaMallocHost((void **)&l->host, 2 * half), "asking for pinned memory", e));
+    TRY(cuda_alloc(&s->base, 2 * half, (void **)&l->device, e));
+    l->half = half;
+    return OK;
+}
+
+status cuda_piece_begin(struct cuda_stream *s, size_t bytes, struct cuda_piece *p, struct err *e)
+{
+    struct cuda_lists *l = &s->lists;
+    if (bytes > l->half) TRY(lists_room(s, 2 * bytes, e));
+    if (l->at + bytes > l->half) {                                /* on to the other half, once it has been passed */
+        TRY(cuda_check(cudaEventRecord(l->passed[l->now], s->main), "marking lists", e));
+        l->used[l->now] = true;
+        l->now ^= 1;
+        l->at = 0;
+        if (l->used[l->now]) TRY(cuda_check(cudaEventSynchronize(l->passed[l->now]), "waiting for lists to be read", e));
+    }
+    const size_t at = l->now * l->half + l->at;
+    *p = (struct cuda_piece){ .host = l->host + at, .device = l->device + at, .bytes = bytes };
+    return OK;
+}
+
+void *cuda_piece_room(struct cuda_piece *p, size_t n, void **host)
+{
+    const size_t at = p->at;
+    *host = p->host + at;
+    p->at += (n + 15) / 16 * 16;
+    return n > 0 ? p->device + at : NULL;
+}
+
+void *cuda_piece_put(struct cuda_piece *p, const void *from, size_t n)
+{
+    void *host, *device = cuda_piece_room(p, from != NULL ? n : 0, &host);
+    if (device != NULL) memcpy(host, from, n);
+    return device;
+}
+
+status cuda_piece_send(struct cuda_stream *s, struct cuda_piece *p, struct err *e)
+{
+    if (p->at > p->bytes) return err_set(e, E_INTERNAL, "lists of %zu bytes in a piece of %zu", p->at, p->bytes);
+    if (p->at == 0) return OK;
+    s->lists.at += (p->at + 255) / 256 * 256;
+    return cuda_check(cudaMemcpyAsync(p->device, p->host, p->at, cudaMemcpyHostToDevice, s->main), "copying lists", e);
+}
+
+/* ---- a device -------------------------------------------------------------------------------------------- */
+
+void cuda_describe(const struct stream *st, char *text, size_t cap) { snprintf(text, cap, "%s", cuda_stream_of(st)->name); }
+
+void cuda_close(struct stream **st)
+{
+    if (*st == NULL) return;
+    struct cuda_stream *s = cuda_stream_of(*st);
+    if (s->main != NULL) cuda_sync(*st, NULL);
+    cuda_products_close(s);
+    lists_free(s);
+    cuda_release(*st, s->room);
+    if (s->down) cudaFreeHost(s->down);
+    for (int i = 0; i < CUDA_STAGES; i++) {
+        if (s->stage[i].read) cudaEventDestroy(s->stage[i].read);
+        if (s->stage[i].host) cudaFreeHost(s->stage[i].host);
+    }
+    for (int i = 0; i < 2; i++)
+        if (s->lists.passed[i]) cudaEventDestroy(s->lists.passed[i]);
+    for (int i = 0; i < CUDA_COPIES; i++) {
+        if (s->copied[i]) cudaEventDestroy(s->copied[i]);
+        if (s->copy[i]) cudaStreamDestroy(s->copy[i]);
+    }
+    if (s->main) cudaStreamDestroy(s->main);
+    threads_destroy(&s->threads);
+    free(s);
+    *st = NULL;
+}
+
+/* Ranks of one host take a device each, in order, as long as there are any. */
+static int device_of_rank(int n)
+{
+    static const char *const names[] = { "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID" };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *v = getenv(names[i]);
+        if (v != NULL && *v >= '0' && *v <= '9') return atoi(v) % n;
+    }
+    return 0;
+}
+
+static status find_device(struct cuda_stream *s, struct err *e)
+{
+    int n = 0, driver = 0;
+    const cudaError_t rc = cudaGetDeviceCount(&n);
+    if (rc != cudaSuccess) return err_set(e, E_MODEL, "no GPU can be used: CUDA says %s (%d)", cudaGetErrorString(rc), (int)rc);
+    if (n < 1) return err_set(e, E_MODEL, "this machine has no GPU that CUDA can use");
+    struct cudaDeviceProp p;
+    s->device = device_of_rank(n);
+    TRY(cuda_enter(s, e));
+    TRY(cuda_check(cudaGetDeviceProperties(&p, s->device), "asking what the device is", e));
+    if (p.major < 8)
+        return err_set(e, E_MODEL, "%s has compute capability %d.%d: the kernels are built for 8.0 (A100) and later", p.name, p.major,
+                       p.minor);
+    cudaDriverGetVersion(&driver);
+    snprintf(s->name, sizeof s->name, "%.120s, sm_%d%d, %d SMs, %.1f GB, CUDA driver %d.%d", p.name, p.major, p.minor,
+             p.multiProcessorCount,
+             (double)p.totalGlobalMem / 1e9, driver / 1000, driver % 1000 / 10);
+    return OK;
+}
+
+static status make_streams(struct cuda_stream *s, struct err *e)
+{
+    TRY(cuda_check(cudaStreamCreateWithFlags(&s->main, cudaStreamNonBlocking), "making a stream", e));
+    for (int i = 0; i < CUDA_COPIES; i++) {
+        TRY(cuda_check(cudaStreamCreateWithFlags(&s->copy[i], cudaStreamNonBlocking), "making a stream", e));
+        TRY(cuda_check(cudaEventCreateWithFlags(&s->copied[i], cudaEventDisableTiming), "making an event", e));
+    }
+    for (int i = 0; i < 2; i++) TRY(cuda_check(cudaEventCreateWithFlags(&s->lists.passed[i], cudaEventDisableTiming), "making an event",
+                                               e));
+    for (int i = 0; i < CUDA_STAGES; i++) {
+        TRY(cuda_check(cudaEventCreateWithFlags(&s->stage[i].read, cudaEventDisableTiming), "making an event", e));
+        TRY(cuda_check(cudaMallocHost(&s->stage[i].host, CUDA_STAGE_BYTES), "asking for pinned memory", e));
+    }
+    TRY(cuda_check(cudaMallocHost(&s->down, CUDA_STAGE_BYTES), "asking for pinned memory", e));
+    return lists_room(s, LISTS_HALF, e);
+}
+
+status cuda_open(const struct stream_options *o, struct stream **out, struct err *e)
+{
+    struct cuda_stream *s = mem_must(1, sizeof *s);
+    *s = (struct cuda_stream){ .base = { &cuda_ops } };
+    struct stream *st = &s->base;
+    status code = find_device(s, e);
+    if (code == OK) code = threads_create(o->n_threads, &s->threads, e);
+    if (code == OK) code = make_streams(s, e);
+    if (code == OK) code = cuda_products_open(s, e);
+    if (code != OK) {
+        cuda_close(&st);
+        return code;
+    }
+    *out = st;
+    return OK;
+}
+
+__attribute__((visibility("default"))) extern const struct cuda_backend omnidrop_cuda_backend;
+const struct cuda_backend omnidrop_cuda_backend = { sizeof(struct ops), sizeof(struct attention_args), cuda_open, cuda_memory };

@@ -1,0 +1,18 @@
+/* kernels/cuda/backend.h - what omnidrop-cuda.so gives to the program that opens it (kernels/stream.c). It links no part of the
+ * program: what it uses of base/ is in it a second time. */
+#ifndef KERNELS_CUDA_BACKEND_H
+#define KERNELS_CUDA_BACKEND_H
+
+#include "kernels/ops.h"
+
+#define CUDA_BACKEND_FILE   "omnidrop-cuda.so"
+#define CUDA_BACKEND_SYMBOL "omnidrop_cuda_backend"
+
+struct cuda_backend {
+    uint32_t ops_bytes, args_bytes;   /* sizes of struct ops and of struct attention_args: of one build with the program */
+    /* E_MODEL: no driver, no device, or one that the kernels were not built for. */
+    status (*open)(const struct stream_options *o, struct stream **out, struct err *e);
+    status (*memory)(struct stream *st, uint64_t *free_bytes, uint64_t *total, struct err *e);
+};
+
+#endif

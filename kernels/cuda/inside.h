@@ -1,0 +1,113 @@
+/* kernels/cuda/inside.h - what the host code of the CUDA backend shares: backend.c (a device, its memory, copies), linear.c
+ * (weights and products), table.c (the ops). C11 over the CUDA runtime and cuBLASLt; kernels are called by kernels.h alone.
+ *
+ * One stream, `main`, has all work in order; `copy` brings weights and joins it by events. Host lists (rows, pages, tiles) of an op
+ * go to the device in one copy, out of a ring of pinned memory that is used again when the device has passed it. Nothing waits for
+ * the device but download, sync, memory that grows, and a ring that has come round. */
+#ifndef KERNELS_CUDA_INSIDE_H
+#define KERNELS_CUDA_INSIDE_H
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#include "base/threads.h"
+#include "kernels/cuda/kernels.h"
+
+enum { CUDA_STAGES = 4, CUDA_COPIES = 2 };
+#define CUDA_STAGE_BYTES ((size_t)8 << 20)
+
+/* Pinned memory on its way to the device. */
+struct cuda_stage { void *host; cudaEvent_t read; bool used; };
+
+/* Two halves, each a piece of pinned memory and its place on the device. */
+struct cuda_lists {
+    char *host, *device;
+    size_t half, at;              /* bytes of a half; used of the one that is filled */
+    int now;
+    cudaEvent_t passed[2];
+    bool used[2];
+};
+
+struct cuda_plan;                 /* linear.c */
+
+struct cuda_stream {
+    struct stream base;
+    int device;
+    char name[256];
+    struct threads *threads;      /* for weights on their way */
+    cudaStream_t main, copy[CUDA_COPIES];
+    cudaEvent_t copied[CUDA_COPIES];
+    cublasLtHandle_t lt;
+    void *workspace;              /* of products */
+    struct cuda_stage stage[CUDA_STAGES];
+    uint32_t next_stage, next_copy;
+    void *down;                   /* pinned, CUDA_STAGE_BYTES: from the device */
+    struct cuda_lists lists;
+    void *room;                   /* device: what an op needs beside its arguments; lost with the next op */
+    size_t room_bytes;
+    struct cuda_plan *plan;
+    size_t n_plans, plan_cap;
+    bool one_plan;
+};
+
+static inline struct cuda_stream *cuda_stream_of(const struct stream *st) { return (struct cuda_stream *)(uintptr_t)st; }
+
+/* Every op begins with it: the device of this thread. */
+status cuda_enter(struct cuda_stream *s, struct err *e);
+/* OK, or E_DEVICE with what was done and CUDA's own words. */
+status cuda_check(cudaError_t rc, const char *what, struct err *e);
+
+/* backend.c */
+status cuda_alloc(struct stream *st, size_t bytes, void **out, struct err *e);
+void cuda_release(struct stream *st, void *p);
+status cuda_upload(struct stream *st, void *dst, const void *host, size_t bytes, struct err *e);
+status cuda_download(struct stream *st, void *host, const void *src, size_t bytes, struct err *e);
+status cuda_sync(struct stream *st, struct err *e);
+status cuda_memory(struct stream *st, uint64_t *free_bytes, uint64_t *total, struct err *e);
+void cuda_describe(const struct stream *st, char *text, size_t cap);
+void cuda_close(struct stream **st);
+status cuda_open(const struct stream_options *o, struct stream **out, struct err *e);
+
+/* The next stage, free to be written: what it brought before has been read. */
+status cuda_stage_next(struct cuda_stream *s, struct cuda_stage **out, struct err *e);
+/* bytes of it to dst on a stream, which then marks it. */
+status cuda_stage_send(struct cuda_stage *g, void *dst, size_t bytes, cudaStream_t on, struct err *e);
+
+/* At least this many bytes of s->room. E_NOMEM. */
+status cuda_room(struct cuda_stream *s, size_t bytes, struct err *e);
+/* Places in s->room one behind the other, each at a multiple of 256; NULL as base counts. */
+void *cuda_take(char **at, size_t bytes);
+
+/* A piece of the lists that one op fills and sends. */
+struct cuda_piece { char *host, *device; size_t at, bytes; };
+status cuda_piece_begin(struct cuda_stream *s, size_t bytes, struct cuda_piece *p, struct err *e);
+/* n bytes at *host to be written; returns where they will be on the device. NULL with n == 0. */
+void *cuda_piece_room(struct cuda_piece *p, size_t n, void **host);
+void *cuda_piece_put(struct cuda_piece *p, const void *from, size_t n);
+status cuda_piece_send(struct cuda_stream *s, struct cuda_piece *p, struct err *e);
+/* What n lists of `bytes` in all need. */
+static inline size_t cuda_piece_bytes(size_t bytes, size_t n) { return bytes + 16 * n; }
+
+/* linear.c */
+struct weight {
+    uint32_t n, k, rows;          /* rows: n, or of a gated weight 2 x (n / 2 rounded up to 8): as it lies */
+    enum weight_form form;
+    enum dtype compute, gated;    /* gated: the type of the product before SwiGLU */
+    size_t bytes;
+    void *data;                   /* [rows, cuda_columns(k)] */
+    float *bias;                  /* [rows], of a gated weight of bf16 in bf16; NULL: none */
+};
+/* Values of an operand's and a weight's row as they lie: k and zeros to a multiple of 8, so that all rows begin at multiples of 16
+ * bytes. */
+static inline uint32_t cuda_columns(uint32_t k) { return (k + 7) / 8 * 8; }
+status cuda_weight_create(struct stream *st, const struct weight_args *a, struct weight **out, struct err *e);
+void cuda_weight_destroy(struct stream *st, struct weight **w);
+struct weight_shape cuda_weight_shape(const struct weight *w);
+status cuda_linear(struct stream *st, const struct linear_args *a, struct err *e);
+status cuda_products_open(struct cuda_stream *s, struct err *e);
+void cuda_products_close(struct cuda_stream *s);
+
+/* table.c */
+extern const struct ops cuda_ops;
+
+#endif

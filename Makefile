@@ -44,6 +44,7 @@ ISA_OPT  = $(if $(filter san,$(MODE)),-O1,-O3) -ffp-contract=fast
 # comm/mpi.c and comm/nccl.c are shared objects beside the program, made where the library's headers are; see below.
 PLUGIN_SRC := comm/mpi.c comm/nccl.c
 SRC      := $(filter-out $(PLUGIN_SRC),$(foreach m,$(MODULES),$(wildcard $(m)/*.c))) $(filter-out kernels/cpu/isa%.c,$(wildcard kernels/cpu/*.c))
+include tests/bare/bare.mk
 ISA_SRC  := $(wildcard kernels/cpu/isa*.c)
 ISA_OBJ  := $(foreach i,$(ISAS),$(patsubst kernels/cpu/%.c,$(BUILD)/kernels/cpu/%-$(i).o,$(ISA_SRC)))
 OBJ      := $(SRC:%.c=$(BUILD)/%.o)
@@ -62,7 +63,7 @@ BELOW_engine := base comm kernels kvcache media prune model scheduler engine
 BELOW_api     := $(BELOW_engine) api
 BELOW_http    := $(BELOW_api) http
 BELOW_cli     := $(MODULES)
-obj_of = $(filter $(foreach m,$(BELOW_$(1)),$(BUILD)/$(m)/%),$(LIBOBJ))
+obj_of = $(filter $(foreach m,$(BELOW_$(1)) $(BARE_DIR),$(BUILD)/$(m)/%),$(LIBOBJ))
 
 TEST_SRC := $(foreach m,$(MODULES),$(wildcard tests/$(m)/test_*.c))
 TEST_BIN := $(TEST_SRC:%.c=$(BUILD)/%)
@@ -94,7 +95,12 @@ CXXSTD  := $(NO_LUCK) -std=c++17 -I. -fPIC -fvisibility=hidden -fno-exceptions -
 # A register that spills, or an array that is not in registers, fails the build.
 NVFLAGS := -std=c++17 -I. -O3 -lineinfo -Xcompiler -fPIC,-fvisibility=hidden -Xptxas -warn-spills,-warn-lmem-usage,-Werror
 
+ifeq ($(IS_BARE),)
 all: $(BUILD)/omnidrop plugins $(if $(filter release,$(MODE)),cuda)
+else
+all: $(BUILD)/tests/golden cuda
+	@echo "  missing: $(MISSING)"; echo "  no program, no media, no server (make deps installs what they need); the goldens start at features: $<"
+endif
 
 # By name, since `make deps` may install the headers first.
 plugins:
@@ -167,7 +173,7 @@ $(foreach i,$(ISAS),$(eval $(call isa_rule,$(i))))
 define test_rule
 $(BUILD)/tests/$(1)/%: tests/$(1)/%.c $(call obj_of,$(1))
 	@echo "  TEST $$@"; mkdir -p $$(@D)
-	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP $(LDFLAGS) -o $$@ $$(filter %.c %.o,$$^) $$(LIBS) -lcmocka
+	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) $(CMOCKA_CFLAGS) -MMD -MP $(LDFLAGS) -o $$@ $$(filter %.c %.o,$$^) $$(LIBS) $(CMOCKA_LIBS)
 endef
 $(foreach m,$(MODULES),$(eval $(call test_rule,$(m))))
 # A service by script, in place of the engine's.
@@ -183,7 +189,7 @@ $(BUILD)/tests/kernels/test_table: | $(BUILD)/tests/simt/omnidrop-cuda.so
 RANK_TESTS := test_ranks test_ranks_engine test_ranks_service
 $(RANK_TESTS:%=$(BUILD)/tests/engine/%): $(BUILD)/tests/engine/%: tests/engine/%.c tests/engine/ranks.c tests/comm_threads.c $(filter-out $(BUILD)/comm/%,$(call obj_of,engine))
 	@echo "  TEST $@"; mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP $(LDFLAGS) -o $@ $(filter %.c %.o,$^) $(LIBS) -lcmocka
+	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP $(LDFLAGS) -o $@ $(filter %.c %.o,$^) $(LIBS) $(CMOCKA_LIBS)
 
 $(BUILD)/tests/golden: tests/golden.c $(call obj_of,engine)
 $(BUILD)/tests/vectors: tests/vectors.c $(call obj_of,prune) $(BUILD)/model/safetensors.o $(BUILD)/model/prompt.o

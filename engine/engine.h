@@ -160,6 +160,8 @@ struct eng_features {              /* one media part, in prompt order */
 struct eng_given {
     const struct eng_features *features;   /* [n_features]; the chat's files are not opened                      */
     uint32_t n_features;
+    const struct prompt_token *tokens;     /* [n_tokens] of the rendered chat, before expansion; NULL: tokenized here */
+    uint32_t n_tokens;
     struct prompt *prompt;         /* moved from: the decoder alone; then the embeddings too:                    */
     const float *audio_embeds, *vision_embeds;   /* [prompt->n_audio, d], [prompt->n_vision, d] host, borrowed   */
     const float *audio_saliency;   /* [prompt->n_audio] host, borrowed; NULL: policies that need it refuse       */

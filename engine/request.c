@@ -598,6 +598,11 @@ static status create(struct engine *en, const struct chat *chat, const struct en
         if (from && from->loader) TRY(find_kinds(chat, from, e));
         TRY(chat_render(chat, x ? x->render : NULL, &r->rendered, e));
         TRY(load_media(en, r, given, from, e));
+        if (given && given->tokens) {
+            TRY(mem_grow(&r->tokens.token, &r->tokens.cap, given->n_tokens, sizeof *r->tokens.token, e));
+            memcpy(r->tokens.token, given->tokens, given->n_tokens * sizeof *given->tokens);
+            r->tokens.n = given->n_tokens;
+        }
         TRY(build_prompt(en, r, e));
     }
     r->media_s = clock_s() - start;

@@ -1,6 +1,8 @@
-/* build/tests/golden [--device D] [--isa I] [--threads N] [--dtype T] [--textbook] [--tp N] DIR...
+/* build/tests/golden [--device D] [--isa I] [--threads N] [--dtype T] [--textbook] [--tp N] [--pack DIR | --make-pack DIR] DIR...
  * Reference cases of docs/golden-format.md: any number of directories, known or not. One line per check,
  * 'PASS|FAIL name value tolerance', then 'N passed, N failed'; exit status 1 where one failed.
+ * --make-pack writes what the text and the media of each case become (tokens, mel, patches) into a folder; --pack takes them
+ * from there, on a machine that has no FFmpeg or no PCRE2. A case that can not begin then is 'SKIP name why'.
  * mpirun -np N build/tests/golden --tp N DIR...: rank 0 runs the cases on an engine of N ranks, with everything compared over
  * ranks after each layer. --device simt: the CUDA backend, host code and kernels, played by the CPU (tests/kernels/fake_cuda.cpp). */
 #include <dirent.h>
@@ -15,10 +17,11 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "comm/comm.h"
-#include "engine/engine.h"
+#include "engine/inside.h"
 #include "model/safetensors.h"
 
-static unsigned n_passed, n_failed;
+static unsigned n_passed, n_failed, n_skipped;
+static const char *pack, *make_pack;
 
 /* ---- checks ----------------------------------------------------------------------------------------------- */
 
@@ -40,6 +43,7 @@ enum start { FROM_MEDIA, FROM_FEATURES, FROM_IDS };
 struct golden_case {
     const char *where;             /* "dir/case-x" for the lines */
     struct tensor_files *ref;
+    struct tensor_files *packed;   /* NULL: no pack, or it lacks the case */
     struct doc doc;
     struct doc_at tol;             /* object; v NULL: none */
     double rel_tol;
@@ -236,7 +240,8 @@ static status read_case(struct golden_case *c, const struct doc_at *root, struct
 
 static const struct tensor_info *need(const struct golden_case *c, const char *name, enum tensor_dtype dtype, struct err *e)
 {
-    const struct tensor_info *t = tensor_files_find(c->ref, name);
+    const struct tensor_info *t = c->packed ? tensor_files_find(c->packed, name) : NULL;
+    if (t == NULL) t = tensor_files_find(c->ref, name);
     if (t == NULL || t->dtype != dtype) {
         err_set(e, E_INPUT, "%s: the case starts there but its tensors lack %s", c->where, name);
         return NULL;
@@ -282,6 +287,94 @@ static status take_features(const struct golden_case *c, const struct chat *chat
         }
     *n_out = n;
     return OK;
+}
+
+/* ---- packs ------------------------------------------------------------------------------------------------ */
+
+/* FOLDER/dir.case-x.safetensors of "any/dir/case-x" */
+static void pack_path(const char *folder, const char *where, char *out, size_t cap)
+{
+    const char *name = strrchr(where, '/'), *dir = name;
+    while (dir > where && dir[-1] != '/') dir--;
+    snprintf(out, cap, "%s/%.*s.%s.safetensors", folder, (int)(name - dir), dir, name + 1);
+}
+
+static status take_tokens(const struct golden_case *c, struct prompt_token **out, uint32_t *n, struct err *e)
+{
+    const struct tensor_info *id = need(c, "tokens_in", TENSOR_I64, e), *user = id ? need(c, "user", TENSOR_I64, e) : NULL;
+    if (user == NULL || id->n != user->n) return E_INPUT;
+    *out = mem_must(id->n, sizeof **out);
+    *n = (uint32_t)id->n;
+    for (uint32_t i = 0; i < *n; i++)
+        (*out)[i] = (struct prompt_token){ (int32_t)((const int64_t *)id->data)[i], ((const int64_t *)user->data)[i] != 0 };
+    return OK;
+}
+
+/* The tensors of a pack, gathered, then written. */
+struct packing { char head[16384]; size_t n_head, at, n; struct { const void *data; size_t bytes; void *owned; } part[64]; };
+
+static void pack_add(struct packing *p, const char *name, const char *dtype, uint32_t rows, uint32_t columns, const void *data,
+                     void *owned)
+{
+    const size_t bytes = (size_t)rows * (columns ? columns : 1) * (dtype[0] == 'I' ? 8 : 4);
+    char shape[32];
+    if (p->n == sizeof p->part / sizeof *p->part) abort();
+    snprintf(shape, sizeof shape, columns ? "%u,%u" : "%u", rows, columns);
+    p->n_head += (size_t)snprintf(p->head + p->n_head, sizeof p->head - p->n_head,
+                                  "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}", p->n ? "," : "{", name,
+                                  dtype, shape, p->at, p->at + bytes);
+    p->part[p->n].data = data, p->part[p->n].bytes = bytes, p->part[p->n++].owned = owned;
+    p->at += bytes;
+}
+
+static status pack_write(struct packing *p, const char *path, struct err *e)
+{
+    p->n_head += (size_t)snprintf(p->head + p->n_head, sizeof p->head - p->n_head, "}");
+    while (p->n_head % 8) p->head[p->n_head++] = ' ';
+    const uint64_t n = p->n_head;
+    FILE *f = fopen(path, "wb");
+    bool ok = f != NULL && fwrite(&n, sizeof n, 1, f) == 1 && fwrite(p->head, n, 1, f) == 1;
+    for (size_t i = 0; i < p->n; i++) {
+        ok = ok && (p->part[i].bytes == 0 || fwrite(p->part[i].data, p->part[i].bytes, 1, f) == 1);
+        free(p->part[i].owned);
+    }
+    if (f != NULL) ok = fclose(f) == 0 && ok;
+    return ok ? OK : err_set(e, E_IO, "%s cannot be written", path);
+}
+
+static status pack_case(const struct golden_case *c, struct engine *en, struct eng_request *r, struct err *e)
+{
+    struct packing *p = mem_must(1, sizeof *p);
+    const uint32_t n = (uint32_t)r->tokens.n;
+    int64_t *id = mem_must(n, sizeof *id), *user = mem_must(n, sizeof *user);
+    char path[8192], name[32];
+    uint32_t n_audio = 0, n_vision = 0;
+    status st = OK;
+    p->n = p->at = p->n_head = 0;
+    for (uint32_t i = 0; i < n; i++) id[i] = r->tokens.token[i].id, user[i] = r->tokens.token[i].is_user_text;
+    pack_add(p, "tokens_in", "I64", n, 0, id, id);
+    pack_add(p, "user", "I64", n, 0, user, user);
+    for (uint32_t i = 0; i < r->n_parts && st == OK; i++) {
+        struct eng_features f;
+        st = eng_request_features(en, r, i, &f, e);
+        if (st != OK) break;
+        if (f.mel) {
+            snprintf(name, sizeof name, "mel.%u", n_audio++);
+            pack_add(p, name, "F32", 128, f.n_frames, f.mel, NULL);
+        }
+        if (f.patches) {
+            int64_t *grid = mem_must(3, sizeof *grid);
+            grid[0] = f.t, grid[1] = f.h, grid[2] = f.w;
+            snprintf(name, sizeof name, "patches.%u", n_vision);
+            pack_add(p, name, "F32", f.t * f.h * f.w, 1176, f.patches, NULL);
+            snprintf(name, sizeof name, "grid.%u", n_vision++);
+            pack_add(p, name, "I64", 3, 0, grid, grid);
+        }
+    }
+    pack_path(make_pack, c->where, path, sizeof path);
+    if (st == OK) st = pack_write(p, path, e);
+    free(p);
+    return st;
 }
 
 static status take_prompt(const struct golden_case *c, struct engine *en, struct prompt *out, const float **audio,
@@ -387,16 +480,30 @@ static status run_case(struct engine *en, struct golden_case *c, const char *dir
     o.trace = &trace;
     TRY(doc_array(&root, "messages", &messages, e));
     TRY(chat_parse(&messages, NULL, &chat, e));
-    if (c->start == FROM_FEATURES) {
+    struct prompt_token *tokens = NULL;
+    const bool from_pack = c->packed != NULL && c->start != FROM_IDS;
+    if (from_pack) {
+        TRY_GOTO(st, take_tokens(c, &tokens, &given.n_tokens, e), out);
+        given.tokens = tokens;
+    }
+    if (c->start == FROM_FEATURES || from_pack) {
         TRY_GOTO(st, take_features(c, &chat, o.audio_in_video, &features, &given.n_features, e), out);
         given.features = features;
     } else if (c->start == FROM_IDS) {
         TRY_GOTO(st, take_prompt(c, en, &prompt, &given.audio_embeds, &given.vision_embeds, e), out);
         given.prompt = &prompt;
     }
-    TRY_GOTO(st, eng_request_create_given(en, &chat, &o, c->start == FROM_MEDIA ? NULL : &given, &r, e), out);
+    st = eng_request_create_given(en, &chat, &o, c->start == FROM_MEDIA && !from_pack ? NULL : &given, &r, e);
+    if (st != OK && pack && !from_pack && c->start != FROM_IDS) {
+        printf("SKIP %s %s\n", c->where, e->text);
+        n_skipped++;
+        st = OK;
+        goto out;
+    }
+    if (st != OK) goto out;
+    if (make_pack && c->start != FROM_IDS) TRY_GOTO(st, pack_case(c, en, r, e), out);
     if (c->start != FROM_IDS) check_prompt(c, eng_request_prompt(r));
-    if (c->start == FROM_MEDIA) check_features(c, en, r, &chat);
+    if (c->start == FROM_MEDIA && !from_pack) check_features(c, en, r, &chat);
     TRY_GOTO(st, eng_run(en, &r, 1, e), out);
     const struct eng_result *res = eng_request_result(r);
     if (res->finish == ENG_FAILED) {
@@ -409,6 +516,7 @@ out:
     if (r) eng_request_destroy(en, &r);
     prompt_free(&prompt);
     free(features);
+    free(tokens);
     chat_free(&chat);
     const uint32_t gone = engine_info(en)->n_pages - engine_pages_free(en);
     verdict(gone == 0, c->where, "pages-home", gone, 0);
@@ -460,7 +568,12 @@ static void run_dir(const struct engine_options *base, const char *dir)
             snprintf(file, sizeof file, "%s.safetensors", where);
             const char *one = file;
             st = tensor_files_open(&one, 1, &c.ref, &e);
+            if (pack) {
+                pack_path(pack, where, file, sizeof file);
+                if (access(file, R_OK) == 0 && st == OK) st = tensor_files_open(&one, 1, &c.packed, &e);
+            }
             if (st == OK) st = run_case(en, &c, dir, &e);
+            if (c.packed) tensor_files_close(&c.packed);
             if (c.ref) tensor_files_close(&c.ref);
             doc_close(&c.doc);
         }
@@ -496,13 +609,16 @@ int main(int argc, char **argv)
         else if (strcmp(argv[i], "--dtype") == 0) o.dtype = value, i++;
         else if (strcmp(argv[i], "--threads") == 0) o.n_threads = atoi(value), i++;
         else if (strcmp(argv[i], "--tp") == 0) tp = atoi(value), i++;
+        else if (strcmp(argv[i], "--pack") == 0) pack = value, i++;
+        else if (strcmp(argv[i], "--make-pack") == 0) make_pack = value, i++;
         else if (argv[i][0] == '-') {
             fprintf(stderr, "golden: no option %s\n", argv[i]);
             return 2;
         } else dir[n_dirs++] = argv[i];
     }
     if (n_dirs == 0) {
-        fprintf(stderr, "usage: golden [--device D] [--isa I] [--threads N] [--dtype T] [--textbook] [--tp N] DIR...\n");
+        fprintf(stderr, "usage: golden [--device D] [--isa I] [--threads N] [--dtype T] [--textbook] [--tp N] "
+                        "[--pack DIR | --make-pack DIR] DIR...\n");
         return 2;
     }
     if (tp != 1) {
@@ -521,7 +637,10 @@ int main(int argc, char **argv)
     }
     for (int i = 0; i < n_dirs; i++) run_dir(&o, dir[i]);
     free(dir);
-    if (world == NULL || comm_rank(world) == 0) printf("%u passed, %u failed\n", n_passed, n_failed);
+    if (world == NULL || comm_rank(world) == 0) {
+        if (n_skipped > 0) printf("%u cases skipped\n", n_skipped);
+        printf("%u passed, %u failed\n", n_passed, n_failed);
+    }
     comm_close(&world);
     return n_failed != 0;
 }

@@ -109,6 +109,65 @@ static void *worker_main(void *p)
     }
 }
 
+/* ---- which CPUs --------------------------------------------------------------------------------------------- */
+
+static struct threads_cpus own_cpus;
+static uint32_t n_sharing;             /* 0: nobody else is known of */
+
+static bool has(const struct threads_cpus *c, uint32_t cpu) { return c->set[cpu / 64] >> (cpu % 64) & 1; }
+static void add(struct threads_cpus *c, uint32_t cpu) { c->set[cpu / 64] |= (uint64_t)1 << (cpu % 64); }
+
+struct threads_cpus threads_allowed(void)
+{
+    struct threads_cpus out = { 0 };
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        for (uint32_t i = 0; i < THREADS_CPUS && i < CPU_SETSIZE; i++)
+            if (CPU_ISSET(i, &set)) add(&out, i);
+    return out;
+}
+
+uint32_t threads_cpus_count(const struct threads_cpus *c)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < THREADS_CPUS; i++) n += has(c, i);
+    return n;
+}
+
+struct threads_cpus threads_part(const struct threads_cpus *allowed, uint32_t n, uint32_t me)
+{
+    struct threads_cpus out = { 0 };
+    uint16_t kind[THREADS_CPUS] = { 0 }, n_of[THREADS_CPUS] = { 0 }, at[THREADS_CPUS];
+    /* CPUs are of one kind that the same processes may have: kinds are split by one process after the other. */
+    for (uint32_t i = 0; i < n; i++) {
+        uint16_t to[THREADS_CPUS][2] = { { 0 } }, n_kinds = 0;     /* number + 1 */
+        for (uint32_t c = 0; c < THREADS_CPUS; c++) {
+            uint16_t *k = &to[kind[c]][has(&allowed[i], c)];
+            if (*k == 0) *k = ++n_kinds;
+            kind[c] = *k - 1;
+        }
+    }
+    for (uint32_t c = 0; c < THREADS_CPUS; c++) at[c] = n_of[kind[c]]++;
+    for (uint32_t c = 0; c < THREADS_CPUS; c++) {
+        uint32_t sharers = 0, mine = 0;
+        if (!has(&allowed[me], c)) continue;
+        for (uint32_t i = 0; i < n; i++) {
+            sharers += has(&allowed[i], c);
+            mine += i < me && has(&allowed[i], c);
+        }
+        const uint32_t all = n_of[kind[c]];
+        if (at[c] >= mine * all / sharers && at[c] < (mine + 1) * all / sharers) add(&out, c);
+    }
+    return out;
+}
+
+void threads_own(const struct threads_cpus *own, uint32_t n)
+{
+    n_sharing = own ? n : 0;
+    if (own) own_cpus = *own;
+}
+
 /* CPUs that the cgroup's quota is worth, or INT_MAX where there is none. */
 static int cgroup_cpus(void)
 {
@@ -123,18 +182,16 @@ static int cgroup_cpus(void)
 
 status threads_create(int n, struct threads **out, struct err *e)
 {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    int n_cpus = 0, cpu_of[CPU_SETSIZE];
-    if (sched_getaffinity(0, sizeof set, &set) == 0)
-        for (int c = 0; c < CPU_SETSIZE; c++)
-            if (CPU_ISSET(c, &set)) cpu_of[n_cpus++] = c;
+    const struct threads_cpus cpus = n_sharing ? own_cpus : threads_allowed();
+    int n_cpus = 0, cpu_of[THREADS_CPUS];
+    for (uint32_t c = 0; c < THREADS_CPUS; c++)
+        if (has(&cpus, c)) cpu_of[n_cpus++] = (int)c;
     if (n < 0 || n > THREADS_MAX)
         return err_set(e, E_ARG, "%d threads asked for: give 1 to %d, or 0 for one per CPU", n, THREADS_MAX);
     if (n == 0) {
         n = n_cpus > 0 ? n_cpus : 1;
-        const int quota = cgroup_cpus();
-        if (n > quota) n = quota;
+        const int quota = cgroup_cpus(), part = n_sharing && quota != INT_MAX ? quota / (int)n_sharing : quota;
+        if (n > part) n = part > 0 ? part : 1;
         if (n > THREADS_MAX) n = THREADS_MAX;
     }
     /* The caller's own CPU is left to the caller. */

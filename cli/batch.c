@@ -308,6 +308,7 @@ static status run(struct task *t, int *code, struct err *e)
 
 static void task_free(struct task *t)
 {
+    ranks_leave(t->ranks);
     if (t->remote) remote_stop(t->remote);
     api_audio_destroy(&t->runs.audio);
     service_close(&t->service);

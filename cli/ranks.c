@@ -12,6 +12,7 @@
 #include "api/remote.h"
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/threads.h"
 #include "comm/comm.h"
 #include "engine/engine.h"
 #include "engine/version.h"
@@ -38,11 +39,12 @@ struct ranks {
     struct comm *world, *leaders, *tensor;     /* the last two NULL where this rank is in none */
     struct comm *alone;            /* a group of this rank only, where T is 1: it knows who shares the host */
     struct remote_link link;
-    struct groups *groups;         /* ranks_watch */
+    pthread_mutex_t lock;          /* of groups */
+    struct groups *groups;         /* ranks_watch to ranks_leave */
     void (*fatal)(void *self, const struct err *why);
     void *self;
     struct err why;                /* of fatal */
-    atomic_bool is_fatal;
+    atomic_bool is_fatal;          /* `fatal` is called, or deaths are of no account any more */
 };
 
 enum ranks_role ranks_role(const struct ranks *r) { return r->role; }
@@ -59,13 +61,20 @@ static status post(void *self, uint32_t to, const void *bytes, size_t n, struct 
     return comm_post(((struct ranks *)self)->leaders, to, TAG_GROUPS, bytes, n, e);
 }
 
+static void group_lost(struct ranks *r, uint32_t group, const struct err *why)
+{
+    pthread_mutex_lock(&r->lock);
+    if (r->groups) groups_lost(r->groups, group, why);
+    pthread_mutex_unlock(&r->lock);
+}
+
 /* Leaders that are gone, or that left by themselves, are told of here too: nobody else hears of the second kind. */
 static status look_around(struct ranks *r, struct err *e)
 {
     struct err why;
     if (r->role != RANKS_FRONT) return e->code;
     for (uint32_t g = 1; g < r->dp; g++)
-        if (comm_dead(r->leaders, g, &why) && r->groups) groups_lost(r->groups, g, &why);
+        if (comm_dead(r->leaders, g, &why)) group_lost(r, g, &why);
     comm_go_on(r->leaders);
     return OK;
 }
@@ -116,7 +125,7 @@ static void front_lost(struct ranks *r, uint32_t rank, const struct err *why)
 {
     pthread_t t;
     if (rank / r->tp != 0) {
-        if (r->groups) groups_lost(r->groups, rank / r->tp, why);
+        group_lost(r, rank / r->tp, why);
         return;
     }
     if (atomic_exchange(&r->is_fatal, true)) return;
@@ -133,7 +142,7 @@ static void told(void *self, uint32_t rank, const struct err *why)
     struct ranks *r = self;
     if (r->role == RANKS_FRONT) {
         front_lost(r, rank, why);
-    } else if (rank == 0 || rank / r->tp == r->rank / r->tp) {
+    } else if ((rank == 0 || rank / r->tp == r->rank / r->tp) && !atomic_load(&r->is_fatal)) {
         comm_exit_within(FATAL_S, CLI_FAILED);
         fprintf(stderr, "omnidrop: rank %u ends: %s\n", r->rank, why->text);
         ranks_exit(r, CLI_FAILED);
@@ -143,22 +152,36 @@ static void told(void *self, uint32_t rank, const struct err *why)
 void ranks_watch(struct ranks *r, struct groups *g, void (*fatal)(void *self, const struct err *why), void *self)
 {
     if (r->role != RANKS_FRONT) return;
+    pthread_mutex_lock(&r->lock);
     r->groups = g;
+    pthread_mutex_unlock(&r->lock);
     r->fatal = fatal;
     r->self = self;
     comm_on_death(r->world, told, r);
+}
+
+void ranks_leave(struct ranks *r)
+{
+    if (r == NULL || r->role != RANKS_FRONT) return;
+    while (atomic_exchange(&r->is_fatal, true)) pause();
+    pthread_mutex_lock(&r->lock);
+    r->groups = NULL;
+    pthread_mutex_unlock(&r->lock);
 }
 
 int ranks_close(struct ranks **pr, int code)
 {
     struct ranks *r = *pr;
     if (r == NULL) return code;
-    /* Workers may wait for an engine that was never opened: who leaves like this ends their wait. */
-    if (code != CLI_OK && r->tensor) ranks_exit(r, code);
+    /* Workers may wait for an engine that was never opened: a leader that leaves like this ends their wait. A worker's own end
+     * would be a death to the others, who have an error to tell: it waits for theirs. */
+    if (code != CLI_OK && r->tensor && r->role != RANKS_WORKER) ranks_exit(r, code);
+    if (r->role == RANKS_WORKER) atomic_store(&r->is_fatal, true);
     if (r->tensor) comm_close(&r->tensor);
     if (r->alone) comm_close(&r->alone);
     if (r->leaders) comm_close(&r->leaders);
     if (r->world) comm_close(&r->world);
+    pthread_mutex_destroy(&r->lock);
     free(r);
     *pr = NULL;
     return code;
@@ -212,6 +235,9 @@ int ranks_agree(struct ranks *r, int code)
 struct row {                       /* what a rank says of itself; the same bytes on all, as they are of one build */
     char device[160], why[256];    /* why: not "" where it has no device */
     double latency_s, bytes_s;     /* of an all-reduce of its group; 0: it is alone */
+    uint32_t cpus, online;         /* it may run on so many of so many */
+    uint32_t threads;              /* asked for; 0: one a CPU */
+    uint32_t bound;                /* by mpirun */
 };
 
 static status probe_device(const struct cli *c, struct row *row, struct err *e)
@@ -252,6 +278,33 @@ static void say_row(const struct ranks *r, const struct cli *c, uint32_t i, cons
             row->why[0] ? row->why : row->device, link);
 }
 
+static void look_at_cpus(const struct cli *c, struct row *row)
+{
+    const struct threads_cpus cpus = threads_allowed();
+    const char *bound = getenv("OMPI_MCA_orte_bound_at_launch");
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    uint64_t threads = 0;
+    struct err none;
+    row->cpus = threads_cpus_count(&cpus);
+    row->online = online > 0 ? (uint32_t)online : 1;
+    row->threads = cli_uint(c, "threads", 0, 256, &threads, &none) == OK ? (uint32_t)threads : 0;
+    row->bound = bound != NULL && strcmp(bound, "1") == 0;
+}
+
+/* mpirun binds two ranks to a core each, whatever they were going to do there. */
+static void say_bound(const struct ranks *r, const struct cli *c, const struct row *all)
+{
+    for (uint32_t i = 0; i < r->size; i++) {
+        const struct row *row = &all[i];
+        const struct comm_peer *p = comm_peer(r->world, i);
+        if (!row->bound || row->cpus >= row->online) continue;
+        if (row->threads ? row->threads <= row->cpus : row->cpus * p->n_local >= row->online) continue;
+        cli_log(c, CLI_NOTE, "mpirun has bound rank %u to %u of the %u CPUs of %s: with --bind-to none its ranks share out all of them",
+                i, row->cpus, row->online, p->host);
+        return;
+    }
+}
+
 /* One table on rank 0; E_MODEL where a rank lacks its device. */
 static status self_test(struct ranks *r, const struct cli *c, struct err *e)
 {
@@ -259,6 +312,7 @@ static status self_test(struct ranks *r, const struct cli *c, struct err *e)
     size_t *bytes = mem_must(r->size, sizeof *bytes);
     struct err why;
     for (uint32_t i = 0; i < r->size; i++) bytes[i] = sizeof mine;
+    look_at_cpus(c, &mine);
     if (probe_device(c, &mine, &why) != OK) snprintf(mine.why, sizeof mine.why, "%.255s", why.text);
     status st = probe_links(r, &mine, e);
     if (st == OK) st = comm_all_gather(r->world, NULL, &mine, all, bytes, e);
@@ -268,6 +322,7 @@ static status self_test(struct ranks *r, const struct cli *c, struct err *e)
         cli_log(c, CLI_NOTE, "%u ranks in %u groups of %u; %s", r->size, r->dp, r->tp, versions);
         cli_log(c, CLI_NOTE, "rank  host                      pid  group  build          device");
         for (uint32_t i = 0; i < r->size; i++) say_row(r, c, i, &all[i]);
+        say_bound(r, c, all);
     }
     for (uint32_t i = 0; st == OK && i < r->size; i++)
         if (all[i].why[0])
@@ -335,6 +390,7 @@ status ranks_open(const struct cli *c, struct ranks **out, struct err *e)
     TRY(cli_uint(c, "tp", 1, 64, &tp, e));
     TRY(cli_uint(c, "dp", 1, 4096, &dp, e));
     struct ranks *r = mem_must(1, sizeof *r);
+    pthread_mutex_init(&r->lock, NULL);
     r->tp = (uint32_t)tp;
     r->dp = (uint32_t)dp;
     r->size = 1;

@@ -6,6 +6,7 @@
  *     RANKS_LEADER               rank g x T: leads group g, runs what rank 0 sends (api/remote.h)
  *     RANKS_WORKER               the others: engine_work
  *   ranks_watch                  rank 0: who dies from here on is told to the groups, or ends the program
+ *   ranks_leave                  rank 0: before it lets go of what it runs
  *   ranks_close                  leaves when all others do, or, where one is gone, without them
  *
  * A rank that loses rank 0 or one of its own group ends by itself, non-zero. docs/architecture.md, Ranks. */
@@ -38,6 +39,9 @@ const struct remote_link *ranks_link(const struct ranks *r);
 /* Rank 0, once: g (may be NULL) hears of groups that are gone. When a rank of group 0 is, fatal is called once, on a thread
  * of its own, with the reason: it must end the program (ranks_exit) within seconds. */
 void ranks_watch(struct ranks *r, struct groups *g, void (*fatal)(void *self, const struct err *why), void *self);
+/* Rank 0, before it destroys what ranks_watch was given: deaths are of no account from here on. Does not return where `fatal` was
+ * called: the program ends with that. Others, alone, NULL: nothing. */
+void ranks_leave(struct ranks *r);
 /* What rank 0 says to all before it goes on: `code` other than CLI_OK ends them with it; below 0: with CLI_OK.
  * Every rank calls it, as often as the others; returns the code of rank 0. */
 int ranks_agree(struct ranks *r, int code);

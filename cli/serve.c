@@ -681,6 +681,7 @@ static status start_loading(struct serve *s, struct err *e)
 
 static void finish(struct serve *s)
 {
+    ranks_leave(s->ranks);
     if (s->is_loading) pthread_join(s->loading, NULL);
     if (s->app) app_stop(s->app);
     if (s->stores) serve_stores_stop(s->stores);

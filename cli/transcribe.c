@@ -895,6 +895,7 @@ static status open_all(struct task *t, struct err *e)
 
 static void task_free(struct task *t)
 {
+    ranks_leave(t->ranks);
     if (t->remote) remote_stop(t->remote);
     service_close(&t->service);
     if (t->groups) groups_stop(t->groups);

@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/threads.h"
 #include "comm/inside.h"
 #include "kernels/ops.h"
 
@@ -466,10 +467,32 @@ static status open_segment(struct comm *c, struct err *e)
     return segment_open(c, c->member, c->size, c->rank, segment_bytes(c->size), &c->seg, e);
 }
 
+/* Ranks of a host share out the CPUs that they may run on, so that no two pin threads to the same. */
+static status share_cpus(struct comm *c, struct err *e)
+{
+    const struct world *w = c->w;
+    const struct threads_cpus mine = threads_allowed();
+    struct threads_cpus *all = mem_must(w->size, sizeof *all);
+    size_t *bytes = mem_must(w->size, sizeof *bytes);
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < w->size; i++) bytes[i] = sizeof mine;
+    const status st = c->ops->gather(c, "sharing out CPUs", UINT32_MAX, &mine, all, bytes, e);
+    if (st == OK) {
+        for (uint32_t i = 0; i < w->size; i++)
+            if (w->host[i] == w->host[w->rank]) all[n++] = all[i];
+        const struct threads_cpus part = threads_part(all, n, w->peer[w->rank].local);
+        threads_own(&part, n);
+    }
+    free(bytes);
+    free(all);
+    return st;
+}
+
 static status world_start(struct comm *c, struct err *e)
 {
     struct watch_place place = { 0 };
     TRY(exchange_peers(c, &place, e));
+    TRY(share_cpus(c, e));
     TRY(open_watch(c, &place, e));
     TRY(open_bells(c, e));
     return open_segment(c, e);

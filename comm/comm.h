@@ -58,8 +58,9 @@ struct comm_peer {
 /* Was this process started as one of several? (environment of Open MPI, PMIx, Slurm, MPICH; needs no library) */
 bool comm_launched(uint32_t *size);
 
-/* The world. E_MODEL: there is a launcher but the MPI backend is missing or was made for another MPI (the text says what
- * to install); ranks of different builds. *out is owned by comm_close. Call once, from the main thread. */
+/* The world. The ranks of a host share out the CPUs that they may run on (threads_own). E_MODEL: there is a launcher but the
+ * MPI backend is missing or was made for another MPI (the text says what to install); ranks of different builds. *out is owned
+ * by comm_close. Call once, from the main thread. */
 status comm_world_open(const struct comm_options *o, struct comm **out, struct err *e);
 /* One rank: no launcher, no library. */
 status comm_self_open(struct comm **out, struct err *e);

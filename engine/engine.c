@@ -242,11 +242,7 @@ static status open_start(struct engine *en, const struct engine_options *o, stru
 
 static status open_stream(struct engine *en, const struct engine_options *o, struct err *e)
 {
-    struct stream_options so = { .device = o->device, .n_threads = o->n_threads, .isa = o->isa };
-    if (so.n_threads == 0 && en->info.n_local > 1) {
-        const long each = sysconf(_SC_NPROCESSORS_ONLN) / (long)en->info.n_local;
-        so.n_threads = each > 1 ? (int)each : 1;
-    }
+    const struct stream_options so = { .device = o->device, .n_threads = o->n_threads, .isa = o->isa };
     TRY(stream_open(&so, &en->st, e));
     en->ops = en->st->ops;
     en->ops->describe(en->st, en->info.device, sizeof en->info.device);

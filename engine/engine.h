@@ -30,7 +30,7 @@ struct engine_options {
     const char *model_dir;         /* NULL: the bundled model, looked for beside the program and in the cwd      */
     const char *device;            /* "auto", "cpu", "cuda"; NULL: auto                                          */
     const char *isa;               /* NULL: the best                                                             */
-    int n_threads;                 /* 0: one per CPU                                                             */
+    int n_threads;                 /* 0: one per CPU of this process's (base/threads.h)                          */
     const char *dtype;             /* "auto": f32 checkpoints in f32; bf16 ones in bf16, but in f32 where the whole
                                       model is under 128 MiB, as exactness costs nothing there; "f32", "bf16"    */
     uint32_t max_model_len;        /* prompt + answer, tokens; 0: min(config, 32768)                             */

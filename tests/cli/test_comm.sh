@@ -1,6 +1,6 @@
 #!/bin/bash
 # Ranks on one host under mpirun (tests/comm/ranks.c): every call with 1 to 4 of them, through shared memory and through
-# MPI's messages; mixed builds; one that comes late; one that is killed, stopped or ends itself inside each call. Goal:
+# MPI's messages; mixed builds; CPUs shared out; one that comes late; one killed, stopped or ended by itself inside each call. Goal:
 # right bits everywhere, and never a call that hangs.
 set -u
 build=${OMNIDROP_BUILD:-build}
@@ -33,6 +33,8 @@ for np in 1 2 3 4; do go $np 9 -- calls; done
 OMNIDROP_COMM=wire go 2 9 -- calls
 OMNIDROP_COMM=wire go 3 9 --mca btl tcp,self -- calls
 go 3 3 -- builds
+for np in 2 3; do go $np 1 -- cpus; done
+go 2 1 --bind-to core -- cpus
 
 LIMIT=60
 go 3 4 --enable-recovery -- late

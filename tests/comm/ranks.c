@@ -6,6 +6,7 @@
  *   ranks death HOW CALL V   rank V is killed or stopped (HOW: kill, stop, exit; cont: stopped and
  *                            woken when all have given it up) while all are inside CALL
  *   ranks groups HOW         the same to the last rank, while groups of two are at work
+ *   ranks cpus               each rank starts the threads of a device, and says where they may run
  *   ranks late               one rank does not come
  *   ranks link CALL          the link between two hosts is cut while all are inside CALL; RANKS_LOG names the file for the lines
  *   ranks bench              all-reduce by size, ours and MPI_Allreduce's
@@ -24,6 +25,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/threads.h"
 #include "comm/comm.h"
 #include "kernels/ops.h"
 
@@ -759,6 +761,51 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+struct placed { uint32_t n_threads; struct threads_cpus allowed, pinned; };
+
+static void where_job(void *arg, int thread, int n)
+{
+    struct threads_cpus *at = arg;
+    (void)n;
+    at[thread] = threads_allowed();
+}
+
+/* No CPU has pinned threads of two ranks, and there are no more threads than CPUs, or than ranks. */
+static int cpus(void)
+{
+    struct placed mine = { .allowed = threads_allowed() }, *all = calloc(np, sizeof *all);
+    size_t *bytes = calloc(np, sizeof *bytes);
+    struct threads_cpus at[THREADS_MAX], any = { 0 };
+    struct threads *t;
+    uint32_t sum = 0;
+    CALL(threads_create(0, &t, &call_err));
+    threads_run(t, where_job, at);
+    mine.n_threads = (uint32_t)threads_count(t);
+    for (uint32_t i = 1; i < mine.n_threads; i++) {
+        CHECK(threads_cpus_count(&at[i]) == 1);
+        for (int w = 0; w < THREADS_CPUS / 64; w++) mine.pinned.set[w] |= at[i].set[w];
+    }
+    CHECK(mine.n_threads >= 1 && threads_cpus_count(&mine.pinned) == mine.n_threads - 1);
+    threads_destroy(&t);
+    for (uint32_t r = 0; r < np; r++) bytes[r] = sizeof mine;
+    CALL(comm_all_gather(world, NULL, &mine, all, bytes, &call_err));
+    for (uint32_t r = 0; r < np; r++) {
+        sum += all[r].n_threads;
+        for (int w = 0; w < THREADS_CPUS / 64; w++) {
+            any.set[w] |= all[r].allowed.set[w];
+            for (uint32_t k = 0; k < r; k++) CHECK((all[k].pinned.set[w] & all[r].pinned.set[w]) == 0);
+        }
+    }
+    const uint32_t n_cpus = threads_cpus_count(&any);
+    CHECK(sum <= (n_cpus > np ? n_cpus : np));
+    part("ranks have CPUs of their own");
+    if (me == 0) printf("# %u ranks start %u threads on %u CPUs\n", np, sum, n_cpus);
+    free(all);
+    free(bytes);
+    comm_close(&world);
+    return 0;
+}
+
 /* The manner of the OSU micro-benchmarks: back to back in batches after a barrier, mean over the ranks; median of the
  * batches. MPI's own through its C symbols, which the plugin has brought in. */
 static int bench(void)
@@ -828,6 +875,7 @@ int main(int argc, char **argv)
     if (strcmp(mode, "late") == 0) return late();
     if (strcmp(mode, "link") == 0 && argc > 2) return link_cut(argv[2]);
     if (strcmp(mode, "bench") == 0) return bench();
+    if (strcmp(mode, "cpus") == 0) return cpus();
     fprintf(stderr, "ranks: no mode %s\n", mode);
     comm_exit(world, 2);
 }

@@ -53,14 +53,15 @@ status device_memory(struct stream *st, uint64_t *free_bytes, uint64_t *total, s
     return OK;
 }
 
+/* E_MODEL with what is missing, the driver named too. */
 static status cuda_open(const struct stream_options *o, struct stream **out, struct err *e)
 {
-    char why[512];
+    char why[512], driver[128];
+    struct err said = { .code = E_MODEL };
     const struct cuda_backend *b = backend(why, sizeof why);
-    if (b != NULL) return b->open(o, out, e);
-    char driver[128];
+    if (b != NULL && b->open(o, out, &said) == OK) return OK;
     device_cuda_driver(driver, sizeof driver);
-    return err_set(e, E_MODEL, "%s (%s)", why, driver);
+    return err_set(e, said.code, "%s (%s)", b != NULL ? said.text : why, driver);
 }
 
 status stream_open(const struct stream_options *o, struct stream **out, struct err *e)

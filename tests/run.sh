@@ -30,8 +30,10 @@ run tests/vectors '^PASS ' '^FAIL ' "$build/tests/vectors" tests/data/vectors/*.
 for d in tests/goldens/*/; do
     [[ -d $d/checkpoint ]] && run "tests/golden ${d%/}" '^PASS ' '^FAIL ' "$build/tests/golden" "${d%/}"
 done
-# The CUDA backend on the CPU, thread for thread: a model that runs every op of a pruned request.
-run "tests/golden tests/goldens/odd-f16 as CUDA" '^PASS ' '^FAIL ' "$build/tests/golden" --device simt tests/goldens/odd-f16
+# The CUDA backend on the CPU, thread for thread: the odd sizes, with every policy.
+for d in tests/goldens/odd tests/goldens/odd-f16; do
+    run "tests/golden $d as CUDA" '^PASS ' '^FAIL ' "$build/tests/golden" --device simt --threads 1 "$d"
+done
 # The same on ranks, which are processes: the odd ones have 3 query heads and one KV head, and vocabularies of no round number.
 if [[ -e $build/omnidrop-mpi.so ]] && command -v mpirun >/dev/null; then
     ranks=(env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl_vader_single_copy_mechanism=none

@@ -246,7 +246,8 @@ static bool whole_sums(const cublasLtMatmulAlgo_t *a)
     return split <= 1 && scheme == CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
-static status choose(struct cuda_stream *s, struct cuda_plan *p, struct err *e)
+/* For the rows that p's layouts say. */
+static status choose(struct cuda_stream *s, const struct cuda_plan *p, cublasLtMatmulAlgo_t *algo, struct err *e)
 {
     const struct plan_key *k = &p->key;
     const uint64_t workspace = WORKSPACE_BYTES;
@@ -265,7 +266,7 @@ static status choose(struct cuda_stream *s, struct cuda_plan *p, struct err *e)
     if (want) cublasLtMatmulPreferenceDestroy(want);
     while (rc == CUBLAS_STATUS_SUCCESS && i < n && (found[i].state != CUBLAS_STATUS_SUCCESS || !whole_sums(&found[i].algo))) i++;
     if (rc == CUBLAS_STATUS_SUCCESS && i < n) {
-        p->algo = found[i].algo;
+        *algo = found[i].algo;
         return OK;
     }
     return err_set(e, E_DEVICE, "a product of %u columns over %u of %s: cuBLASLt has no algorithm that sums in one piece (%s, %d offered)",
@@ -291,7 +292,7 @@ static status plan_of(struct cuda_stream *s, const struct plan_key *key, struct 
     struct cuda_plan p = { .key = *key };
     TRY(mem_grow(&s->plan, &s->plan_cap, s->n_plans + 1, sizeof p, e));
     status st = lt_check(describe(&p), "describing a product", e);
-    if (st == OK) st = choose(s, &p, e);
+    if (st == OK) st = choose(s, &p, &p.algo, e);
     if (st != OK) {
         plan_free(&p);
         return st;
@@ -319,6 +320,13 @@ void cuda_products_close(struct cuda_stream *s)
 
 /* ---- products -------------------------------------------------------------------------------------------- */
 
+static cublasStatus_t multiply(struct cuda_stream *s, const struct cuda_plan *p, const cublasLtMatmulAlgo_t *algo, const void *w,
+                               const void *x, float beta, void *y)
+{
+    const float one = 1;
+    return cublasLtMatmul(s->lt, p->product, &one, w, p->w, x, p->x, &beta, y, p->y, y, p->y, algo, s->workspace, WORKSPACE_BYTES, s->main);
+}
+
 /* y [rows, ldy] of type y_type (+)= x W^T (+ bias). few: by the plan of few rows. */
 static status product(struct cuda_stream *s, const struct weight *w, const void *x, uint32_t rows, bool few, bool bias, bool add, void *y,
                       enum dtype y_type, size_t ldy, struct err *e)
@@ -328,17 +336,21 @@ static status product(struct cuda_stream *s, const struct weight *w, const void 
     const struct plan_key key = { w->rows, w->k, w->compute, y_type, bias, add, few, align };
     const uint64_t columns = rows;
     const int64_t ld = (int64_t)ldy;
-    const float one = 1, beta = add ? 1 : 0;
+    const float beta = add ? 1 : 0;
     const void *const bias_at = w->bias;
-    struct cuda_plan *p;
+    struct cuda_plan *p = NULL;
     TRY(plan_of(s, &key, &p, e));
     cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
     SET_LAYOUT(p->x, COLS, columns);
     SET_LAYOUT(p->y, COLS, columns);
     SET_LAYOUT(p->y, LD, ld);
     if (bias) SET_PRODUCT(p, BIAS_POINTER, bias_at);
-    STEP(cublasLtMatmul(s->lt, p->product, &one, w->data, p->w, x, p->x, &beta, y, p->y, y, p->y, &p->algo, s->workspace, WORKSPACE_BYTES,
-                        s->main));
+    STEP(multiply(s, p, &p->algo, w->data, x, beta, y));
+    if (rc == CUBLAS_STATUS_NOT_SUPPORTED || rc == CUBLAS_STATUS_INVALID_VALUE) {   /* not for so many rows: what there is for these */
+        cublasLtMatmulAlgo_t other;
+        TRY(choose(s, p, &other, e));
+        rc = multiply(s, p, &other, w->data, x, beta, y);
+    }
     if (rc == CUBLAS_STATUS_SUCCESS) return OK;
     return err_set(e, E_DEVICE, "a product of %u rows, %u columns over %u of %s: cuBLASLt says %s", rows, w->rows, w->k,
                    w->compute == DT_BF16 ? "bf16" : "f32", cublasLtGetStatusString(rc));

@@ -59,7 +59,6 @@ void begin()
     void *p = mmap(REGION, REGION_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
     if (p != REGION || device_block == NULL || host_block == NULL) die("no room for device memory", p);
     madvise(REGION, REGION_BYTES, MADV_HUGEPAGE);                 /* few entries to change when it is opened and closed */
-    FENCE(REGION, REGION_BYTES);
     struct sigaction a = {};
     a.sa_sigaction = on_fault;
     a.sa_flags = SA_SIGINFO;
@@ -388,7 +387,7 @@ struct fake_product { cublasOperation_t a, b; cublasLtEpilogue_t epilogue; const
 struct fake_layout { cudaDataType_t type; uint64_t rows, cols; int64_t ld; };
 struct fake_preference { uint64_t workspace; uint32_t schemes, align[4]; };
 /* An algorithm knows what it was chosen for; columns of B and D may be another number. */
-struct fake_algo { uint32_t known, in, out, epilogue; uint64_t n, k; uint32_t align_in, align_out; };
+struct fake_algo { uint32_t known, in, out, epilogue; uint64_t n, k; uint32_t align_in, align_out, m; };
 static_assert(sizeof(struct fake_algo) <= sizeof(cublasLtMatmulAlgo_t), "fits");
 
 const char *cublasLtGetStatusString(cublasStatus_t s)
@@ -480,7 +479,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     if (wanted < 2 || p->schemes != CUBLASLT_REDUCTION_SCHEME_NONE) return CUBLAS_STATUS_NOT_SUPPORTED;
     for (uint32_t i = 0; i < 2; i++) {
         const struct fake_algo f = { 1 + i, (uint32_t)a->type, (uint32_t)y->type, (uint32_t)d->epilogue, a->cols, a->rows,
-                                     p->align[0] > p->align[1] ? p->align[0] : p->align[1], p->align[3] };
+                                     p->align[0] > p->align[1] ? p->align[0] : p->align[1], p->align[3], (uint32_t)b->cols };
         out[i] = {};
         memcpy(&out[i].algo, &f, sizeof f);
     }
@@ -512,6 +511,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
     if (f.known != 2 || f.in != (uint32_t)a->type || f.out != (uint32_t)y->type || f.epilogue != (uint32_t)d->epilogue ||
         f.n != a->cols || f.k != a->rows)
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (y->cols == 3 && f.m != 3) return CUBLAS_STATUS_NOT_SUPPORTED;  /* as algorithms may be for few sizes alone */
     const size_t in = a->type == CUDA_R_32F ? 4 : 2, to = y->type == CUDA_R_32F ? 4 : 2;
     if (((uintptr_t)A | (uintptr_t)B | a->ld * in | b->ld * in) % f.align_in || ((uintptr_t)D | y->ld * to) % f.align_out)
         die("a product of less aligned matrices than its algorithm was chosen for", D);

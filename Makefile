@@ -84,6 +84,7 @@ NVCC_FITS = $(if $(NVCC),$(shell $(NVCC) --list-gpu-code 2>/dev/null | grep -x s
 CXX     := g++
 CU_SRC  := $(wildcard kernels/cuda/*.cu)
 CU_ARCHS ?= 80 86 89 90a
+CU_DEFS  = $(if $(filter 90a,$(CU_ARCHS)),-DWITH_SM90A)
 CU_OBJ  := $(CU_SRC:%.cu=$(BUILD)/%.o)
 SIMT_OBJ := $(CU_SRC:%.cu=$(BUILD)/simt/%.o) $(BUILD)/simt/simt.o
 CUDA_C  := $(wildcard kernels/cuda/*.c) base/err.c base/mem.c base/threads.c
@@ -130,7 +131,7 @@ $(BUILD)/tests/simt/omnidrop-cuda.so: $(CUDA_C) $(CUDA_H) $(wildcard tests/kerne
 # The machine code of each GPU stays beside the object, for tests/tidy/test_machine_code.sh.
 $(BUILD)/kernels/cuda/%.o: kernels/cuda/%.cu
 	@echo "  NVCC $<"; rm -rf $(@:.o=.code); mkdir -p $(@:.o=.code)
-	$(Q)$(NVCC) $(NVFLAGS) $(foreach a,$(CU_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_90,code=compute_90 \
+	$(Q)$(NVCC) $(NVFLAGS) $(CU_DEFS) $(foreach a,$(CU_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_90,code=compute_90 \
 	    --keep --keep-dir $(@:.o=.code) -MMD -MP -MF $(@:.o=.d) -c -o $@ $< && find $(@:.o=.code) -type f ! -name '*.cubin' -delete
 
 $(BUILD)/simt/%.o: %.cu

@@ -52,39 +52,48 @@ template <int STEPS> DEVICE void tile_scores(const attend_rows<STEPS> &r, uint32
         }
 }
 
-/* One tile of keys key0 .. key0 + 64; the lane's rows see keys below see0 and see1; edge: is there one in the tile that some
- * row of the warp does not see? */
+/* Scores of 8 N keys from key0 on to probabilities against the maximum so far: m and l go on, and what was summed before is to be
+ * multiplied by `less`. The lane's rows see keys below see0 and see1; edge: is there one that some row of the warp does not see? */
+template <int N>
+DEVICE void soften(float (&s)[N][4], float (&m)[2], float (&l)[2], float (&less)[2], uint32_t key0, bool edge, uint32_t see0, uint32_t see1,
+                   float scale_log2)
+{
+    const uint32_t first = key0 + threadIdx.x % 4 * 2;
+    if (edge)
+        UNROLL for (int n = 0; n < N; n++)
+            UNROLL for (int j = 0; j < 2; j++) {
+                const uint32_t key = first + n * 8 + j;
+                if (key >= see0) s[n][j] = -INFINITY;
+                if (key >= see1) s[n][2 + j] = -INFINITY;
+            }
+    UNROLL for (int i = 0; i < 2; i++) {
+        float top = m[i];
+        UNROLL for (int n = 0; n < N; n++) top = fmaxf(top, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
+        top = fmaxf(top, shuffle_xor(top, 1));
+        top = fmaxf(top, shuffle_xor(top, 2));
+        const float zero = top == -INFINITY ? 0.0f : top * scale_log2;
+        less[i] = exp2_fast(m[i] * scale_log2 - zero);
+        m[i] = top;
+        l[i] *= less[i];
+        UNROLL for (int n = 0; n < N; n++)
+            UNROLL for (int j = 0; j < 2; j++) {
+                s[n][2 * i + j] = exp2_fast(fmaf(s[n][2 * i + j], scale_log2, -zero));
+                l[i] += s[n][2 * i + j];
+            }
+    }
+}
+
+/* One tile of keys key0 .. key0 + 64; see0, see1, edge as above. */
 template <int STEPS, bool WITH_V>
 DEVICE void attend_tile(attend_rows<STEPS> &r, uint32_t k_tile, uint32_t v_tile, uint32_t key0, bool edge, uint32_t see0, uint32_t see1,
                         float scale_log2)
 {
     const uint32_t l = threadIdx.x % WARP;
-    float s[8][4];
+    float s[8][4], less[2];
     tile_scores(r, k_tile, s);
-    float top[2] = { r.m[0], r.m[1] };
-    UNROLL for (int n = 0; n < 8; n++)
-        UNROLL for (int j = 0; j < 2; j++) {
-            const uint32_t key = key0 + n * 8 + l % 4 * 2 + j;
-            if (edge && key >= see0) s[n][j] = -INFINITY;
-            if (edge && key >= see1) s[n][2 + j] = -INFINITY;
-            top[0] = fmaxf(top[0], s[n][j]);
-            top[1] = fmaxf(top[1], s[n][2 + j]);
-        }
-    UNROLL for (int i = 0; i < 2; i++) {
-        top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
-        top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
-        const float zero = top[i] == -INFINITY ? 0.0f : top[i] * scale_log2;
-        const float less = exp2_fast(r.m[i] * scale_log2 - zero);
-        r.m[i] = top[i];
-        r.l[i] *= less;
-        if (WITH_V) UNROLL for (int n = 0; n < 2 * STEPS; n++) r.o[n][2 * i] *= less, r.o[n][2 * i + 1] *= less;
-        UNROLL for (int n = 0; n < 8; n++)
-            UNROLL for (int j = 0; j < 2; j++) {
-                s[n][2 * i + j] = exp2_fast(fmaf(s[n][2 * i + j], scale_log2, -zero));
-                r.l[i] += s[n][2 * i + j];
-            }
-    }
+    soften(s, r.m, r.l, less, key0, edge, see0, see1, scale_log2);
     if constexpr (WITH_V) {
+        UNROLL for (int n = 0; n < 2 * STEPS; n++) UNROLL for (int i = 0; i < 4; i++) r.o[n][i] *= less[i / 2];
         UNROLL for (int k = 0; k < 4; k++) {
             const uint32_t p[4] = { bf16x2_of(s[2 * k][0], s[2 * k][1]), bf16x2_of(s[2 * k][2], s[2 * k][3]),
                                     bf16x2_of(s[2 * k + 1][0], s[2 * k + 1][1]), bf16x2_of(s[2 * k + 1][2], s[2 * k + 1][3]) };
@@ -112,16 +121,16 @@ DEVICE void store_pair(float *p, float a, float b)
 }
 DEVICE void store_pair(uint16_t *p, float a, float b) { store_vector(p, bf16x2_of(a, b)); }
 
-/* The lane's values over the row sums into rows out0 and out1 (NULL: not there) of D values. */
-template <int STEPS, class T> DEVICE void attend_end(attend_rows<STEPS> &r, T *out0, T *out1, uint32_t D)
+/* The lane's sums o over the row sums l into rows out0 and out1 (NULL: not there) of D values. */
+template <int N, class T> DEVICE void attend_end(const float (&o)[N][4], const float (&l)[2], T *out0, T *out1, uint32_t D)
 {
     const uint32_t column = threadIdx.x % 4 * 2;
     UNROLL for (int i = 0; i < 2; i++) {
-        const float sum = row_sum(r.l[i]), over = 1.0f / sum;
+        const float sum = row_sum(l[i]), over = 1.0f / sum;
         T *out = i == 0 ? out0 : out1;
         if (out == NULL) continue;
-        UNROLL for (int n = 0; n < 2 * STEPS; n++)
-            if (n * 8 + column < D) store_pair(out + n * 8 + column, r.o[n][2 * i] * over, r.o[n][2 * i + 1] * over);
+        UNROLL for (int n = 0; n < N; n++)
+            if (n * 8 + column < D) store_pair(out + n * 8 + column, o[n][2 * i] * over, o[n][2 * i + 1] * over);
     }
 }
 

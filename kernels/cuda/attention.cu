@@ -1,17 +1,18 @@
 /* kernels/cuda/attention.cu - causal attention of query rows over pages. See kernels.h and attend.h.
  *
- * Prefill: a block is 64 rows of one KV head, 16 a warp. The rows of a sequence are packed (query row i, head h of the group) in
- * this order, so heads that share K and V share their tiles. Pages of 64 keys come through two stages of shared memory, the next
- * one in flight while this one is multiplied; the loop ends with what the last row sees, masking begins where the warp's first
- * row sees no more.
+ * Prefill (of sm_90a: hopper.cu): a block is 64 rows, half a tile, of one KV head, 16 a warp. The rows of a sequence are packed (query
+ * row i, head h of the group) in this order, so heads that share K and V share their tiles. Pages of 64 keys come through two stages of
+ * shared memory, the next one in flight while this one is multiplied; the loop ends with what the last row sees, masking begins where
+ * the warp's first row sees no more.
  *
  * Decode: a block is one row, one KV head and SPLIT pages. The heads of the group fill the 16 rows of a tile; each warp scores 16
  * keys of a page and takes a quarter of the head's dims of V, the probabilities meet in shared memory. What the splits of a row
  * give is merged in order. A split is the same number of pages for all, so a row's bits depend on no neighbour. */
 #include "kernels/cuda/attend.h"
+#include "kernels/cuda/hopper.h"
 #include "kernels/cuda/plain.h"
 
-enum { WARPS = 4, THREADS = WARPS * WARP, ROWS = CUDA_TILE_ROWS, SPLIT = CUDA_SPLIT_PAGES, HEADS = 16 };
+enum { WARPS = 4, THREADS = WARPS * WARP, ROWS = CUDA_TILE_ROWS / 2, SPLIT = CUDA_SPLIT_PAGES, HEADS = 16 };
 
 /* ---- prefill --------------------------------------------------------------------------------------------- */
 
@@ -21,12 +22,14 @@ template <int STEPS, class T> KERNEL BOUNDS(THREADS, 2) prefill_kernel(const pre
 {
     constexpr uint32_t D = STEPS * 16, TILE = (STEPS + 3) / 4 * BAND_BYTES;
     const cuda_attention_args &a = j.a;
-    const cuda_tile tile = a.tile[blockIdx.x];
+    const cuda_tile tile = a.tile[blockIdx.x / 2];
     const cuda_seq s = a.seq[tile.seq];
     const uint32_t g = blockIdx.y, n = s.n_rows * j.group, warp = threadIdx.x / WARP, l = threadIdx.x % WARP;
+    const uint32_t row0 = tile.row + blockIdx.x % 2 * ROWS;
+    if (row0 >= n) return;
     const uint32_t room = shared_address(shared_memory());            /* [2 stages][K, V] of TILE */
     const uint32_t *visible = a.visible + s.row, *page = a.page + s.page;
-    const uint32_t last = tile.row + ROWS < n ? tile.row + ROWS - 1 : n - 1, first = tile.row + warp * 16;
+    const uint32_t last = row0 + ROWS < n ? row0 + ROWS - 1 : n - 1, first = row0 + warp * 16;
     const uint32_t n_pages = (visible[last / j.group] + PAGE - 1) / PAGE;
     const uint32_t least = visible[(first < last ? first : last) / j.group];
     uint32_t see[2];
@@ -53,7 +56,7 @@ template <int STEPS, class T> KERNEL BOUNDS(THREADS, 2) prefill_kernel(const pre
         attend_tile<STEPS, true>(r, k_tile, k_tile + TILE, p * PAGE, (p + 1) * PAGE > least, see[0], see[1], j.scale_log2);
         __syncthreads();
     }
-    attend_end(r, out[0], out[1], D);
+    attend_end(r.o, r.l, out[0], out[1], D);
 }
 
 static bool for_tensor_cores(const struct cuda_attention_args *a, uint32_t most_heads)
@@ -65,12 +68,13 @@ static bool for_tensor_cores(const struct cuda_attention_args *a, uint32_t most_
 status cuda_attention(void *stream, const struct cuda_attention_args *a, struct err *e)
 {
     if (!for_tensor_cores(a, UINT32_MAX)) return plain_attention(stream, a, false, e);
+    if (hopper_here()) return hopper_attention(stream, a, e);
     const prefill_job j = { *a, a->H / a->pages.G, a->scale * LOG2_E };
     const bool half = a->out_dtype == DT_BF16, wide = a->pages.D == 128;
     const auto kernel = wide ? (half ? prefill_kernel<8, uint16_t> : prefill_kernel<8, float>)
                              : (half ? prefill_kernel<4, uint16_t> : prefill_kernel<4, float>);
     const size_t memory = (size_t)4 * bands_of(a->pages.D, DT_BF16) * BAND_BYTES;
-    return launch("attention", kernel, dim3(a->n_tiles, a->pages.G), THREADS, memory, stream, j, e);
+    return launch("attention", kernel, dim3(2 * a->n_tiles, a->pages.G), THREADS, memory, stream, j, e);
 }
 
 /* ---- decode ---------------------------------------------------------------------------------------------- */

@@ -135,10 +135,11 @@ status cuda_kv_compact(void *stream, const struct cuda_kv_compact_args *a, struc
 
 /* On tensor cores with pages of bf16, heads of 64 or 128 dims and, in decode, at most 16 heads a KV head; others by the plain
  * kernels, to 256 dims. */
-enum { CUDA_TILE_ROWS = 64, CUDA_SPLIT_PAGES = 4 };
+enum { CUDA_TILE_ROWS = 128, CUDA_SPLIT_PAGES = 4 };
 
-/* Prefill: the rows of a sequence times the heads of a group from `row` on, a multiple of CUDA_TILE_ROWS. Decode: the pages of
- * a row from page `row` of its view on, a multiple of CUDA_SPLIT_PAGES. */
+/* Prefill: the rows of a sequence times the heads of a group from `row` on, a multiple of CUDA_TILE_ROWS; in any order, the last
+ * are begun first, so rows that see most keys go to the end. Decode: the pages of a row from page `row` of its view on, a multiple
+ * of CUDA_SPLIT_PAGES. */
 struct cuda_tile { uint32_t seq, row; };
 
 struct cuda_attention_args {
@@ -162,7 +163,8 @@ status cuda_attention_decode(void *stream, const struct cuda_attention_args *a, 
 
 /* ---- segments.cu ----------------------------------------------------------------------------------------- */
 
-/* An operand of bf16 takes bf16 products, of f32 f32 throughout. Tile: 64 query rows of a segment (`seq`) from `row` on. */
+/* An operand of bf16 takes bf16 products, of f32 f32 throughout. Tile: CUDA_TILE_ROWS query rows of a segment (`seq`) from
+ * `row` on. */
 struct cuda_segment_attention_args {
     const float *q, *k, *v;       /* [n, ld] each */
     size_t ld;

@@ -1,11 +1,11 @@
 /* kernels/cuda/segments.cu - full attention inside segments, for the towers; see kernels.h and attend.h.
- * A block is 64 query rows of one head of one segment, 16 a warp. K and V come as f32 rows; each tile of 64 keys is rounded to bf16
- * on its way to shared memory, where it lies as a page does, and what a head lacks of whole steps of 16 dims is 0 there. An
- * operand of f32, and what keys receive, are left to plain.cu. */
+ * A block is 64 query rows, half a tile, of one head of one segment, 16 a warp. K and V come as f32 rows; each tile of 64 keys is
+ * rounded to bf16 on its way to shared memory, where it lies as a page does, and what a head lacks of whole steps of 16 dims is 0
+ * there. An operand of f32, and what keys receive, are left to plain.cu. */
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/plain.h"
 
-enum { WARPS = 4, THREADS = WARPS * WARP, ROWS = CUDA_TILE_ROWS };
+enum { WARPS = 4, THREADS = WARPS * WARP, ROWS = CUDA_TILE_ROWS / 2 };
 
 struct segments_job { struct cuda_segment_attention_args a; float scale_log2; };
 
@@ -27,14 +27,16 @@ template <int STEPS> KERNEL BOUNDS(THREADS, 2) segments_kernel(const segments_jo
 {
     constexpr uint32_t TILE = (STEPS + 3) / 4 * BAND_BYTES;
     const cuda_segment_attention_args &a = j.a;
-    const cuda_tile tile = a.tile[blockIdx.x];
+    const cuda_tile tile = a.tile[blockIdx.x / 2];
     const uint32_t begin = a.seg_start[tile.seq], n = a.seg_start[tile.seq + 1] - begin, h = blockIdx.y, D = a.D, l = threadIdx.x % WARP;
+    const uint32_t row0 = tile.row + blockIdx.x % 2 * ROWS;
+    if (row0 >= n) return;
     unsigned char *memory = shared_memory();                          /* K, V: TILE each */
     const uint32_t room = shared_address(memory);
     const float *q[2];
     uint16_t *out[2];
     UNROLL for (int i = 0; i < 2; i++) {
-        const uint32_t row = tile.row + threadIdx.x / WARP * 16 + l / 4 + i * 8;
+        const uint32_t row = row0 + threadIdx.x / WARP * 16 + l / 4 + i * 8;
         q[i] = row < n ? a.q + (uint64_t)(begin + row) * a.ld + h * D : NULL;
         out[i] = row < n ? (uint16_t *)a.out + ((uint64_t)(begin + row) * a.heads + h) * D : NULL;
     }
@@ -48,7 +50,7 @@ template <int STEPS> KERNEL BOUNDS(THREADS, 2) segments_kernel(const segments_jo
         attend_tile<STEPS, true>(r, room, room + TILE, key, key + PAGE > n, n, n, j.scale_log2);
         __syncthreads();
     }
-    attend_end(r, out[0], out[1], D);
+    attend_end(r.o, r.l, out[0], out[1], D);
 }
 
 status cuda_segment_attention(void *stream, const struct cuda_segment_attention_args *a, struct err *e)
@@ -58,6 +60,6 @@ status cuda_segment_attention(void *stream, const struct cuda_segment_attention_
     const int steps = a->D <= 64 ? 4 : a->D <= 80 ? 5 : 8;
     const auto kernel = steps == 4 ? segments_kernel<4> : steps == 5 ? segments_kernel<5> : segments_kernel<8>;
     const size_t memory = (steps == 4 ? 2 : 4) * (size_t)BAND_BYTES;
-    if (attend) TRY(launch("segment_attention", kernel, dim3(a->n_tiles, a->heads), THREADS, memory, stream, j, e));
+    if (attend) TRY(launch("segment_attention", kernel, dim3(2 * a->n_tiles, a->heads), THREADS, memory, stream, j, e));
     return attend && a->received == NULL ? OK : plain_segments(stream, a, !attend, e);
 }

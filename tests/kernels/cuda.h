@@ -6,6 +6,9 @@
 #include "kernels/cuda/kernels.h"
 #include "tests/kernels/twin.h"
 
+/* The GPU that launchers find in the simulation: 80, or 90 with the kernels for sm_90a. */
+extern unsigned simt_compute;
+
 /* Device memory: exactly these bytes, so that ASan sees the first one beyond. */
 TWIN void *cuda_copy(const void *host, size_t bytes)
 {

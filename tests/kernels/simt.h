@@ -9,7 +9,12 @@
  * before the wait that covers them or made over what is still read (half land at once, half at that wait), shared memory
  * read before it is written (it holds NaN), addresses outside shared memory, vectors that are not aligned, a missing barrier
  * in most runs (the order is random), and with ASan accesses outside global memory. What is not: the memory model between
- * real warps, bank conflicts, speed, what the assembler makes of it. */
+ * real warps, bank conflicts, speed, what the assembler makes of it.
+ *
+ * Of sm_90a (kernels/cuda/warpgroup.h): a product of a warpgroup reads its operands at once or as late as the wait that covers it,
+ * and its sums are NaN in between; operands are found by their descriptors as the PTX ISA decodes them. The tensor cores and bulk
+ * copies see shared memory of their own: what threads store for them is there after operands_published(). A bulk copy lands at once
+ * or when its barrier hears of it, which is late and in any order, and until then its place holds NaN. */
 #ifndef TESTS_KERNELS_SIMT_H
 #define TESTS_KERNELS_SIMT_H
 
@@ -40,8 +45,9 @@ extern struct simt_now {
 #define blockIdx  simt.blockIdx
 #define threadIdx simt.threadIdx
 
-enum simt_meeting { SIMT_SYNCWARP, SIMT_XOR, SIMT_FROM, SIMT_UP, SIMT_BALLOT, SIMT_LDMATRIX, SIMT_MMA, SIMT_BARRIER };
-#define SIMT_WORDS 6
+enum simt_meeting { SIMT_SYNCWARP, SIMT_XOR, SIMT_FROM, SIMT_UP, SIMT_BALLOT, SIMT_LDMATRIX, SIMT_MMA, SIMT_BARRIER, SIMT_PRODUCT,
+                    SIMT_PRODUCT_BEGIN, SIMT_PRODUCT_COMMIT, SIMT_PRODUCT_WAIT };
+#define SIMT_WORDS 9
 
 extern "C" {
 /* Ends the program with a sentence that names kernel, block and thread. */
@@ -59,6 +65,22 @@ unsigned char *simt_at(uint32_t shared_address, size_t bytes);
 void simt_copy_async(uint32_t to, const void *from, bool zero);
 void simt_copy_commit(void);
 void simt_copy_wait(unsigned but);
+
+/* What sm_90a has. simt_compute: the GPU that launchers find, 80 or 90. */
+extern unsigned simt_compute;
+void simt_barrier_init(uint32_t at, unsigned arrivals);
+void simt_barriers_published(void);
+void simt_barrier_arrive(uint32_t at, unsigned bytes);    /* bytes: what copies will bring before the phase ends */
+void simt_barrier_wait(uint32_t at, unsigned parity);
+void simt_bulk_copy(uint32_t to, const void *from, unsigned bytes, uint32_t barrier);
+void simt_operand_stored(uint32_t at);                    /* 16 bytes */
+void simt_operands_published(void);
+void simt_named_barrier(unsigned name, unsigned threads, bool waits);
+/* d [16 of the warp's rows, n] (+)= A [.., 16] B [16, n]. a NULL: A is where a_at says. */
+void simt_product(float *d, unsigned n, const uint32_t *a, uint64_t a_at, uint64_t b_at, bool b_n_major, bool sum);
+void simt_product_begin(void);
+void simt_product_commit(void);
+void simt_product_wait(unsigned but);
 }
 
 /* ---- device.h's primitives ------------------------------------------------------------------------------- */
@@ -172,6 +194,41 @@ DEVICE void mma_bf16(float *c, const uint32_t *a, uint32_t b0, uint32_t b1)
         }
         c[i] = sum;
     }
+}
+
+/* ---- warpgroup.h's primitives: sm_90a -------------------------------------------------------------------- */
+
+#define HAS_WARPGROUPS 1
+static inline bool warpgroups_here() { return simt_compute == 90; }
+
+DEVICE void barrier_init(uint32_t at, uint32_t arrivals) { simt_barrier_init(at, arrivals); }
+DEVICE void barriers_published() { simt_barriers_published(); }
+DEVICE void barrier_arrive(uint32_t at) { simt_barrier_arrive(at, 0); }
+DEVICE void barrier_expect(uint32_t at, uint32_t bytes) { simt_barrier_arrive(at, bytes); }
+DEVICE void barrier_wait(uint32_t at, uint32_t parity) { simt_barrier_wait(at, parity); }
+DEVICE void bulk_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier) { simt_bulk_copy(to, from, bytes, barrier); }
+DEVICE void store_operand(uint32_t to, const uint4 &v)
+{
+    if (to % 16 != 0) simt_die("a vector that is not aligned is written");
+    memcpy(simt_at(to, 16), &v, 16);
+    simt_operand_stored(to);
+}
+DEVICE void operands_published() { simt_operands_published(); }
+template <int name_0> DEVICE void named_sync(uint32_t i, uint32_t threads) { simt_named_barrier(name_0 + i, threads, true); }
+template <int name_0> DEVICE void named_arrive(uint32_t i, uint32_t threads) { simt_named_barrier(name_0 + i, threads, false); }
+template <int n> DEVICE void registers_fewer() { static_assert(n % 8 == 0 && n >= 24 && n <= 256, "setmaxnreg"); }
+template <int n> DEVICE void registers_more() { static_assert(n % 8 == 0 && n >= 24 && n <= 256, "setmaxnreg"); }
+DEVICE void product_begin() { simt_product_begin(); }
+DEVICE void product_commit() { simt_product_commit(); }
+template <int but> DEVICE void product_wait() { simt_product_wait(but); }
+template <int N> DEVICE void product_hold(float (&)[N][4]) {}
+template <int N> DEVICE void product(float (&d)[N][4], uint64_t a, uint64_t b, bool sum)
+{
+    simt_product(&d[0][0], N * 8, NULL, a, b, false, sum);
+}
+template <int N> DEVICE void product_n_major(float (&d)[N][4], const uint32_t (&a)[4], uint64_t b)
+{
+    simt_product(&d[0][0], N * 8, a, 0, b, true, true);
 }
 
 /* ---- launching ------------------------------------------------------------------------------------------- */

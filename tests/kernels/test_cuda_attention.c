@@ -98,9 +98,9 @@ static void check(const struct batch *b, const float *y, bool tensor, enum dtype
     free(want), free(prob);
 }
 
-static void test_prefill(void **state)
+static void check_prefill(unsigned compute)
 {
-    (void)state;
+    simt_compute = compute;
     twin_seed("prefill");
     static const struct { uint32_t n_keys[3], n_q[3], G, group, D; bool gaps; float loud; bool f32; } cases[] = {
         { { 1, 64, 0 }, { 1, 64, 0 }, 1, 1, 64, false, 4 },     { { 65, 17, 63 }, { 65, 1, 16 }, 2, 7, 128, false, 4 },
@@ -108,6 +108,7 @@ static void test_prefill(void **state)
         { { 90, 300, 64 }, { 5, 20, 30 }, 1, 4, 128, true, 1 }, { { 257, 2, 0 }, { 2, 2, 0 }, 2, 8, 64, false, 0 },
         { { 129, 31, 1 }, { 20, 31, 1 }, 2, 2, 128, true, 4, true }, { { 70, 33, 0 }, { 7, 33, 0 }, 1, 3, 24, false, 4 },
         { { 65, 64, 0 }, { 5, 2, 0 }, 1, 2, 256, true, 4, true }, { { 40, 0, 0 }, { 40, 0, 0 }, 1, 1, 2, false, 4, false },
+        { { 700, 600, 0 }, { 30, 1, 0 }, 1, 7, 128, true, 4 },  { { 129, 1100, 0 }, { 129, 3, 0 }, 1, 2, 64, false, 4 },
     };
     for (uint32_t v = 0; v < sizeof cases / sizeof cases[0]; v++) {
         const enum dtype out = v % 2 ? DT_BF16 : DT_F32;
@@ -124,6 +125,18 @@ static void test_prefill(void **state)
         free(y), free(alone);
         batch_free(&b), cuda_paged_free(&p);
     }
+}
+
+static void test_prefill(void **state)
+{
+    (void)state;
+    check_prefill(80);
+}
+static void test_prefill_hopper(void **state)
+{
+    (void)state;
+    check_prefill(90);
+    simt_compute = 80;
 }
 
 static void test_decode(void **state)
@@ -169,6 +182,7 @@ static void test_refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_prefill), cmocka_unit_test(test_decode), cmocka_unit_test(test_refused) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_prefill), cmocka_unit_test(test_prefill_hopper),
+                                        cmocka_unit_test(test_decode), cmocka_unit_test(test_refused) };
     return cmocka_run_group_tests_name("cuda attention", tests, NULL, NULL);
 }

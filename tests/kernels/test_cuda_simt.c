@@ -16,9 +16,10 @@ static enum seen run(int how)
     const pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
-        float *in = twin_random_floats(64), *out = twin_floats(64);
+        float *in = twin_random_floats(2048), *out = twin_floats(64);
         bool poisoned = false;
         if (freopen("/dev/null", "w", stderr) == NULL) _exit(3);
+        for (int i = 0; i < 2048; i++) in[i] = twin_round_bf16(in[i]);
         bad_launch(how, out, in, NULL);
         for (int i = 0; i < 64; i++) poisoned |= isnan(out[i]);
         _exit(poisoned ? 1 : 0);
@@ -30,16 +31,29 @@ static enum seen run(int how)
     return WEXITSTATUS(how_ended) ? UNWRITTEN : NOTHING;
 }
 
+static void check(int first, const enum seen *want, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (run(first + i) != want[i]) fail_msg("kernel %d of simt_bad.cu was not seen for what it is", first + i);
+}
+
 static void test_seen(void **state)
 {
     (void)state;
     static const enum seen want[] = { NOTHING, UNWRITTEN, UNWRITTEN, ENDED, ENDED, ENDED, ENDED, ENDED, ENDED, UNWRITTEN };
-    for (int how = 0; how < (int)(sizeof want / sizeof want[0]); how++)
-        if (run(how) != want[how]) fail_msg("kernel %d of simt_bad.cu was not seen for what it is", how);
+    check(0, want, sizeof want / sizeof want[0]);
+}
+
+static void test_seen_hopper(void **state)
+{
+    (void)state;
+    static const enum seen want[] = { NOTHING, ENDED,     ENDED, ENDED, UNWRITTEN, NOTHING, UNWRITTEN, ENDED,
+                                      ENDED,   ENDED, UNWRITTEN, ENDED, UNWRITTEN, ENDED,   ENDED,     ENDED };
+    check(100, want, sizeof want / sizeof want[0]);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_seen) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_seen), cmocka_unit_test(test_seen_hopper) };
     return cmocka_run_group_tests_name("cuda simt", tests, NULL, NULL);
 }

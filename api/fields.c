@@ -425,10 +425,11 @@ status api_fields_omnidrop(const struct api *a, const struct doc_at *root, struc
     TRY(read_policy(a, &o, &out->policy, e));
     TRY(doc_opt_bool(&o, "return_pruning", &out->return_pruning, e));
     TRY(doc_opt_string(&o, "detail", &detail, e));
-    out->tokens = strcmp(detail, "tokens") == 0;
+    out->reasons = strcmp(detail, "reasons") == 0;
+    out->tokens = out->reasons || strcmp(detail, "tokens") == 0;
     if (!out->tokens && strcmp(detail, "counts") != 0) {
         at = member(&o, "detail");
-        return doc_err_as(&at, "invalid_value", e, "is \"%.40s\", must be \"counts\" or \"tokens\"", detail);
+        return doc_err_as(&at, "invalid_value", e, "is \"%.40s\", must be \"counts\", \"tokens\" or \"reasons\"", detail);
     }
     if (a->o.strict_openai) out->return_pruning = false;
     return OK;

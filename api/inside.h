@@ -76,7 +76,8 @@ struct api_group {
 struct api_omnidrop {
     struct policy_params policy;
     bool return_pruning;
-    bool tokens;                   /* "detail": "tokens" */
+    bool tokens;                   /* "detail": "tokens" or "reasons" */
+    bool reasons;                  /* "detail": "reasons" */
 };
 
 struct api_job {

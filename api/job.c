@@ -194,6 +194,7 @@ static status submit(struct api_job *j, struct api_group *g, struct err *e)
     uint64_t id = 0;
     rq->o = j->o;
     rq->o.policy = &j->omnidrop.policy;
+    rq->o.want_why = j->omnidrop.return_pruning && j->omnidrop.reasons;
     rq->n_choices = j->n;
     rq->top_logprobs = j->top_logprobs;
     rq->priority = j->priority;

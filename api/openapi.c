@@ -70,7 +70,11 @@ static const struct { const char *name, *text; } SCHEMAS[] = {
                         ",'cached_layers':" COUNT ",'kv_bytes':" COUNT ",'kv_bytes_unpruned':" COUNT ",'encode_ms':" REAL
                         ",'prefill_ms':" REAL ",'tokens':" OBJECT("'chunks','seconds_per_chunk','audio','video','audio_in','video_in'",
                         "'chunks':" COUNT ",'seconds_per_chunk':" REAL ",'audio':" OF(COUNTS) ",'video':" OF(COUNTS)
-                        ",'audio_in':" COUNTS ",'video_in':" COUNTS)) },
+                        ",'audio_in':" COUNTS ",'video_in':" COUNTS)
+                        ",'dropped':" OBJECT("'token','kind','chunk','layer','why','score','rank'",
+                        "'token':" COUNTS ",'kind':" OF("{'enum':['audio','video','image']}") ",'chunk':" OF(INT)
+                        ",'layer':" OF(INT) ",'why':" OF("{'enum':['score','likeness','draw','place','merge','layer']}")
+                        ",'score':" OF("{'type':['number','null']}") ",'rank':" COUNTS)) },
     { "TokenLogprob", OBJECT("'token','logprob','bytes'", "'token':" STRING ",'logprob':" REAL ",'bytes':{'type':'array',"
                              "'items':{'type':'integer','minimum':0,'maximum':255}},'top_logprobs':" OF(REF("TokenLogprob"))) },
     { "ChatLogprobs", OBJECT("'content','refusal'", "'content':" OF(REF("TokenLogprob")) ",'refusal':" NIL) },
@@ -214,7 +218,7 @@ static json_t *param_schema(const struct prune_param *d)
 static json_t *omnidrop_schema(void)
 {
     json_t *names = json_array();
-    json_t *p = api_schema("{'return_pruning':" BOOL ",'detail':{'enum':['counts','tokens']}}");
+    json_t *p = api_schema("{'return_pruning':" BOOL ",'detail':{'enum':['counts','tokens','reasons']}}");
     for (const struct policy *const *q = prune_list(); *q; q++) {
         json_array_append_new(names, json_string((*q)->name));
         for (uint32_t i = 0; i < (*q)->n_param; i++) {

@@ -274,6 +274,26 @@ static json_t *token_detail(const struct api_job *j, const struct eng_result *r,
                      chunk_totals(p, TOKEN_VIDEO));
 }
 
+/* Why each token went: of entry i of every list, one token. */
+static json_t *reasons(const struct eng_result *r, const struct prompt *p)
+{
+    static const char *const kinds[] = { [TOKEN_TEXT] = "text", [TOKEN_AUDIO] = "audio", [TOKEN_VIDEO] = "video", [TOKEN_IMAGE] = "image" };
+    json_t *token = json_array(), *kind = json_array(), *chunk = json_array(), *layer = json_array(), *why = json_array(),
+           *score = json_array(), *rank = json_array();
+    for (uint32_t i = 0; i < r->n_why; i++) {
+        const struct prune_why *w = &r->why[i].why;
+        json_array_append_new(token, json_integer(w->index));
+        json_array_append_new(kind, json_string(kinds[p->kind[w->index]]));
+        json_array_append_new(chunk, json_integer(p->chunk[w->index]));
+        json_array_append_new(layer, json_integer(r->why[i].layer));
+        json_array_append_new(why, json_string(prune_cause_name(w->cause)));
+        json_array_append_new(score, isfinite(w->score) ? json_real(w->score) : json_null());
+        json_array_append_new(rank, json_integer(w->rank));
+    }
+    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "token", token, "kind", kind, "chunk", chunk, "layer", layer, "why", why,
+                     "score", score, "rank", rank);
+}
+
 /* All choices share the prefill, so the first one tells. */
 json_t *reply_statistics(const struct api_job *j, const struct service_summary *s)
 {
@@ -294,5 +314,6 @@ json_t *reply_statistics(const struct api_job *j, const struct service_summary *
                                         (json_int_t)s->kv_bytes_unpruned, "encode_ms", real(s->encode_s * 1e3), "prefill_ms",
                                         real(s->prefill_s * 1e3)));
     if (j->omnidrop.tokens && s->prompt && r->survivors) json_object_set_new(o, "tokens", token_detail(j, r, s->prompt));
+    if (j->omnidrop.reasons && s->prompt) json_object_set_new(o, "dropped", reasons(r, s->prompt));
     return o;
 }

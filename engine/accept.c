@@ -26,6 +26,8 @@ void choice_end(struct engine *en, struct eng_choice *c, enum eng_finish how, co
     res->alive = (const uint32_t(*)[4])r->alive;
     res->pages = r->pages;
     res->survivors = (const uint32_t *const *)r->survivors;
+    res->why = r->why;
+    res->n_why = (uint32_t)r->n_why;
     memcpy(res->n_av, r->n_av, sizeof res->n_av);
     res->mean_retention = r->mean_retention;
     res->media_s = r->media_s;

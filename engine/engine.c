@@ -176,6 +176,7 @@ static status open_model(struct engine *en, const struct engine_options *o, stru
     TRY(pick_dtype(o->dtype, ck, &en->info.compute, e));
     en->config = ck->config;
     if (leads) TRY(model_defaults_load(en->info.model_dir, en->config.text.layers, &en->defaults, e));
+    if (leads) TRY(selector_load(ck, &en->selector, e));
     struct decoder_shape shape = decoder_shape_of(&en->config);
     shape.tied = ck->tied;
     struct decoder_checkpoint source = { .ck = ck };
@@ -436,6 +437,7 @@ void engine_close(struct engine **pen)
     }
     tokenizer_free(&en->tok);
     model_defaults_free(&en->defaults);
+    selector_free(&en->selector);
     free(en->allowed);
     free(en->rank);
     free(en);
@@ -450,6 +452,15 @@ const struct model_defaults *engine_defaults(const struct engine *en) { return &
 uint32_t engine_pages_free(const struct engine *en) { return kv_n_free(en->pool) - kv_n_reserved(en->pool); }
 void engine_interrupt(struct engine *en) { en->interrupted = 1; }
 
+status engine_serves(const struct engine *en, const struct policy_params *p, const struct policy_plan *plan, struct err *e)
+{
+    if (!(plan->needs & PRUNE_NEEDS_WEIGHTS)) return prune_served(p, plan, SERVED_NEEDS, e);
+    if (en->selector.n_tensors == 0)
+        return err_set(e, E_ARG, "policy %s: %s; omnisift-lite needs none", prune_params_name(p),
+                       en->selector.flaw[0] ? en->selector.flaw : "this model is in no file and has no trained selector");
+    return prune_served(p, plan, SERVED_NEEDS | PRUNE_NEEDS_WEIGHTS, e);
+}
+
 status engine_pages_of(const struct engine *en, const struct policy_params *p, const struct prune_shape *s, uint32_t n_text,
                        uint32_t n_new, uint64_t *out, struct err *e)
 {
@@ -457,7 +468,7 @@ status engine_pages_of(const struct engine *en, const struct policy_params *p, c
     struct policy_plan plan;
     uint32_t *bound;
     TRY(prune_plan_shape(p, s, &plan, e));
-    status st = prune_served(p, &plan, SERVED_NEEDS, e);
+    status st = engine_serves(en, p, &plan, e);
     if (st == OK) st = mem_alloc(&bound, L, sizeof *bound, e);
     if (st == OK) {
         for (uint32_t l = 0; l < L; l++) bound[l] = prune_plan_rows(&plan, l) + n_text;

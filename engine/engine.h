@@ -122,6 +122,7 @@ struct eng_request_options {
     double fps;                    /* 0: 2.0                                                                     */
     uint64_t min_pixels, max_pixels;   /* 0: the checkpoint's, else the published ones                           */
     const struct policy_params *policy;    /* NULL: none                                                         */
+    bool want_why;                 /* keep why each token went: eng_result.why                                   */
     uint32_t max_tokens;           /* of the answer; 0: as many as fit                                           */
     struct sample_params sample;
     const char *const *stop;       /* stop strings, not part of the text                                         */
@@ -183,6 +184,10 @@ status eng_run(struct engine *en, struct eng_request **reqs, uint32_t n, struct 
 /* Ask a running eng_run to end after the current step; safe from a signal handler. All its requests: cancelled. */
 void engine_interrupt(struct engine *en);
 
+/* Why a token of the prompt went, and where: before the decoder, or by the choice made in a layer, in or after which it is gone. */
+#define ENG_BEFORE_LAYERS (-1)
+struct eng_why { int32_t layer; struct prune_why why; };
+
 enum eng_finish { ENG_UNFINISHED, ENG_STOP, ENG_LENGTH, ENG_CANCELLED, ENG_FAILED };
 
 struct eng_result {
@@ -199,6 +204,8 @@ struct eng_result {
     uint32_t n_layers;
     const uint32_t (*alive)[4];    /* [L + 1][enum token_kind] (text: index 0) */
     const uint32_t *pages;         /* [L] pages of layer l after prefill */
+    const struct eng_why *why;     /* [n_why] with want_why: of every dropped token, in order of layers, then of the prompt */
+    uint32_t n_why;
     const uint32_t *const *survivors;   /* [L + 1] prompt indices of AV tokens, ascending; n = sum of alive[l][1..3] */
     uint32_t n_av[4];              /* before step 0, by kind */
     double mean_retention;         /* (1/L) sum n_l / n_orig */

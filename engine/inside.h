@@ -15,6 +15,7 @@
 
 #include "engine/engine.h"
 #include "engine/media_cache.h"
+#include "engine/selector.h"
 #include "kvcache/block_table.h"
 #include "kvcache/pool.h"
 #include "kvcache/prefix.h"
@@ -27,7 +28,8 @@
 
 struct service_loader;
 
-/* What of a policy's needs (enum prune_needs) this engine computes; a policy that needs more is refused before any work. */
+/* What of a policy's needs (enum prune_needs) this engine computes; a policy that needs more is refused before any work.
+ * PRUNE_NEEDS_WEIGHTS besides, where the checkpoint has them: engine_serves. */
 #define SERVED_NEEDS (PRUNE_NEEDS_AUDIO_SALIENCY | PRUNE_NEEDS_VISION_SALIENCY | PRUNE_NEEDS_EMBEDDINGS | \
                       PRUNE_NEEDS_ROW_SCORES | PRUNE_NEEDS_GO | PRUNE_NEEDS_BACK | PRUNE_NEEDS_TEXT_EMBEDDINGS | \
                       PRUNE_NEEDS_MERGES | PRUNE_NEEDS_PAGERANK | PRUNE_NEEDS_AUDIO_GLOBAL | PRUNE_NEEDS_VISION_BLOCKS | \
@@ -40,6 +42,7 @@ struct engine {
     const struct ops *ops;
     struct model_config config;
     struct model_defaults defaults;
+    struct selector selector;      /* the leader's */
     struct tokenizer *tok;
     struct decoder *dec;           /* this rank's */
     struct team *team;             /* around it: the decoder of all ranks */
@@ -145,6 +148,8 @@ struct eng_request {
     uint32_t (*alive)[4];          /* [L + 1] */
     uint32_t *pages;               /* [L] */
     uint32_t **survivors;          /* [L + 1], each owned */
+    struct eng_why *why;           /* [n_why] where wanted */
+    size_t n_why, why_cap;
 };
 
 /* engine.c: an engine around a decoder that is in no file (measurements). The tokenizer and the special ids are those of
@@ -152,6 +157,9 @@ struct eng_request {
  * no towers: requests bring their embeddings (struct eng_given). */
 status engine_open_source(const struct engine_options *o, const struct decoder_shape *shape,
                           const struct decoder_source *src, enum dtype compute, struct engine **out, struct err *e);
+
+/* Does this engine compute what the plan of p needs? E_ARG says what is lacking. */
+status engine_serves(const struct engine *en, const struct policy_params *p, const struct policy_plan *plan, struct err *e);
 
 /* ---- request.c -------------------------------------------------------------------------------------------- */
 

@@ -299,6 +299,18 @@ static void forget_march(struct engine *en, struct eng_request *r)
         memset(r->alive[l], 0, sizeof r->alive[l]);
     }
     memset(r->n_av, 0, sizeof r->n_av);
+    r->n_why = 0;
+}
+
+/* Why the tokens that m's selection drops go, where that is asked for. */
+static status note_why(struct member *m, int32_t layer, struct err *e)
+{
+    struct eng_request *r = m->r;
+    const struct prune_selection *sel = &m->sel;
+    if (!sel->want_why || sel->n_why == 0) return OK;
+    TRY(mem_grow(&r->why, &r->why_cap, r->n_why + sel->n_why, sizeof *r->why, e));
+    for (uint32_t i = 0; i < sel->n_why; i++) r->why[r->n_why++] = (struct eng_why){ layer, sel->why[i] };
+    return OK;
 }
 
 /* Embeddings that become sums of others, into m->merged: a run of those of one tower at a time. The towers' own stay as they
@@ -352,8 +364,11 @@ static status choose_entry(struct engine *en, struct member *m, struct err *e)
         .audio_saliency = r->audio_saliency, .vision_saliency = r->vision_saliency,
         .n_blocks = r->vision_blocks ? vision_tower_blocks(en->vision) : 0, .vision_blocks = r->vision_blocks,
         .d_key = r->vision_keys ? vision_tower_hidden(en->vision) : 0, .vision_keys = r->vision_keys,
-        .n_text = text ? r->prompt.n_user_text : 0, .text = text ? text->x : NULL };
+        .n_text = text ? r->prompt.n_user_text : 0, .text = text ? text->x : NULL,
+        .n_tensors = en->selector.n_tensors, .tensor = en->selector.tensor };
+    m->sel.want_why = r->o.want_why;
     if (st == OK) st = prune_embed(m->policy, &view, &m->sel, e);
+    if (st == OK) st = note_why(m, ENG_BEFORE_LAYERS, e);
     team_rows_close(en->team, &text);
     return st == OK ? merge_embeds(en, m, e) : st;
 }
@@ -739,6 +754,7 @@ static status select_at(struct engine *en, struct march *g, uint32_t s, double *
     if (t && t->alive) t->alive(t->self, g->l, m->av, m->n_av, score);
     const struct prune_layer_view view = { .st = en->st, .n_alive = m->n_av, .alive = m->av, .score = score };
     TRY(prune_layer(m->policy, g->l, &view, &m->sel, e));
+    TRY(note_why(m, (int32_t)g->l, e));
     g->dropped = g->dropped || m->sel.n_keep != m->n_av;
     apply_keep(m);
     tighten(en, m->r, go && !scored ? g->l : g->l + 1, m->n_av);

@@ -502,7 +502,7 @@ static status make_plan(struct engine *en, struct eng_request *r, struct err *e)
     const uint32_t L = decoder_shape(en->dec)->L;
     r->policy = r->o.policy ? *r->o.policy : prune_params_none();
     TRY(prune_plan(&r->policy, &r->prompt, L, &r->plan, e));
-    if (prune_served(&r->policy, &r->plan, SERVED_NEEDS, e) != OK) return err_tag(e, "invalid_value", "omnidrop.policy");
+    if (engine_serves(en, &r->policy, &r->plan, e) != OK) return err_tag(e, "invalid_value", "omnidrop.policy");
     if (r->plan.needs & PRUNE_NEEDS_ROW_SCORES && r->prompt.n_av &&
         prompt_query(&r->prompt, r->plan.query, NULL) == 0)
         return err_set(e, E_ARG, "policy %s asks the text which media tokens matter, and no text comes after the media: "
@@ -735,6 +735,7 @@ void eng_request_destroy(struct engine *en, struct eng_request **pr)
     }
     free(r->choice);
     free(r->survivors);
+    free(r->why);
     free(r->alive);
     free(r->pages);
     free(r->bound);

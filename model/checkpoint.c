@@ -147,6 +147,17 @@ static bool is_skipped(const char *name)
     return begins(name, "talker.") || begins(name, "token2wav.");
 }
 
+/* A name without the thinker's prefix. */
+static const char *own_name(const struct checkpoint *ck, const char *name)
+{
+    return ck->has_prefix && begins(name, "thinker.") ? name + strlen("thinker.") : name;
+}
+
+static bool is_selector(const struct checkpoint *ck, const char *name)
+{
+    return (!ck->has_prefix || begins(name, "thinker.")) && begins(own_name(ck, name), "compressor.");
+}
+
 static const struct tensor_info *find(const struct checkpoint *ck, const char *name)
 {
     char full[NAME_MAX_BYTES + 16];
@@ -198,6 +209,10 @@ static status check_rest(struct checkpoint *ck, const bool *used, struct err *e)
     for (size_t i = 0; i < tensor_files_count(ck->files); i++) {
         const struct tensor_info *t = tensor_files_at(ck->files, i);
         if (used[i]) continue;
+        if (is_selector(ck, t->name)) {
+            ck->n_selector++;
+            continue;
+        }
         if (!is_skipped(t->name))
             return err_set(e, E_MODEL,
                            "%s: tensor %s is unknown: the model of config.json has none of this name",
@@ -263,4 +278,18 @@ const struct tensor_info *checkpoint_tensor(const struct checkpoint *ck, const c
     if (t == NULL) fprintf(stderr, "omnidrop: no tensor %s was asked for at load\n", name);
     assert(t != NULL);
     return t;
+}
+
+const char *checkpoint_selector_name(const struct checkpoint *ck, uint32_t i)
+{
+    for (size_t k = 0; k < tensor_files_count(ck->files); k++) {
+        const char *name = tensor_files_at(ck->files, k)->name;
+        if (is_selector(ck, name) && i-- == 0) return own_name(ck, name);
+    }
+    return NULL;
+}
+
+const struct tensor_info *checkpoint_selector(const struct checkpoint *ck, const char *name)
+{
+    return begins(name, "compressor.") ? find(ck, name) : NULL;
 }

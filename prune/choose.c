@@ -97,11 +97,21 @@ static int by_score(const void *pa, const void *pb)
     return (a->i > b->i) - (a->i < b->i);
 }
 
-/* Notes why those not in kept[0..m) go; index[i] is token i's prompt index. */
+/* ---- reasons ---------------------------------------------------------------------------------------------- */
+
+status why_one(struct prune_selection *s, uint32_t index, float score, uint32_t rank, enum prune_cause cause, struct err *e)
+{
+    if (!s->want_why) return OK;
+    TRY(mem_grow(&s->why, &s->why_cap, (size_t)s->n_why + 1, sizeof *s->why, e));
+    s->why[s->n_why++] = (struct prune_why){ index, score, rank, cause };
+    return OK;
+}
+
 static status note_why(struct prune_selection *s, const uint32_t *index, const float *score, uint32_t n,
-                       const uint32_t *kept, uint32_t m, struct err *e)
+                       const uint32_t *kept, uint32_t m, enum prune_cause cause, struct err *e)
 {
     struct ranked *all;
+    if (!s->want_why || m == n) return OK;
     TRY(mem_alloc(&all, 2 * (size_t)n, sizeof *all, e));
     for (uint32_t i = 0; i < n; i++) all[i] = (struct ranked){ isnan(score[i]) ? -INFINITY : score[i], i };
     qsort(all, n, sizeof *all, by_score);
@@ -111,16 +121,28 @@ static status note_why(struct prune_selection *s, const uint32_t *index, const f
         if (k < m && kept[k] == i)
             k++;
         else
-            s->why[s->n_why++] = (struct prune_why){ index[i], score[i], all[n + i].i };
+            s->why[s->n_why++] = (struct prune_why){ index[i], score[i], all[n + i].i, cause };
     }
     free(all);
     return st;
+}
+
+status why_scored(struct prune_selection *s, const uint32_t *index, const float *score, uint32_t n, const uint32_t *kept,
+                  uint32_t m, struct err *e)
+{
+    return note_why(s, index, score, n, kept, m, PRUNE_BY_SCORE, e);
 }
 
 static int by_index(const void *pa, const void *pb)
 {
     const struct prune_why *a = pa, *b = pb;
     return (a->index > b->index) - (a->index < b->index);
+}
+
+static int by_number(const void *pa, const void *pb)
+{
+    const uint32_t a = *(const uint32_t *)pa, b = *(const uint32_t *)pb;
+    return (a > b) - (a < b);
 }
 
 /* In order, without those that stayed after all. */
@@ -136,6 +158,33 @@ static void tidy_why(struct prune_selection *s)
     }
     s->n_why = n;
 }
+
+status why_end(struct prune_selection *s, const uint32_t *before, uint32_t n, struct err *e)
+{
+    if (!s->want_why) return OK;
+    tidy_why(s);
+    const uint32_t had = s->n_why;
+    uint32_t *src = NULL, n_src = s->merges.n ? s->merges.start[s->merges.n] : 0;
+    if (had + s->n_keep == n) return OK;
+    TRY(mem_alloc(&src, (size_t)n_src + 1, sizeof *src, e));
+    for (uint32_t i = 0; i < n_src; i++) src[i] = s->merges.src[i];
+    if (n_src) qsort(src, n_src, sizeof *src, by_number);
+    status st = OK;
+    for (uint32_t i = 0, k = 0, w = 0; i < n && st == OK; i++) {
+        while (k < s->n_keep && s->keep[k] < before[i]) k++;
+        while (w < had && s->why[w].index < before[i]) w++;
+        if ((k < s->n_keep && s->keep[k] == before[i]) || (w < had && s->why[w].index == before[i])) continue;
+        const enum prune_cause cause = n_src && bsearch(&before[i], src, n_src, sizeof *src, by_number) ? PRUNE_BY_MERGE
+                                       : s->n_keep == 0                                                  ? PRUNE_BY_LAYER
+                                                                                                         : PRUNE_BY_PLACE;
+        st = why_one(s, before[i], NAN, k, cause, e);
+    }
+    free(src);
+    tidy_why(s);
+    return st;
+}
+
+/* ---- the best, chosen ------------------------------------------------------------------------------------- */
 
 /* The m highest of score[0..n), ascending, to kept, which has room for n. */
 static status best_of(struct policy_run *r, struct stream *st, const float *score, uint32_t n, uint32_t m,
@@ -201,7 +250,6 @@ status choose_end(struct choice *c, status st, struct err *e)
         c->out->n_keep = 0;
         for (uint32_t i = 0; i < p->n_av; i++)
             if (c->keep[i]) c->out->keep[c->out->n_keep++] = p->av[i];
-        tidy_why(c->out);
     }
     av_groups_free(&c->g);
     free(c->keep);
@@ -221,16 +269,60 @@ status choose_pick(struct choice *c, uint32_t n, uint32_t m, struct err *e)
     return best_of(c->r, c->v->st, c->score, n, m, c->kept, e);
 }
 
+/* note_why of n tokens at `place`. */
+static status why_places(struct choice *c, const uint32_t *place, const float *score, uint32_t n, const uint32_t *kept, uint32_t m,
+                         enum prune_cause cause, struct err *e)
+{
+    uint32_t *index;
+    if (!c->out->want_why || m == n) return OK;
+    TRY(mem_alloc(&index, n, sizeof *index, e));
+    for (uint32_t i = 0; i < n; i++) index[i] = c->r->prompt->av[place[i]];
+    const status st = note_why(c->out, index, score, n, kept, m, cause, e);
+    free(index);
+    return st;
+}
+
 status choose_best(struct choice *c, const uint32_t *place, uint32_t n, uint32_t m, struct err *e)
 {
     TRY(choose_pick(c, n, m, e));
     for (uint32_t i = 0; i < m; i++) c->keep[place[c->kept[i]]] = 1;
-    if (!c->out->want_why || m == n) return OK;
-    uint32_t *index;
-    TRY(mem_alloc(&index, n, sizeof *index, e));
-    for (uint32_t i = 0; i < n; i++) index[i] = c->r->prompt->av[place[i]];
-    const status st = note_why(c->out, index, c->score, n, c->kept, m, e);
-    free(index);
+    return why_places(c, place, c->score, n, c->kept, m, PRUNE_BY_SCORE, e);
+}
+
+status choose_why_far(struct choice *c, const struct row_groups *g, const uint32_t *place, const float *weight,
+                      const uint32_t *n_pick, const uint32_t *pick, struct err *e)
+{
+    const uint32_t n = g->start[g->n_groups];
+    uint32_t *list, n_y = 0;
+    float *near = NULL;
+    if (!c->out->want_why) return OK;
+    TRY(mem_alloc(&list, 3 * (size_t)n + g->n_groups + 1, sizeof *list, e));
+    uint32_t *kept = list, *row = kept + n, *which = row + n, *start = which + n;
+    status st = mem_alloc(&near, n, sizeof *near, e);
+    for (uint32_t k = 0; st == OK && k < g->n_groups; k++) {
+        start[k] = n_y;
+        for (uint32_t i = 0; i < n_pick[k]; i++, n_y++) kept[n_y] = pick[n_y];
+        if (n_pick[k]) qsort(kept + start[k], n_pick[k], sizeof *kept, by_number);
+        for (uint32_t i = start[k]; i < n_y; i++) row[i] = g->row[kept[i]];
+    }
+    start[g->n_groups] = n_y;
+    if (st == OK)
+        st = c->ops->nearest(c->v->st,
+                             &(struct nearest_args){ .x = *g,
+                                                     .y = { g->x, g->d, g->n_groups, start, row },
+                                                     .best = near,
+                                                     .which = which,
+                                                     .scratch = c->pair },
+                             e);
+    for (uint32_t i = 0; st == OK && i < n; i++) near[i] = (weight ? weight[i] : 1) * (1 - near[i]);
+    for (uint32_t i = 0; st == OK && i < n_y; i++) near[kept[i]] = INFINITY; /* before all others of its group */
+    for (uint32_t k = 0; st == OK && k < g->n_groups; k++) {
+        const uint32_t from = g->start[k];
+        for (uint32_t i = start[k]; i < start[k + 1]; i++) kept[i] -= from;
+        st = why_places(c, place + from, near + from, g->start[k + 1] - from, kept + start[k], n_pick[k], PRUNE_BY_LIKENESS, e);
+    }
+    free(near);
+    free(list);
     return st;
 }
 
@@ -499,7 +591,7 @@ static status keep_among(struct policy_run *r, const struct prune_layer_view *v,
     if (out->want_why && k < n) {
         uint32_t *index = kept + n;
         for (uint32_t i = 0; i < n; i++) index[i] = v->alive[r->index[i]];
-        TRY(note_why(out, index, own, n, kept, k, e));
+        TRY(why_scored(out, index, own, n, kept, k, e));
     }
     out->n_keep = 0;
     for (uint32_t i = 0, j = 0, m = 0; i < v->n_alive; i++) {
@@ -508,7 +600,6 @@ static status keep_among(struct policy_run *r, const struct prune_layer_view *v,
         j += asked;
         m += best;
     }
-    tidy_why(out);
     return OK;
 }
 
@@ -531,8 +622,7 @@ status layer_best(struct policy_run *r, const struct prune_layer_view *v, const 
 status layer_why(const struct prune_layer_view *v, const uint32_t *kept, uint32_t m,
                  struct prune_selection *out, struct err *e)
 {
-    if (!out->want_why || m == v->n_alive) return OK;
-    return note_why(out, v->alive, v->score, v->n_alive, kept, m, e);
+    return why_scored(out, v->alive, v->score, v->n_alive, kept, m, e);
 }
 
 void layer_places(const struct policy_run *r, const struct prune_layer_view *v, uint32_t *place)

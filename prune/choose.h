@@ -80,6 +80,11 @@ status choose_audio(struct choice *c, uint32_t item, const struct choose_anchors
 status choose_merge_into(struct choice *c, uint32_t dst, float c0, struct err *e);
 status choose_merge_from(struct choice *c, uint32_t src, float w, struct err *e);
 
+/* After ops->farthest over groups of rows x (start, row; what the groups' n_pick rows are is in pick), where reasons are wanted: those
+ * of the rows that were not picked. place[i]: of row i of the lists; weight [rows] or NULL. */
+status choose_why_far(struct choice *c, const struct row_groups *g, const uint32_t *place, const float *weight,
+                      const uint32_t *n_pick, const uint32_t *pick, struct err *e);
+
 /* ---- a choice at a layer ---------------------------------------------------------------------------------- */
 
 enum { KINDS_AV, KINDS_VISION, KINDS_AUDIO };
@@ -94,6 +99,17 @@ status layer_best(struct policy_run *r, const struct prune_layer_view *v, const 
 status layer_why(const struct prune_layer_view *v, const uint32_t *kept, uint32_t m, struct prune_selection *out, struct err *e);
 /* The place of every token alive. */
 void layer_places(const struct policy_run *r, const struct prune_layer_view *v, uint32_t *place);
+
+/* ---- reasons ---------------------------------------------------------------------------------------------- */
+
+/* All of these do nothing where none are wanted. One more; those not in kept[0..m) of n that were compared by score, index[i] being
+ * token i's prompt index. */
+status why_one(struct prune_selection *s, uint32_t index, float score, uint32_t rank, enum prune_cause cause, struct err *e);
+status why_scored(struct prune_selection *s, const uint32_t *index, const float *score, uint32_t n, const uint32_t *kept,
+                  uint32_t m, struct err *e);
+/* In order, without those that stayed after all, and of several of one token the first; who has none gets the one that the selection
+ * as a whole tells: taken in, all gone, place. before [n]: who was alive, ascending. */
+status why_end(struct prune_selection *s, const uint32_t *before, uint32_t n, struct err *e);
 
 /* ---- counts ----------------------------------------------------------------------------------------------- */
 

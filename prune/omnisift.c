@@ -7,6 +7,7 @@
 
 #include "base/mem.h"
 #include "prune/choose.h"
+#include "prune/omnisift.h"
 #include "prune/policies.h"
 
 enum { RHO_V, RHO_A };
@@ -77,87 +78,169 @@ static status film(struct choice *c, struct err *e)
 
 /* ---- the trained selector --------------------------------------------------------------------------------- */
 
-#define HEADS 8
+enum size { ONE, D, WIDTH, WIDTH_3, HIDDEN };
+static const struct {
+    const char *name;
+    enum size rows, columns; /* columns ONE: a vector */
+} LAYOUT[OMNISIFT_TENSORS] = {
+    { "v_proj.weight", WIDTH, D },
+    { "v_proj.bias", WIDTH, ONE },
+    { "a_proj.weight", WIDTH, D },
+    { "a_proj.bias", WIDTH, ONE },
+    { "v_norm.weight", WIDTH, ONE },
+    { "v_norm.bias", WIDTH, ONE },
+    { "a_norm.weight", WIDTH, ONE },
+    { "a_norm.bias", WIDTH, ONE },
+    { "post_attn_norm.weight", WIDTH, ONE },
+    { "post_attn_norm.bias", WIDTH, ONE },
+    { "cross_attn.in_proj_weight", WIDTH_3, WIDTH },
+    { "cross_attn.in_proj_bias", WIDTH_3, ONE },
+    { "cross_attn.out_proj.weight", WIDTH, WIDTH },
+    { "cross_attn.out_proj.bias", WIDTH, ONE },
+    { "score_head.0.weight", HIDDEN, WIDTH },
+    { "score_head.0.bias", HIDDEN, ONE },
+    { "score_head.2.weight", ONE, HIDDEN },
+    { "score_head.2.bias", ONE, ONE },
+};
 
-enum { V_PROJ, A_PROJ, IN_Q, IN_K, IN_V, OUT_PROJ, HEAD_0, HEAD_2, N_WEIGHTS };
+const char *omnisift_name(uint32_t i)
+{
+    return LAYOUT[i].name;
+}
+
+uint32_t omnisift_shape(uint32_t i, const struct omnisift_sizes *s, uint64_t shape[2])
+{
+    const uint64_t of[] = { [ONE] = 1, [D] = s->d, [WIDTH] = s->width, [WIDTH_3] = 3 * s->width, [HIDDEN] = s->hidden };
+    shape[0] = of[LAYOUT[i].rows];
+    shape[1] = of[LAYOUT[i].columns];
+    return strstr(LAYOUT[i].name, "weight") && strstr(LAYOUT[i].name, "norm") == NULL ? 2 : 1;
+}
+
+status omnisift_check(const struct omnisift_sizes *s, struct err *e)
+{
+    /* pairs of floats fill the heads of a page of K, and columns of eight a gated product */
+    if (s->width == 0 || s->width % (2 * OMNISIFT_HEADS) || s->width > 65536 || s->hidden == 0 || s->hidden % 8 ||
+        s->hidden > 65536)
+        return err_set(e, E_ARG,
+                       "omnisift: a selector of width %llu and %llu: the engine takes widths of multiples of %d, and of 8",
+                       (unsigned long long)s->width, (unsigned long long)s->hidden, 2 * OMNISIFT_HEADS);
+    return OK;
+}
+
+enum { V_PROJ, A_PROJ, IN_Q, IN_KV, OUT_PROJ, HEAD_0, HEAD_2, AS_IT_IS, N_WEIGHTS };
 enum { V_NORM, A_NORM, POST_NORM, N_NORMS };
 
+/* One operand and one matrix of each kind serve chunk after chunk; all on the device. */
 struct selector {
     struct choice *c;
     uint32_t width, hidden, d;
     struct weight *weight[N_WEIGHTS];
-    const float *scale[N_NORMS], *shift[N_NORMS];
-    uint32_t rows;   /* most of a chunk, of audio or of kept film */
-    float *in, *out; /* device: [rows, max(d, width, hidden)] */
-    void *operand;
-    float *a, *v, *q, *k, *val, *o, *h; /* host [rows, width or hidden] */
+    float *norm[N_NORMS];     /* [2 width]: scale, shift */
+    uint32_t rows;            /* most of a chunk, of audio or of kept film */
+    float *x, *a, *kv;        /* [rows, the widest], [rows, width], [rows, 2 width] */
+    void *operand[2], *scratch;
+    struct kv_shape pages;
+    uint32_t *page, *visible; /* host: [pages of rows], [rows] */
 };
 
-/* *n: 0 takes the tensor's own length. */
-static status tensor(const struct prune_embed_view *v, const char *name, size_t *n, const float **out,
-                     struct err *e)
+/* Tensor `name` of n numbers. */
+static status tensor(const struct prune_embed_view *v, const char *name, uint64_t n, const float **out, struct err *e)
 {
     for (uint32_t i = 0; i < v->n_tensors; i++) {
         if (strcmp(v->tensor[i].name, name) != 0) continue;
-        if (*n && v->tensor[i].n != *n)
-            return err_set(e, E_ARG, "omnisift: tensor %s has %zu numbers, expected %zu", name,
-                           v->tensor[i].n, *n);
-        *n = v->tensor[i].n;
+        if (n && v->tensor[i].n != n)
+            return err_set(e, E_ARG, "omnisift: tensor %s has %zu numbers, expected %llu", name, v->tensor[i].n,
+                           (unsigned long long)n);
         *out = v->tensor[i].data;
         return OK;
     }
     return err_set(
         e, E_ARG,
-        "omnisift: this checkpoint lacks the tensor %s of the trained selector; omnisift-lite needs none",
-        name);
+        "omnisift: this checkpoint lacks the tensor %s of the trained selector; omnisift-lite needs none", name);
 }
 
-static status make_weight(struct selector *s, int which, const char *name, const char *bias_name,
-                          size_t offset, uint32_t n, uint32_t k, uint32_t parts, struct err *e)
+/* How many numbers tensor `name` has, a vector as long as one side of its matrix. */
+static status length(const struct prune_embed_view *v, const char *name, uint64_t *n, struct err *e)
+{
+    const float *ignored;
+    TRY(tensor(v, name, 0, &ignored, e));
+    for (uint32_t i = 0; i < v->n_tensors; i++)
+        if (strcmp(v->tensor[i].name, name) == 0) *n = v->tensor[i].n;
+    return OK;
+}
+
+/* Rows [first, first + n) of a matrix of `all` rows and k columns, with their bias. */
+static status make_weight(struct selector *s, int which, const char *name, const char *bias_name, uint32_t all,
+                          uint32_t first, uint32_t n, uint32_t k, struct err *e)
 {
     const float *w, *b;
-    size_t all = (size_t)parts * n * k, all_b = (size_t)parts * n;
-    TRY(tensor(s->c->v, name, &all, &w, e));
-    TRY(tensor(s->c->v, bias_name, &all_b, &b, e));
-    return s->c->ops->weight_create(s->c->v->st,
-                                    &(struct weight_args){ .form = WEIGHT_PLAIN,
-                                                           .compute = DT_F32,
-                                                           .k = k,
-                                                           .n_parts = 1,
-                                                           .part = { { .data = w + offset * n * k,
-                                                                       .dtype = DT_F32,
-                                                                       .n = n,
-                                                                       .bias = b + offset * n,
-                                                                       .bias_dtype = DT_F32 } } },
-                                    &s->weight[which], e);
+    TRY(tensor(s->c->v, name, (uint64_t)all * k, &w, e));
+    TRY(tensor(s->c->v, bias_name, all, &b, e));
+    const struct weight_args a = { .form = WEIGHT_PLAIN, .compute = DT_F32, .k = k, .n_parts = 1,
+                                   .part = { { .data = w + (size_t)first * k, .dtype = DT_F32, .n = n,
+                                               .bias = b + first, .bias_dtype = DT_F32 } } };
+    return s->c->ops->weight_create(s->c->v->st, &a, &s->weight[which], e);
+}
+
+/* SiLU is a gated product whose other side is 1. */
+static status make_silu(struct selector *s, struct err *e)
+{
+    const float *w, *b;
+    float *rest;
+    TRY(tensor(s->c->v, "score_head.0.weight", (uint64_t)s->hidden * s->width, &w, e));
+    TRY(tensor(s->c->v, "score_head.0.bias", s->hidden, &b, e));
+    TRY(mem_alloc(&rest, ((size_t)s->width + 1) * s->hidden, sizeof *rest, e));
+    float *one = rest + (size_t)s->width * s->hidden;
+    for (uint32_t i = 0; i < s->hidden; i++) one[i] = 1;
+    const struct weight_args a = {
+        .form = WEIGHT_SWIGLU, .compute = DT_F32, .k = s->width, .n_parts = 2,
+        .part = { { .data = w, .dtype = DT_F32, .n = s->hidden, .bias = b, .bias_dtype = DT_F32 },
+                  { .data = rest, .dtype = DT_F32, .n = s->hidden, .bias = one, .bias_dtype = DT_F32 } }
+    };
+    const status st = s->c->ops->weight_create(s->c->v->st, &a, &s->weight[HEAD_0], e);
+    free(rest);
+    return st;
+}
+
+/* The product with 1 turns an operand back into rows. */
+static status make_identity(struct selector *s, struct err *e)
+{
+    float *one;
+    TRY(mem_alloc(&one, (size_t)s->width * s->width, sizeof *one, e));
+    for (uint32_t i = 0; i < s->width; i++) one[(size_t)i * s->width + i] = 1;
+    const struct weight_args a = { .form = WEIGHT_PLAIN, .compute = DT_F32, .k = s->width, .n_parts = 1,
+                                   .part = { { .data = one, .dtype = DT_F32, .n = s->width } } };
+    const status st = s->c->ops->weight_create(s->c->v->st, &a, &s->weight[AS_IT_IS], e);
+    free(one);
+    return st;
 }
 
 static status load_norm(struct selector *s, int which, const char *scale, const char *shift, struct err *e)
 {
-    size_t n = s->width;
-    TRY(tensor(s->c->v, scale, &n, &s->scale[which], e));
-    return tensor(s->c->v, shift, &n, &s->shift[which], e);
+    const float *w, *b;
+    const size_t bytes = s->width * sizeof *w;
+    TRY(tensor(s->c->v, scale, s->width, &w, e));
+    TRY(tensor(s->c->v, shift, s->width, &b, e));
+    TRY(s->c->ops->alloc(s->c->v->st, 2 * bytes, (void **)&s->norm[which], e));
+    TRY(s->c->ops->upload(s->c->v->st, s->norm[which], w, bytes, e));
+    return s->c->ops->upload(s->c->v->st, s->norm[which] + s->width, b, bytes, e);
 }
 
 static status load(struct selector *s, struct err *e)
 {
-    const float *ignored;
-    size_t width = 0, hidden = 0;
-    TRY(tensor(s->c->v, "v_proj.bias", &width, &ignored, e));
-    TRY(tensor(s->c->v, "score_head.0.bias", &hidden, &ignored, e));
-    if (width == 0 || width % HEADS || width > 65536 || hidden == 0 || hidden > 65536)
-        return err_set(e, E_ARG, "omnisift: a selector of width %zu and %zu is not one of %d heads", width,
-                       hidden, HEADS);
-    s->width = (uint32_t)width, s->hidden = (uint32_t)hidden, s->d = s->c->v->d;
-    TRY(make_weight(s, V_PROJ, "v_proj.weight", "v_proj.bias", 0, s->width, s->d, 1, e));
-    TRY(make_weight(s, A_PROJ, "a_proj.weight", "a_proj.bias", 0, s->width, s->d, 1, e));
-    for (uint32_t i = 0; i < 3; i++)
-        TRY(make_weight(s, IN_Q + (int)i, "cross_attn.in_proj_weight", "cross_attn.in_proj_bias", i, s->width,
-                        s->width, 3, e));
-    TRY(make_weight(s, OUT_PROJ, "cross_attn.out_proj.weight", "cross_attn.out_proj.bias", 0, s->width,
-                    s->width, 1, e));
-    TRY(make_weight(s, HEAD_0, "score_head.0.weight", "score_head.0.bias", 0, s->hidden, s->width, 1, e));
-    TRY(make_weight(s, HEAD_2, "score_head.2.weight", "score_head.2.bias", 0, 1, s->hidden, 1, e));
+    struct omnisift_sizes z = { .d = s->c->v->d };
+    TRY(length(s->c->v, "v_proj.bias", &z.width, e));
+    TRY(length(s->c->v, "score_head.0.bias", &z.hidden, e));
+    TRY(omnisift_check(&z, e));
+    const uint32_t W = s->width = (uint32_t)z.width, H = s->hidden = (uint32_t)z.hidden, d = s->d = s->c->v->d;
+    TRY(make_weight(s, V_PROJ, "v_proj.weight", "v_proj.bias", W, 0, W, d, e));
+    TRY(make_weight(s, A_PROJ, "a_proj.weight", "a_proj.bias", W, 0, W, d, e));
+    TRY(make_weight(s, IN_Q, "cross_attn.in_proj_weight", "cross_attn.in_proj_bias", 3 * W, 0, W, W, e));
+    TRY(make_weight(s, IN_KV, "cross_attn.in_proj_weight", "cross_attn.in_proj_bias", 3 * W, W, 2 * W, W, e));
+    TRY(make_weight(s, OUT_PROJ, "cross_attn.out_proj.weight", "cross_attn.out_proj.bias", W, 0, W, W, e));
+    TRY(make_silu(s, e));
+    TRY(make_weight(s, HEAD_2, "score_head.2.weight", "score_head.2.bias", 1, 0, 1, H, e));
+    TRY(make_identity(s, e));
     TRY(load_norm(s, V_NORM, "v_norm.weight", "v_norm.bias", e));
     TRY(load_norm(s, A_NORM, "a_norm.weight", "a_norm.bias", e));
     return load_norm(s, POST_NORM, "post_attn_norm.weight", "post_attn_norm.bias", e);
@@ -166,8 +249,11 @@ static status load(struct selector *s, struct err *e)
 static status make_room(struct selector *s, struct err *e)
 {
     struct stream *st = s->c->v->st;
+    const struct ops *ops = s->c->ops;
     const struct av_groups *g = &s->c->g;
-    uint32_t wide = s->width > s->hidden ? s->width : s->hidden;
+    const uint32_t W = s->width, D_head = W / OMNISIFT_HEADS;
+    uint32_t wide = s->d > W ? s->d : W;
+    if (s->hidden > wide) wide = s->hidden;
     for (uint32_t k = 0; k < g->n_chunks; k++) {
         const struct av_chunk *q = &g->chunk[k];
         uint32_t film_rows = 0;
@@ -175,86 +261,83 @@ static status make_room(struct selector *s, struct err *e)
         if (q->n_audio > s->rows) s->rows = q->n_audio;
         if (film_rows > s->rows) s->rows = film_rows;
     }
-    const size_t n = (size_t)s->rows * wide;
-    TRY(mem_alloc(&s->a, 7 * n, sizeof *s->a, e));
-    s->v = s->a + n, s->q = s->v + n, s->k = s->q + n, s->val = s->k + n, s->o = s->val + n, s->h = s->o + n;
-    if (s->d > wide) wide = s->d;
-    TRY(s->c->ops->alloc(st, (size_t)s->rows * wide * sizeof(float), (void **)&s->in, e));
-    TRY(s->c->ops->alloc(st, (size_t)s->rows * wide * sizeof(float), (void **)&s->out, e));
-    return s->c->ops->alloc(st, s->c->ops->operand_bytes(st, s->rows, wide, DT_F32), &s->operand, e);
+    const uint32_t n_pages = s->rows / ops->page_tokens + 1;
+    s->pages = (struct kv_shape){ .G = OMNISIFT_HEADS, .D = D_head, .dtype = DT_F32, .page_tokens = ops->page_tokens,
+                                  .page_bytes = ops->page_bytes(st, OMNISIFT_HEADS, D_head, DT_F32) };
+    TRY(ops->alloc(st, (size_t)s->rows * wide * sizeof(float), (void **)&s->x, e));
+    TRY(ops->alloc(st, (size_t)s->rows * W * sizeof(float), (void **)&s->a, e));
+    TRY(ops->alloc(st, (size_t)s->rows * 2 * W * sizeof(float), (void **)&s->kv, e));
+    TRY(ops->alloc(st, n_pages * s->pages.page_bytes, &s->pages.base, e));
+    for (int i = 0; i < 2; i++) TRY(ops->alloc(st, ops->operand_bytes(st, s->rows, wide, DT_F32), &s->operand[i], e));
+    TRY(ops->alloc(st, ops->attention_scratch(st, OMNISIFT_HEADS, D_head, s->rows, s->rows), &s->scratch, e));
+    TRY(mem_alloc(&s->page, n_pages, sizeof *s->page, e));
+    for (uint32_t i = 0; i < n_pages; i++) s->page[i] = i;
+    return mem_alloc(&s->visible, s->rows, sizeof *s->visible, e);
 }
 
 static void release(struct selector *s)
 {
+    struct stream *st = s->c->v->st;
+    const struct ops *ops = s->c->ops;
     for (int i = 0; i < N_WEIGHTS; i++)
-        if (s->weight[i]) s->c->ops->weight_destroy(s->c->v->st, &s->weight[i]);
-    s->c->ops->release(s->c->v->st, s->in);
-    s->c->ops->release(s->c->v->st, s->out);
-    s->c->ops->release(s->c->v->st, s->operand);
-    free(s->a);
+        if (s->weight[i]) ops->weight_destroy(st, &s->weight[i]);
+    for (int i = 0; i < N_NORMS; i++) ops->release(st, s->norm[i]);
+    ops->release(st, s->x);
+    ops->release(st, s->a);
+    ops->release(st, s->kv);
+    ops->release(st, s->pages.base);
+    ops->release(st, s->operand[0]);
+    ops->release(st, s->operand[1]);
+    ops->release(st, s->scratch);
+    free(s->page);
+    free(s->visible);
 }
 
-/* y [n, N] host = the weight times s->in [n, k]. */
-static status apply(struct selector *s, int which, uint32_t n, uint32_t k, float *y, struct err *e)
+static status times(struct selector *s, int which, const struct operand *x, enum linear_mode mode, float *y, struct err *e)
+{
+    const struct linear_args a = { .x = x, .w = s->weight[which], .mode = mode, .y = y,
+                                   .ldy = s->c->ops->weight_shape(s->weight[which]).n };
+    return s->c->ops->linear(s->c->v->st, &a, e);
+}
+
+/* Operand 0 = the norm of n rows of x [n, width]. */
+static status norm(struct selector *s, int which, const float *x, uint32_t n, struct operand *out, struct err *e)
+{
+    *out = (struct operand){ s->operand[0], n, s->width, DT_F32 };
+    const struct norm_args a = { .x = x, .rows = n, .d = s->width, .group = 1, .w = s->norm[which],
+                                 .b = s->norm[which] + s->width, .eps = 1e-5f, .out = out };
+    return s->c->ops->norm(s->c->v->st, &a, e);
+}
+
+/* Operand 0 = LN(proj(rows row[] of from)); y: [n, width] room. */
+static status project(struct selector *s, int proj, int ln, const float *from, const uint32_t *row, uint32_t n, float *y,
+                      struct operand *out, struct err *e)
 {
     struct stream *st = s->c->v->st;
-    const uint32_t N = s->c->ops->weight_shape(s->weight[which]).n;
-    struct operand x = { s->operand, n, k, DT_F32 };
-    TRY(s->c->ops->pack(st, &(struct pack_args){ .x = s->in, .ldx = k, .rows = n, .k = k, .out = &x }, e));
-    TRY(s->c->ops->linear(
-        st,
-        &(struct linear_args){ .x = &x, .w = s->weight[which], .mode = LINEAR_STORE, .y = s->out, .ldy = N },
-        e));
-    return s->c->ops->download(st, y, s->out, (size_t)n * N * sizeof *y, e);
+    const struct operand x = { s->operand[1], n, s->d, DT_F32 };
+    struct operand packed = x;
+    TRY(s->c->ops->gather(st, &(struct gather_args){ .x = from, .row = row, .n = n, .d = s->d, .y = s->x }, e));
+    TRY(s->c->ops->pack(st, &(struct pack_args){ .x = s->x, .ldx = s->d, .rows = n, .k = s->d, .out = &packed }, e));
+    TRY(times(s, proj, &x, LINEAR_STORE, y, e));
+    return norm(s, ln, y, n, out, e);
 }
 
-/* The same of host rows x [n, k]. */
-static status apply_host(struct selector *s, int which, const float *x, uint32_t n, uint32_t k, float *y,
-                         struct err *e)
+/* Operand 1 = attention of n_a rows q in s->x over the n_v rows of K and V in s->kv. */
+static status attend(struct selector *s, uint32_t n_a, uint32_t n_v, struct operand *out, struct err *e)
 {
-    TRY(s->c->ops->upload(s->c->v->st, s->in, x, (size_t)n * k * sizeof *x, e));
-    return apply(s, which, n, k, y, e);
-}
-
-static void layer_norm(const struct selector *s, int which, float *x, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++, x += s->width) {
-        double mean = 0, var = 0;
-        for (uint32_t k = 0; k < s->width; k++) mean += x[k] / (double)s->width;
-        for (uint32_t k = 0; k < s->width; k++) var += (x[k] - mean) * (x[k] - mean) / s->width;
-        const double over = 1 / sqrt(var + 1e-5);
-        for (uint32_t k = 0; k < s->width; k++)
-            x[k] = (float)((x[k] - mean) * over * s->scale[which][k] + s->shift[which][k]);
-    }
-}
-
-/* o [n_a, width] = attention of q over n_v keys and values, by heads. */
-static status attend(struct selector *s, uint32_t n_a, uint32_t n_v, struct err *e)
-{
-    const uint32_t D = s->width / HEADS;
-    double *p;
-    TRY(mem_alloc(&p, n_v, sizeof *p, e));
-    for (uint32_t i = 0; i < n_a; i++)
-        for (uint32_t h = 0; h < HEADS; h++) {
-            const float *q = s->q + (size_t)i * s->width + h * D;
-            float *o = s->o + (size_t)i * s->width + h * D;
-            double most = -INFINITY, sum = 0;
-            for (uint32_t j = 0; j < n_v; j++) {
-                const float *k = s->k + (size_t)j * s->width + h * D;
-                p[j] = 0;
-                for (uint32_t x = 0; x < D; x++) p[j] += (double)q[x] * k[x];
-                p[j] /= sqrt((double)D);
-                most = fmax(most, p[j]);
-            }
-            for (uint32_t j = 0; j < n_v; j++) sum += p[j] = exp(p[j] - most);
-            for (uint32_t x = 0; x < D; x++) {
-                double y = 0;
-                for (uint32_t j = 0; j < n_v; j++) y += p[j] * s->val[(size_t)j * s->width + h * D + x];
-                o[x] = (float)(y / sum);
-            }
-        }
-    free(p);
-    return OK;
+    struct stream *st = s->c->v->st;
+    const struct kv_view view = { s->page, n_v };
+    const uint32_t keys[] = { 0, n_v }, rows[] = { 0, n_a }, none = 0;
+    *out = (struct operand){ s->operand[1], n_a, s->width, DT_F32 };
+    for (uint32_t i = 0; i < n_a; i++) s->visible[i] = n_v;
+    const struct kv_write_args write = { .kv = s->kv, .ldkv = 2 * s->width, .shape = s->pages, .n_seqs = 1,
+                                         .seq_start = keys, .kv_start = &none, .view = &view };
+    TRY(s->c->ops->kv_write(st, &write, e));
+    const struct attention_args a = { .q = s->x, .ldq = s->width, .H = OMNISIFT_HEADS,
+                                      .scale = 1 / sqrtf((float)s->pages.D), .shape = s->pages, .n_seqs = 1,
+                                      .seq_start = rows, .visible = s->visible, .view = &view, .out = out,
+                                      .scratch = s->scratch };
+    return s->c->ops->attention(st, &a, e);
 }
 
 /* Scores of the chunk's audio, before the sigmoid, to c->score. */
@@ -262,30 +345,20 @@ static status ask_film(struct selector *s, const struct av_chunk *q, const uint3
                        struct err *e)
 {
     struct choice *c = s->c;
-    struct stream *st = c->v->st;
-    const uint32_t n_a = q->n_audio, w = s->width;
-    TRY(c->ops->gather(
-        st, &(struct gather_args){ .x = c->v->vision, .row = film_row, .n = n_v, .d = s->d, .y = s->in }, e));
-    TRY(apply(s, V_PROJ, n_v, s->d, s->v, e));
-    TRY(c->ops->gather(
-        st,
-        &(struct gather_args){
-            .x = c->v->audio, .row = c->g.audio_row + q->audio, .n = n_a, .d = s->d, .y = s->in },
-        e));
-    TRY(apply(s, A_PROJ, n_a, s->d, s->a, e));
-    layer_norm(s, V_NORM, s->v, n_v);
-    layer_norm(s, A_NORM, s->a, n_a);
-    TRY(apply_host(s, IN_Q, s->a, n_a, w, s->q, e));
-    TRY(apply_host(s, IN_K, s->v, n_v, w, s->k, e));
-    TRY(apply_host(s, IN_V, s->v, n_v, w, s->val, e));
-    TRY(attend(s, n_a, n_v, e));
-    TRY(apply_host(s, OUT_PROJ, s->o, n_a, w, s->q, e));
-    for (size_t i = 0; i < (size_t)n_a * w; i++) s->a[i] += s->q[i];
-    layer_norm(s, POST_NORM, s->a, n_a);
-    TRY(apply_host(s, HEAD_0, s->a, n_a, w, s->h, e));
-    for (size_t i = 0; i < (size_t)n_a * s->hidden; i++)
-        s->h[i] = (float)(s->h[i] / (1 + exp(-(double)s->h[i])));
-    return apply_host(s, HEAD_2, s->h, n_a, s->hidden, c->score, e);
+    const uint32_t n_a = q->n_audio;
+    struct operand x, seen, h = { s->operand[1], n_a, s->hidden, DT_F32 };
+    TRY(project(s, V_PROJ, V_NORM, c->v->vision, film_row, n_v, s->kv, &x, e));
+    TRY(times(s, IN_KV, &x, LINEAR_STORE, s->kv, e));
+    TRY(project(s, A_PROJ, A_NORM, c->v->audio, c->g.audio_row + q->audio, n_a, s->a, &x, e));
+    TRY(times(s, AS_IT_IS, &x, LINEAR_STORE, s->a, e));
+    TRY(times(s, IN_Q, &x, LINEAR_STORE, s->x, e));
+    TRY(attend(s, n_a, n_v, &seen, e));
+    TRY(times(s, OUT_PROJ, &seen, LINEAR_ADD, s->a, e));
+    TRY(norm(s, POST_NORM, s->a, n_a, &x, e));
+    const struct linear_args silu = { .x = &x, .w = s->weight[HEAD_0], .mode = LINEAR_SWIGLU, .out = &h };
+    TRY(c->ops->linear(c->v->st, &silu, e));
+    TRY(times(s, HEAD_2, &h, LINEAR_STORE, s->x, e));
+    return c->ops->download(c->v->st, c->score, s->x, n_a * sizeof *c->score, e);
 }
 
 static status trained_audio(struct choice *c, struct err *e)

@@ -115,8 +115,19 @@ struct prune_merges {
     size_t dst_cap, start_cap, c0_cap, src_cap, w_cap;
 };
 
-/* Why a token went: its score where it was compared, and how many of those it was compared with were better. */
-struct prune_why { uint32_t index; float score; uint32_t rank; };
+/* Why a token went: what decided, its score where it was compared, NaN where nothing was, and how many of those it was compared with
+ * were better. */
+enum prune_cause {
+    PRUNE_BY_SCORE,                /* others had a better one                                         */
+    PRUNE_BY_LIKENESS,             /* too near to those that stay: score is its distance to the nearest, weighed as the method does */
+    PRUNE_BY_DRAW,                 /* a lot in 0 .. 1; the lowest stay                                */
+    PRUNE_BY_PLACE,                /* its place among the tokens; no score                            */
+    PRUNE_BY_MERGE,                /* others took it in; no score                                     */
+    PRUNE_BY_LAYER                 /* from this layer on none is left; no score                       */
+};
+struct prune_why { uint32_t index; float score; uint32_t rank; enum prune_cause cause; };
+/* "score", "likeness", "draw", "place", "merge", "layer". */
+const char *prune_cause_name(enum prune_cause cause);
 
 struct prune_selection {           /* zero before first use; prune_selection_free */
     uint32_t *keep;                /* [n_keep] ascending prompt indices of AV tokens                  */
@@ -124,7 +135,7 @@ struct prune_selection {           /* zero before first use; prune_selection_fre
     size_t cap;
     struct prune_merges merges;    /* none (n == 0) unless the plan needs PRUNE_NEEDS_MERGES; prune_embed alone */
     bool want_why;                 /* set by who calls: fill why                                      */
-    struct prune_why *why;         /* [n_why] of dropped tokens, ascending; those that no score decided are not there */
+    struct prune_why *why;         /* [n_why] of every dropped token, ascending                         */
     uint32_t n_why;
     size_t why_cap;
 };

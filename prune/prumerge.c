@@ -148,6 +148,12 @@ static status choose_step(struct choice *c, const struct step_work *s, const str
         n_rest++;
         if (extra == UINT32_MAX || s->v[i] > s->v[extra]) extra = i;
     }
+    uint32_t n_kept = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        s->a[i] = c->r->prompt->av[place[i]];
+        if (s->kept[i] || i == extra) s->b[n_kept++] = i;
+    }
+    TRY(why_scored(c->out, s->a, s->v, n, s->b, n_kept, e));
     for (uint32_t i = 0; i < n; i++) {
         if (!s->kept[i] && i != extra) continue;
         c->keep[place[i]] = 1;

@@ -543,6 +543,13 @@ static void check_count(const struct policy_run *r, uint32_t bound, uint32_t n)
     assert(!r->plan->exact || n == bound);
 }
 
+const char *prune_cause_name(enum prune_cause cause)
+{
+    static const char *const name[] = { [PRUNE_BY_SCORE] = "score", [PRUNE_BY_LIKENESS] = "likeness", [PRUNE_BY_DRAW] = "draw",
+                                        [PRUNE_BY_PLACE] = "place", [PRUNE_BY_MERGE] = "merge",       [PRUNE_BY_LAYER] = "layer" };
+    return name[cause];
+}
+
 /* What of the plan's needs these inputs lack. */
 static uint32_t lacking(const struct policy_run *r, const struct prune_embed_view *v)
 {
@@ -572,7 +579,7 @@ status prune_embed(struct policy_run *r, const struct prune_embed_view *v, struc
     }
     if (r->params->policy->embed && r->prompt->n_av) TRY(r->params->policy->embed(r, v, out, e));
     check_count(r, r->plan->n_entry, out->n_keep);
-    return OK;
+    return why_end(out, r->prompt->av, r->prompt->n_av, e);
 }
 
 bool prune_selects_at(const struct policy_run *r, uint32_t l)
@@ -586,7 +593,7 @@ status prune_layer(struct policy_run *r, uint32_t l, const struct prune_layer_vi
     TRY(keep_all(v->alive, v->n_alive, out, e));
     if (r->params->policy->layer) TRY(r->params->policy->layer(r, l, v, out, e));
     check_count(r, r->plan->alive[r->plan->go ? l : l + 1], out->n_keep);
-    return OK;
+    return why_end(out, v->alive, v->n_alive, e);
 }
 
 void prune_selection_free(struct prune_selection *s)

@@ -183,10 +183,11 @@ static status diverse(struct choice *c, bool audio, struct err *e)
     }
     if (n == 0) return OK;
     choose_saliency(c, place, n);
+    const struct row_groups rows = { audio ? c->v->audio : c->v->vision, c->v->d, n_groups, start,
+                                     audio ? g->audio_row : g->vision_row };
     TRY(c->ops->farthest(
         c->v->st,
-        &(struct farthest_args){ .g = { audio ? c->v->audio : c->v->vision, c->v->d, n_groups, start,
-                                        audio ? g->audio_row : g->vision_row },
+        &(struct farthest_args){ .g = rows,
                                  .weight = c->score,
                                  .first = FARTHEST_APART,
                                  .n_pick = n_pick,
@@ -194,7 +195,7 @@ static status diverse(struct choice *c, bool audio, struct err *e)
                                  .scratch = c->pair },
         e));
     for (uint32_t i = 0; i < n_picks; i++) c->keep[place[pick[i]]] = 1;
-    return OK;
+    return choose_why_far(c, &rows, place, c->score, n_pick, pick, e);
 }
 
 /* The window of every token, for stage II. */

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "prune/choose.h"
 #include "prune/policies.h"
 
 #define GROUP 4 /* grid steps that TTM looks at together */
@@ -71,6 +72,7 @@ struct work {
     uint32_t *a, *b, *kept;
     float *score;
     void *scratch; /* of select                                                            */
+    struct prune_selection *out;
 };
 
 /* Mark the m of n tokens at `place` with the highest w->score, ties to the lower index. */
@@ -82,7 +84,9 @@ static status keep_best(struct work *w, const uint32_t *place, uint32_t n, uint3
             .score = w->score, .n = n, .k = n - m, .keep = w->kept, .scratch = w->scratch },
         e));
     for (uint32_t i = 0; i < m; i++) w->keep[place[w->kept[i]]] = true;
-    return OK;
+    if (!w->out->want_why) return OK;
+    for (uint32_t i = 0; i < n; i++) w->a[i] = w->p->av[place[i]];
+    return why_scored(w->out, w->a, w->score, n, w->kept, m, e);
 }
 
 /* The m of n tokens at `place` by the towers' saliency; all of them needs none. */
@@ -169,7 +173,7 @@ static status select_all(struct work *w, struct err *e)
 status step0_select(const struct step0 *s, const struct prompt *p, const struct prune_embed_view *v,
                     struct prune_selection *out, struct err *e)
 {
-    struct work w = { .s = s, .p = p, .v = v };
+    struct work w = { .s = s, .p = p, .v = v, .out = out };
     const size_t n = p->n_av;
     status st;
     TRY_GOTO(st, mem_alloc(&w.keep, n, sizeof *w.keep, e), undo);

@@ -150,7 +150,7 @@ static status intra(struct choice *c, struct trim *t, struct err *e)
         &(struct farthest_args){
             .g = rows, .first = FARTHEST_MEAN, .n_pick = t->budget, .pick = t->pick, .scratch = c->pair },
         e));
-    return OK;
+    return choose_why_far(c, &rows, g->vision, NULL, t->budget, t->pick, e);
 }
 
 /* ---- the last stage --------------------------------------------------------------------------------------- */
@@ -301,19 +301,25 @@ static status inter(struct choice *c, struct trim *t, struct err *e)
     const uint32_t most = prune_round(c->r->params->value[POOL] * t->K), K2 = most < t->K1 ? most : t->K1;
     const uint32_t start[] = { 0, t->K1 };
     fill_pool(c, t, NULL, t->K1);
-    TRY(c->ops->farthest(c->v->st,
-                         &(struct farthest_args){ .g = { c->v->vision, c->v->d, 1, start, t->row },
-                                                  .first = FARTHEST_MEAN,
-                                                  .n_pick = &K2,
-                                                  .pick = t->pick,
-                                                  .scratch = c->pair },
-                         e));
-    for (uint32_t i = 0; i < t->K1; i++) c->list[3][i] = t->pool[i];
+    const struct row_groups rows = { c->v->vision, c->v->d, 1, start, t->row };
+    TRY(c->ops->farthest(
+        c->v->st,
+        &(struct farthest_args){
+            .g = rows, .first = FARTHEST_MEAN, .n_pick = &K2, .pick = t->pick, .scratch = c->pair },
+        e));
+    for (uint32_t i = 0; i < t->K1; i++) c->list[3][i] = t->pool[i], c->list[0][i] = c->g.vision[t->pool[i]];
+    TRY(choose_why_far(c, &rows, c->list[0], NULL, &K2, t->pick, e));
     fill_pool(c, t, c->list[3], K2);
     TRY(mem_alloc(&x, K2, sizeof *x, e));
     status st = measure(c, t, x, K2, e);
     if (st == OK) st = peel(x, K2, e);
-    for (uint32_t i = 0; st == OK && i < t->K; i++) c->keep[c->g.vision[t->pool[x[i].i]]] = 1;
+    for (uint32_t i = 0; st == OK && i < K2; i++) {
+        const uint32_t place = c->g.vision[t->pool[x[i].i]];
+        if (i < t->K)
+            c->keep[place] = 1;
+        else /* by its front: the first is 0 */
+            st = why_one(c->out, c->r->prompt->av[place], -(float)x[i].front, i, PRUNE_BY_SCORE, e);
+    }
     free(x);
     return st;
 }

@@ -48,19 +48,20 @@ PRESETS = {
                    pad_rows=23, audio_width=32, audio_layers=2, audio_heads=2, audio_ffn=64, n_window=100,
                    vision_width=32, vision_depth=3, vision_heads=2, vision_mlp=44, window=112,
                    full_blocks="1", layout="full", shards=1, dtype="f32", tie=False, template="json",
-                   keys="old", processor="old", video="", seed=7),
+                   keys="old", processor="old", video="", selector=0, seed=7),
     # 16 on 2, tied embeddings, another vocabulary, shards
     "like3b": dict(hidden=64, layers=6, heads=16, kv_heads=2, head_dim=8, mlp=172, mrope="1,1,2", merges=420,
                    pad_rows=9, audio_width=40, audio_layers=3, audio_heads=5, audio_ffn=88, n_window=100,
                    vision_width=48, vision_depth=4, vision_heads=3, vision_mlp=50, window=112,
                    full_blocks="1,3", layout="full", shards=3, dtype="bf16", tie=True, template="json",
-                   keys="old", processor="new", video="", seed=3),
-    # one KV head, head width 24, an MLP width no vector likes, small windows and chunks, limits of its own
+                   keys="old", processor="new", video="", selector=0, seed=3),
+    # one KV head, head width 24, an MLP width no vector likes, small windows and chunks, limits of its own, the selector
+    # of OmniSIFT
     "odd": dict(hidden=60, layers=5, heads=3, kv_heads=1, head_dim=24, mlp=83, mrope="2,4,6", merges=128,
                 pad_rows=0, audio_width=36, audio_layers=2, audio_heads=3, audio_ffn=50, n_window=26,
                 vision_width=40, vision_depth=2, vision_heads=2, vision_mlp=37, window=56, full_blocks="1",
                 layout="thinker", shards=1, dtype="f32", tie=False, template="jinja", keys="new",
-                processor="old", video="3136,9408", seed=5),
+                processor="old", video="3136,9408", selector=16, seed=5),
 }
 
 # What the template must do: every message as im_start, role, newline, body, im_end, newline; a system
@@ -175,6 +176,17 @@ def shapes(o):
     s["audio_tower.ln_post.weight"] = s["audio_tower.ln_post.bias"] = [a]
     s["audio_tower.proj.weight"], s["audio_tower.proj.bias"] = [o.hidden, a], [o.hidden]
     s["audio_tower.audio_bos_eos_token.weight"] = [2, o.hidden]
+
+    w, p = o.selector, "compressor."
+    for x in ("v_proj", "a_proj") if w else ():
+        s[p + x + ".weight"], s[p + x + ".bias"] = [w, o.hidden], [w]
+    for x in ("v_norm", "a_norm", "post_attn_norm") if w else ():
+        s[p + x + ".weight"] = s[p + x + ".bias"] = [w]
+    if w:
+        s[p + "cross_attn.in_proj_weight"], s[p + "cross_attn.in_proj_bias"] = [3 * w, w], [3 * w]
+        s[p + "cross_attn.out_proj.weight"], s[p + "cross_attn.out_proj.bias"] = [w, w], [w]
+        s[p + "score_head.0.weight"], s[p + "score_head.0.bias"] = [w // 2, w], [w // 2]
+        s[p + "score_head.2.weight"], s[p + "score_head.2.bias"] = [1, w // 2], [1]
     return s
 
 

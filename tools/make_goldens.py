@@ -121,7 +121,7 @@ MEDIA = {
 }
 CHECKPOINTS = {
     "like7b": [], "like3b": [], "odd": [], "odd-f16": [
-        "--preset", "odd", "--dtype", "f16", "--seed", "9", "--layers", "4", "--hidden", "48", "--mlp", "61"
+        "--preset", "odd", "--dtype", "f16", "--seed", "9", "--layers", "4", "--hidden", "48", "--mlp", "61", "--selector", "0"
     ]
 }
 
@@ -285,6 +285,8 @@ CASES = {
         other("prumerge", PICTURES, cap=0.5, near=3),
         other("prumerge-plus", PICTURES, name="prumerge", plus=True, cap=0.6, near=2),
         other("omnizip", MIXED, rho_a=0.4, rho_v=0.5, anchor=0.15),
+        other("omnisift", user(video("../../like7b/media/clip.mov"), image("card.png"), audio("hum.wav"), text(ASK)),
+              more=dict(use_audio_in_video=True)),
         case("long-question", user(image("card.png"), audio("hum.wav"), text(" ".join(QUESTIONS[:16]) + ASK)),
              policy=prune(0.1, 0.6, 0.4, 2)),
     ],

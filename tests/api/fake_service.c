@@ -37,6 +37,10 @@ static int32_t ids[] = { 1, 2, 3, 3, 4, 4, 3, 4, 5 };
 static const struct prompt film = { .n = 9, .id = ids, .kind = kinds, .chunk = chunks, .max_chunk = 1 };
 static const uint32_t alive0[] = { 2, 3, 4, 5, 6, 7 }, alive1[] = { 2, 3, 4, 6, 7 }, alive2[] = { 2, 4, 6, 7 }, alive3[] = { 2, 4, 7 };
 static const uint32_t *const survivors[LAYERS + 1] = { alive0, alive1, alive2, alive3 };
+/* {layer, {token, score, rank, cause}} of those that go. */
+static const struct eng_why why[] = { { 0, { 5, 0.125f, 4, PRUNE_BY_SCORE } },
+                                      { 1, { 3, NAN, 3, PRUNE_BY_LAYER } },
+                                      { 2, { 6, 0.5f, 2, PRUNE_BY_LIKENESS } } };
 static const uint32_t counts[LAYERS + 1][4] = { { 0, 3, 3, 0 }, { 0, 3, 2, 0 }, { 0, 2, 2, 0 }, { 0, 1, 2, 0 } };
 
 static void send(struct fake_request *r, struct service_event ev)
@@ -93,6 +97,7 @@ static void *run(void *arg)
         result[i].n_layers = LAYERS;
         result[i].alive = counts;
         result[i].survivors = survivors;
+        if (r->rq.o.want_why) result[i].why = why, result[i].n_why = 3;
         memcpy(result[i].n_av, counts[0], sizeof counts[0]);
         result[i].mean_retention = 0.75;
     }

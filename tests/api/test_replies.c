@@ -489,6 +489,9 @@ static void run_is_a_call(void **state)
 #define STATS_TOKENS ",\"tokens\":{\"chunks\":2,\"seconds_per_chunk\":2.0,\"audio\":[[2,1],[2,1],[1,1]]," \
     "\"video\":[[2,1],[1,1],[1,1]],\"audio_in\":[2,1],\"video_in\":[2,1]}"
 
+#define STATS_REASONS ",\"dropped\":{\"token\":[5,3,6],\"kind\":[\"video\",\"audio\",\"audio\"],\"chunk\":[0,0,1]," \
+    "\"layer\":[0,1,2],\"why\":[\"score\",\"layer\",\"likeness\"],\"score\":[0.125,null,0.5],\"rank\":[4,3,2]}"
+
 static void statistics(void **state)
 {
     (void)state;
@@ -519,6 +522,8 @@ static void statistics(void **state)
     gives(a, true, false, HI OMNI ",\"return_pruning\":true}}", want);
     snprintf(want, sizeof want, ANSWER "," STATS_A "%s" STATS_B STATS_TOKENS "}}\n", resolved);
     gives(a, true, false, HI OMNI ",\"return_pruning\":true,\"detail\":\"tokens\"}}", want);
+    snprintf(want, sizeof want, ANSWER "," STATS_A "%s" STATS_B STATS_TOKENS STATS_REASONS "}}\n", resolved);
+    gives(a, true, false, HI OMNI ",\"return_pruning\":true,\"detail\":\"reasons\"}}", want);
 #define CHUNK2 "{\"id\":\"chatcmpl-r1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"tiny\"," \
                "\"system_fingerprint\":\"FP-omnidrop\",\"choices\":["
     /* On the usage chunk, else on the finishing chunk. */

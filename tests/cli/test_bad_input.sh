@@ -117,7 +117,7 @@ wish "an unknown parameter" 'has no parameter "colour"; it has' --policy-param c
 wish "a word that a parameter lacks" 'ref is "both": give dycoke or anchor' --policy-param ref=both
 wish "rates that rise" 'rates rise at layer 1, from 0.5 to 1' --policy table --policy-param rates=0.5,1,1,1,1,1,1,1,1,1,1,1 --policy-param score=saliency
 wish "no layer to leave before" 'exit needs at' --policy exit
-refuses "what the engine cannot serve yet" 2 'policy omnisift needs what this engine does not have yet: .*weights of its own' chat $film --policy omnisift
+refuses "a policy whose weights the checkpoint lacks" 2 'policy omnisift: this checkpoint has no trained selector: no tensor is named .*compressor\.\*; omnisift-lite needs none' chat $film --policy omnisift
 
 # --- room: what the message says fits does, and what is a little more does not
 refuses "a prompt over the context" 2 'the prompt has 246 tokens \(72 of film, 150 of sound\) and the answer up to 8; the context holds 230: --fps' \

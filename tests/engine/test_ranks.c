@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "engine/inside.h"
+#include "tests/engine/give_selector.h"
 #include "tests/engine/ranks.h"
 
 #define MEDIA "tests/goldens/like7b-shared"
@@ -35,6 +36,7 @@ static const struct ask ASKS[] = {
     { "media/talk.mov", PART_VIDEO, "How many letters are there?", "seats", false, true, "drops", "1,2" },
     { "media/talk.mov", PART_VIDEO, "Which letter comes last?", "omnifocus", false, true, NULL, NULL },
     { "media/talk.mov", PART_VIDEO, "Is it loud?", "aim", false, true, "l1", "1" },
+    { "media/talk.mov", PART_VIDEO, "Is it quiet?", "omnisift", false, true, NULL, NULL },
 };
 enum { N_ASKS = sizeof ASKS / sizeof *ASKS, N_NEW = 8 };
 
@@ -84,6 +86,7 @@ static status run(struct engine *en, uint32_t n, struct answer *out, struct err 
     struct policy_params policy[N_ASKS];
     struct eng_trace trace[N_ASKS];
     memset(out, 0, N_ASKS * sizeof *out);
+    if (en->selector.n_tensors == 0) give_selector(en);
     for (uint32_t i = 0; i < n; i++) {
         const struct ask *a = &ASKS[i];
         struct eng_request_options o = eng_request_defaults();

@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/inside.h"
+#include "tests/engine/give_selector.h"
 #include "engine/service.h"
 #include "media/extract.h"
 
@@ -300,24 +301,35 @@ enum { N_ASKS = sizeof ASKS / sizeof *ASKS };
 
 /* ---- tests -------------------------------------------------------------------------------------------------- */
 
-/* What each of two asks comes to in one batch: its answer, and a hash of who lived where. */
-static void together(struct engine *en, const struct ask *const ask[2], struct answer out[2], uint32_t lived[2])
+/* Of the policies that no ask above has. */
+static const struct ask MORE[] = {
+    { FILM, PART_VIDEO, "What happens here?", 0, 2, "none" },
+    { FILM, PART_VIDEO, "Who?", 0, 2, "random" },
+    { FILM, PART_VIDEO, "What then?", 0, 2, "step0" },
+    { FILM, PART_VIDEO, "How long?", 0, 2, "ttm" },
+    { FILM, PART_VIDEO, "How often?", 0, 2, "saliency", .with = "vision=0.5" },
+    { FILM, PART_VIDEO, "Which one?", 0, 2, "omnisift" },
+};
+enum { N_MORE = sizeof MORE / sizeof *MORE, BLOCK = 3 };
+
+/* What each of n asks comes to in one batch: its answer, and a hash of who lived where. */
+static void together(struct engine *en, const struct ask *const *ask, int n, struct answer *out, uint32_t *lived)
 {
-    struct chat c[2];
-    struct policy_params p[2];
-    struct eng_request *r[2];
+    struct chat c[2 * BLOCK];
+    struct policy_params p[2 * BLOCK];
+    struct eng_request *r[2 * BLOCK];
     struct err e;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < n; i++) {
         c[i] = chat_of(ask[i]);
         p[i] = policy_of(en, ask[i]);
         struct eng_request_options o = options_of(ask[i], &p[i]);
         o.max_tokens = 2;
         if (eng_request_create(en, &c[i], &o, &r[i], &e) != OK) fail_msg("%s", e.text);
     }
-    assert_int_equal(eng_run(en, r, 2, &e), OK);
-    for (int i = 0; i < 2; i++) {
+    assert_int_equal(eng_run(en, r, (uint32_t)n, &e), OK);
+    for (int i = 0; i < n; i++) {
         const struct eng_result *res = eng_request_result(r[i]);
-        if (res->finish == ENG_FAILED) fail_msg("%s beside %s: %s", ask[i]->policy, ask[!i]->policy, res->error.text);
+        if (res->finish == ENG_FAILED) fail_msg("%s: %s", ask[i]->policy, res->error.text);
         out[i] = (struct answer){ .n = res->n_ids, .finish = res->finish };
         memcpy(out[i].id, res->ids, res->n_ids * sizeof *res->ids);
         lived[i] = 0;
@@ -329,35 +341,52 @@ static void together(struct engine *en, const struct ask *const ask[2], struct a
     }
 }
 
-/* Every policy beside every other one: who lives and what is said are those beside its own like. */
+/* One ask of each registered policy; returns how many. */
+static int one_of_each(const struct ask **of)
+{
+    int n = 0;
+    for (const struct policy *const *p = prune_list(); *p; p++) {
+        const struct ask *found = NULL;
+        for (int i = 0; i < N_ASKS && !found; i++)
+            if (ASKS[i].policy && strcmp(ASKS[i].policy, (*p)->name) == 0 && ASKS[i].temperature == 0) found = &ASKS[i];
+        for (int i = 0; i < N_MORE && !found; i++)
+            if (strcmp(MORE[i].policy, (*p)->name) == 0) found = &MORE[i];
+        if (found == NULL) fail_msg("no ask has the policy %s", (*p)->name);
+        of[n++] = found;
+    }
+    return n;
+}
+
+/* Every policy beside every other one: who lives and what is said are those of it alone. Method: three of them with three others, so
+ * that each pair is in some batch. */
 static void test_pairs(void **state)
 {
     (void)state;
     struct engine *en = open_tiny(0);
-    const struct ask *of[N_ASKS];
-    struct answer want[N_ASKS], pair[2];
-    uint32_t lived[N_ASKS], now[2];
-    int n = 0;
-    for (int i = 0; i < N_ASKS; i++) {     /* one ask of each policy */
-        bool known = ASKS[i].policy == NULL || ASKS[i].temperature > 0;
-        for (int k = 0; k < n && !known; k++) known = strcmp(of[k]->policy, ASKS[i].policy) == 0;
-        if (!known) of[n++] = &ASKS[i];
-    }
-    assert_true(n >= 17);
-    for (int i = 0; i < n; i++) {
-        together(en, (const struct ask *const[]){ of[i], of[i] }, pair, now);
-        assert_int_equal(now[0], now[1]);
-        want[i] = pair[0];
-        lived[i] = now[0];
-    }
-    for (int i = 0; i < n; i++)
-        for (int j = i + 1; j < n; j++) {
-            together(en, (const struct ask *const[]){ of[i], of[j] }, pair, now);
-            if (now[0] != lived[i] || now[1] != lived[j])
-                fail_msg("%s beside %s: others live", of[i]->policy, of[j]->policy);
-            same(&pair[0], &want[i]);
-            same(&pair[1], &want[j]);
+    const struct ask *of[N_ASKS + N_MORE], *batch[2 * BLOCK];
+    struct answer want[N_ASKS + N_MORE], got[2 * BLOCK];
+    uint32_t lived[N_ASKS + N_MORE], now[2 * BLOCK];
+    int who[2 * BLOCK], pairs = 0;
+    give_selector(en);
+    const int n = one_of_each(of);
+    for (int i = 0; i < n; i++) together(en, &of[i], 1, &want[i], &lived[i]);
+    bool met[N_ASKS + N_MORE][N_ASKS + N_MORE] = { { false } };
+    for (int a = 0; a < n; a += BLOCK)
+        for (int b = a + BLOCK; b < n; b += BLOCK) {
+            int m = 0;
+            for (int i = 0; i < BLOCK && a + i < n; i++) who[m++] = a + i;
+            for (int i = 0; i < BLOCK && b + i < n; i++) who[m++] = b + i;
+            for (int i = 0; i < m; i++) batch[i] = of[who[i]];
+            together(en, batch, m, got, now);
+            for (int i = 0; i < m; i++) {
+                if (now[i] != lived[who[i]]) fail_msg("%s beside %s and others: others live", batch[i]->policy, batch[!i]->policy);
+                same(&got[i], &want[who[i]]);
+                for (int k = 0; k < m; k++) met[who[i]][who[k]] = true;
+            }
         }
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < i; k++) pairs += met[i][k];
+    assert_int_equal(pairs, n * (n - 1) / 2);
     print_message("%d policies, every pair\n", n);
     all_home(en);
     engine_close(&en);

@@ -146,6 +146,8 @@ static void whole_ones_open_with_and_without_prefix(void **state)
         { .prefix = "thinker." },
         { .prefix = "thinker.", .add = "talker.model.norm.weight" },
         { .prefix = "thinker.", .add = "token2wav.x" },
+        { .prefix = "thinker.", .add = "thinker.compressor.x" },
+        { .prefix = "", .add = "compressor.x" },
         { .prefix = "", .dtype_of = "model.norm.weight", .dtype = "F32" },
         { .prefix = "", .dtype_of = "model.norm.weight", .dtype = "F16" },
     };
@@ -156,7 +158,11 @@ static void whole_ones_open_with_and_without_prefix(void **state)
         put_weights(&good[i]);
         MUST_OK(checkpoint_open(dir, &ck, &e));
         assert_int_equal(ck.has_prefix, good[i].prefix[0] != '\0');
-        assert_int_equal(ck.n_skipped, good[i].add != NULL);
+        const bool selector = good[i].add != NULL && strstr(good[i].add, "compressor.") != NULL;
+        assert_int_equal(ck.n_skipped, good[i].add != NULL && !selector);
+        assert_int_equal(ck.n_selector, selector);
+        assert_null(checkpoint_selector_name(&ck, selector));
+        assert_true((checkpoint_selector(&ck, "compressor.x") != NULL) == selector);
         assert_int_equal(ck.n_tensors, (3 + 12 * 2) + (6 + 16 * 2) + (9 + 15 * 1));
         assert_int_equal(ck.dtype, DT_BF16);
         assert_int_equal(ck.mixed, good[i].dtype != NULL && strcmp(good[i].dtype, "BF16") != 0);
@@ -214,6 +220,7 @@ static void broken_ones_name_the_tensor(void **state)
         { { .prefix = "thinker.", .add = "thinker.audio_tower.layers.0.self_attn.k_proj.bias" },
           "is unknown" },
         { { .prefix = "thinker.", .add = "model.norm.weight" }, "tensor model.norm.weight is unknown" },
+        { { .prefix = "thinker.", .add = "compressor.x" }, "tensor compressor.x is unknown" },
         { { .prefix = "", .cut = 1 }, "audio_tower.audio_bos_eos_token.weight: ends at byte" },
         { { .prefix = "", .cut = 1 }, "truncated" },
     };

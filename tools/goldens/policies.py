@@ -60,7 +60,8 @@ def offset(rates, n, lo, hi, target):
 class Context:
     """What a policy may know. `ask(l, by, reduce)`, set while it chooses at layer l: reduce's [rows] of the attention
     [heads, rows, rows] that the weights of layer `by` make of the rows there, by prompt index."""
-    def __init__(self, items, kinds, chunks, audio, vision, text, layers, noise):
+    def __init__(self, items, kinds, chunks, audio, vision, text, layers, noise, selector=None):
+        self.selector = selector
         self.items, self.kinds, self.chunks, self.layers, self.noise = items, kinds, chunks, layers, noise
         self.av = np.flatnonzero(kinds)
         self.audio_at, self.vision_at = np.flatnonzero(kinds == AUDIO), np.flatnonzero(kinds >= VIDEO)
@@ -585,8 +586,48 @@ class Dash(Omni):
         return out
 
 
+class OmniSift(Omni):
+    """The film of every chunk, and its audio by the selector: PyTorch's own attention, norms and products."""
+    def network(self, at, film):
+        """Scores of the audio tokens `at`, asked of the film tokens kept."""
+        import torch
+        from torch.nn import functional as F
+        s = self.c.selector
+        line = lambda x, name: F.linear(x, s[name + ".weight"], s[name + ".bias"])
+        norm = lambda x, name: F.layer_norm(x, x.shape[-1:], s[name + ".weight"], s[name + ".bias"], 1e-5)
+        v = norm(line(torch.from_numpy(self.c.x[film]), "v_proj"), "v_norm")
+        a = norm(line(torch.from_numpy(self.c.x[at]), "a_proj"), "a_norm")
+        ask = torch.nn.MultiheadAttention(a.shape[-1], 8, batch_first=True, dtype=torch.float64)
+        ask.load_state_dict({n[len("cross_attn."):]: x for n, x in s.items() if n.startswith("cross_attn.")})
+        with torch.no_grad():
+            z = norm(a + ask(a[None], v[None], v[None], need_weights=False)[0][0], "post_attn_norm")
+            return torch.sigmoid(line(F.silu(line(z, "score_head.0")), "score_head.2"))[:, 0].numpy()
+
+    def entry(self):
+        c, keep, steps, a0, v0 = self.c, [], self.c.steps(), 0, 0
+        left = lambda n, rho: n - fl(n * self.p.get(rho, {"rho_v": 0.67, "rho_a": 0.4}[rho]))
+        for item in c.items:
+            n_a = item.get("n_audio", 0) if "mel" in item else 0
+            a = c.audio_at[a0:a0 + n_a]
+            a0 += n_a
+            n_steps = 0 if "grid" not in item else int(item["grid"][0]) if item["kind"] == VIDEO else 1
+            mine, steps = steps[:n_steps], steps[n_steps:]
+            chunk_of = np.array([c.chunks[s[0]] for s in mine], int)
+            for chunk in sorted(set(chunk_of) | set(c.chunks[a])):
+                film = [np.zeros(0, int)]
+                for t, i in enumerate(np.flatnonzero(chunk_of == chunk)):
+                    at = mine[i]
+                    like = cos(c.x[at], c.x[at].mean(0)) if t % 2 == 0 else cos(c.x[at], c.x[mine[i - 1]])
+                    film.append(c.best(at, 1 - like, left(len(at), "rho_v")))
+                film, heard = np.concatenate(film), a[c.chunks[a] == chunk]
+                if len(film) and len(heard) > 1:
+                    heard = c.best(heard, self.network(heard, film), left(len(heard), "rho_a"))
+                keep += [film, heard]
+        return np.sort(np.concatenate(keep)), {}
+
+
 POLICIES = {
     "exit": Exit, "pyramiddrop": PyramidDrop, "table": Table, "omnifit": OmniFit, "omnifocus": OmniFocus,
     "trim-lc": TrimLC, "aim": Aim, "seats": Seats, "vtc-cls": VtcCls, "prumerge": PruMerge, "omnizip": OmniZip,
-    "dash": Dash
+    "dash": Dash, "omnisift": OmniSift
 }

@@ -8,6 +8,7 @@ are the model's own modules; attention is eager, so that its weights can be read
 untouched model (forward and generate) is run beside it and must agree.
 """
 import base64
+import glob
 import io
 import json
 import math
@@ -16,6 +17,7 @@ import os
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import DynamicCache, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as hf
@@ -37,7 +39,7 @@ class Checkpoint:
         self.model, info = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
             path, dtype=dtype, attn_implementation="eager", output_loading_info=True)
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if [k for k in info.get(what) or [] if not str(k).startswith(("talker", "token2wav"))]:
+            if [k for k in info.get(what) or [] if not str(k).startswith(("talker", "token2wav", "compressor"))]:
                 raise SystemExit(f"{path}: {what}: {info[what]}")
         self.model.eval()
         self.processor = Qwen2_5OmniProcessor.from_pretrained(path)
@@ -56,6 +58,13 @@ class Checkpoint:
             with open(video) as f:
                 data = json.load(f)
             self.video_limits = (data["min_pixels"], data["max_pixels"])
+
+
+    def selector(self):
+        """OmniSIFT's, where the checkpoint has one: name -> tensor in double precision."""
+        files = sorted(glob.glob(os.path.join(self.path, "*.safetensors")))
+        named = {n: x for f in files for n, x in load_file(f).items() if "compressor." in n}
+        return {n.split("compressor.")[1]: x.double() for n, x in named.items()}
 
 
 # ---------------------------------------------------------------- the prompt
@@ -482,7 +491,7 @@ def run(ckpt, folder, case, noise=2e-5, tie=1e-3, given=None, check=True):
     if policy["name"] in policies.POLICIES:
         host = lambda t: None if t is None else t.double().numpy()
         c = policies.Context(items, kinds, chunks, host(audio), host(vision),
-                             host(text.embed_tokens(torch.from_numpy(ids[own]))), layers, noise)
+                             host(text.embed_tokens(torch.from_numpy(ids[own]))), layers, noise, ckpt.selector())
         method = policies.POLICIES[policy["name"]](policy, c)
         keep, merged = method.entry()
         alive = np.isin(np.arange(len(kinds)), keep)

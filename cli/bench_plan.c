@@ -25,7 +25,8 @@ static const struct cli_option plan_options[] = {
     { "tp", 0, CLI_UINT, "T", "1", "devices of one group; the others are groups beside it" },
     { "mix", 0, CLI_TEXT, "NAME", "minute-clips", "requests: minute-clips, ten-minute-films, transcription, mixed" },
     { "trace", 0, CLI_TEXT, "FILE", NULL,
-      "requests, one JSON object a line: seconds, video, audio, prompt, output, max_tokens, media, width, height, bytes" },
+      "requests, one JSON object a line: seconds, video, audio, prompt, output, max_tokens, n, priority, media,"
+      " width, height, bytes" },
     { "rate", 0, CLI_NUMBER, "R", NULL, "requests a second for each device; default: so many clients that all is full" },
     { "clients", 0, CLI_UINT, "N", NULL, "for each device: each asks again when it has its answer" },
     { "max-num-seqs", 0, CLI_UINT, "N", "1024", "requests of a group that run at once (serve has 32)" },
@@ -34,6 +35,7 @@ static const struct cli_option plan_options[] = {
     { "group-rows", 0, CLI_UINT, "N", NULL, "rows that march together [8192]" },
     { "overtake-max", 0, CLI_UINT, "N", NULL, "later requests that may pass one that waits for pages [16]" },
     { "media-cache", 0, CLI_UINT, "BYTES", "1073741824", "encoder outputs that a group keeps; 0: none" },
+    { "prefix-cache", 0, CLI_UINT, "BYTES", "1073741824", "hidden states that a group keeps for the next question; 0: nothing is shared" },
     { "media-by-url", 0, CLI_FLAG, NULL, NULL, "groups fetch media themselves: they do not pass the front end" },
     { "media-mbit", 0, CLI_NUMBER, "X", "2", "Mbit of a second of media, where a trace does not say" },
     { "fps", 0, CLI_NUMBER, "N", NULL, "frames a second to look at [2]" },
@@ -85,7 +87,7 @@ struct row {
 /* ---- requests ---------------------------------------------------------------------------------------------- */
 
 struct request {
-    double seconds, prompt, output, max_tokens, width, height, bytes;
+    double seconds, prompt, output, max_tokens, n, priority, width, height, bytes;
     bool video, audio;
     const char *media;
 };
@@ -101,7 +103,8 @@ static uint64_t media_number(const char *id)
 static status add_request(struct plan *p, const struct request *r, struct err *e)
 {
     struct sim_shape s = { .n_text = (uint32_t)r->prompt, .n_query = (uint32_t)fmin(r->prompt, 256), .n_out = (uint32_t)r->output,
-                           .n_new = (uint32_t)fmax(r->output, r->max_tokens) };
+                           .n_new = (uint32_t)fmax(r->output, r->max_tokens), .n_choices = (uint32_t)r->n,
+                           .priority = (int)r->priority };
     if (r->seconds > 0 && (r->video || r->audio)) {
         s.n_items = 1;
         s.item.kind = r->video ? TOKEN_VIDEO : TOKEN_AUDIO;
@@ -132,8 +135,8 @@ static status read_line(struct plan *p, const char *line, size_t n, struct err *
     struct request r = { .prompt = 40, .output = 64, .video = true, .audio = true };
     const struct { const char *name; double *to; double least, most; } number[] = {
         { "seconds", &r.seconds, 0, 1e6 }, { "prompt", &r.prompt, 1, 1e7 }, { "output", &r.output, 1, 1e7 },
-        { "max_tokens", &r.max_tokens, 1, 1e7 }, { "width", &r.width, 1, 65536 }, { "height", &r.height, 1, 65536 },
-        { "bytes", &r.bytes, 0, 1e15 } };
+        { "max_tokens", &r.max_tokens, 1, 1e7 }, { "n", &r.n, 1, 128 }, { "priority", &r.priority, -1e9, 1e9 },
+        { "width", &r.width, 1, 65536 }, { "height", &r.height, 1, 65536 }, { "bytes", &r.bytes, 0, 1e15 } };
     json_error_t why;
     json_t *o = json_loadb(line, n, JSON_REJECT_DUPLICATES, &why), *v;
     const char *key;
@@ -187,10 +190,10 @@ static status read_trace(struct plan *p, const char *path, struct err *e)
 
 static status read_mix(struct plan *p, const char *name, struct err *e)
 {
-    static const struct request clip = { 60, 40, 64, 64, 0, 0, 0, true, true, NULL },
-                                film = { 600, 60, 200, 200, 0, 0, 0, true, true, NULL },
-                                window = { 30, 20, 120, 200, 0, 0, 0, false, true, NULL },
-                                text = { 0, 500, 200, 500, 0, 0, 0, false, false, NULL };
+    static const struct request clip = { .seconds = 60, .prompt = 40, .output = 64, .video = true, .audio = true },
+                                film = { .seconds = 600, .prompt = 60, .output = 200, .video = true, .audio = true },
+                                window = { .seconds = 30, .prompt = 20, .output = 120, .max_tokens = 200, .audio = true },
+                                text = { .prompt = 500, .output = 200, .max_tokens = 500 };
     static const struct { const char *name; const struct request *r[8]; } MIXES[] = {
         { "minute-clips", { &clip } },
         { "ten-minute-films", { &film } },
@@ -273,7 +276,7 @@ static status read_scheduler(struct plan *p, struct err *e)
 {
     const struct cli *c = p->cli;
     struct sched_options *s = &p->o.sched;
-    uint64_t running = 0, waiting = 0, rows, overtake, simulated = 0, cache = 0, seed = 0;
+    uint64_t running = 0, waiting = 0, rows, overtake, simulated = 0, cache = 0, hidden = 0, seed = 0;
     *s = sched_defaults();
     rows = s->group_rows;
     overtake = s->overtake_max;
@@ -284,6 +287,7 @@ static status read_scheduler(struct plan *p, struct err *e)
     TRY(cli_seconds(c, "itl-target", &s->itl_target_s, e));
     TRY(cli_uint(c, "simulate-groups", 0, 1u << 20, &simulated, e));
     TRY(cli_uint(c, "media-cache", 0, UINT64_MAX, &cache, e));
+    TRY(cli_uint(c, "prefix-cache", 0, UINT64_MAX, &hidden, e));
     TRY(cli_uint(c, "seed", 0, UINT64_MAX, &seed, e));
     s->max_running = (uint32_t)running;
     s->group_rows = (uint32_t)rows;
@@ -291,6 +295,7 @@ static status read_scheduler(struct plan *p, struct err *e)
     p->o.max_waiting = (uint32_t)waiting;
     p->o.simulated = (uint32_t)simulated;
     p->o.media_cache_bytes = cache;
+    p->o.hidden_bytes = hidden;
     p->o.seed = seed;
     return OK;
 }
@@ -344,17 +349,20 @@ static status read_options(struct plan *p, struct err *e)
 /* Requests that fit a group's pool on the average, under the policy asked for. */
 static status that_fit(const struct plan *p, double *out, struct err *e)
 {
-    double pages = 0;
+    double pages = 0, sequences = 0;
     for (size_t i = 0; i < p->n_shapes; i++) {
         const struct sim_shape *s = &p->shape[i];
         const struct prune_shape shape = { .n_layers = p->model.work.L, .n_items = s->n_items, .item = &s->item };
         struct policy_plan plan;
         TRY(prune_plan_shape(&p->policy[p->n_policies - 1], &shape, &plan, e));
+        const double n = s->n_choices ? s->n_choices : 1, further = (n - 1) * (ceil((double)s->n_new / p->o.page_tokens) + 1);
         for (uint32_t l = 0; l < p->model.work.L; l++)
-            pages += ceil((double)(plan.alive[l] + s->n_text + s->n_new) / p->o.page_tokens) / (double)p->n_shapes;
+            pages += ceil((double)(prune_plan_rows(&plan, l) + s->n_text + s->n_new) / p->o.page_tokens) + further;
+        sequences += n;
         prune_plan_free(&plan);
     }
-    *out = fmax(1, fmin(p->o.n_pages / pages, p->o.sched.max_running));
+    const double each = (double)p->n_shapes;
+    *out = fmax(1, fmin(p->o.n_pages / (pages / each), p->o.sched.max_running / (sequences / each)));
     return OK;
 }
 
@@ -416,7 +424,7 @@ static json_t *row_json(const struct plan *p, const struct row *w)
     const struct sim_result *r = &w->r;
     return json_pack(
         "{s:i, s:i, s:i, s:i, s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, "
-        "s:f, s:f, s:f, s:I, s:I, s:s, s:f, s:f}",
+        "s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:s, s:f, s:f}",
         "gpus", (int)w->gpus, "tp", (int)p->tp, "groups", (int)r->groups, "groups_simulated", (int)r->simulated, "policy", w->policy,
         "clients", (json_int_t)w->clients, "at_once_mean", r->at_once_mean, "at_once_max", r->at_once_max, "requests_per_s",
         r->requests_s, "tokens_per_s_gpu", r->tokens_s / w->gpus, "prompt_tokens_per_s_gpu", r->prompt_tokens_s / w->gpus,
@@ -424,9 +432,9 @@ static json_t *row_json(const struct plan *p, const struct row *w)
         "pages_mean", r->pages_mean, "pages_max", r->pages_max, "pages_of_a_request", r->pages_promised, "pages_unpruned",
         r->pages_unpruned, "pages_freed_per_s", r->pages_freed_s, "device_busy", r->busy, "all_reduce", r->reduce, "media_decoding",
         r->hosts, "front_end", r->front, "front_end_network", r->link, "waits_for_pages", r->waits_pages, "waits_for_slots",
-        r->waits_slots, "media_cached", r->media_cached, "refused", (json_int_t)r->n_refused, "shapes_too_large",
-        (json_int_t)r->n_too_large, "first_limit", first_limit(r, text, sizeof text), "seconds_simulated", r->seconds,
-        "took_s", w->took);
+        r->waits_slots, "media_cached", r->media_cached, "prefix_found", r->prefix_found, "preempted",
+        (json_int_t)r->n_preempted, "refused", (json_int_t)r->n_refused, "shapes_too_large", (json_int_t)r->n_too_large, "first_limit",
+        first_limit(r, text, sizeof text), "seconds_simulated", r->seconds, "took_s", w->took);
 }
 
 static json_t *plan_json(const struct plan *p, const struct row *row, size_t n)
@@ -460,6 +468,8 @@ static void print_rows(const struct plan *p, const struct row *row, size_t n)
             if (r->simulated < r->groups)
                 printf("       %u of %u groups simulated, with their share of the stream\n", r->simulated, r->groups);
         }
+        if (r->prefix_found > 0) printf("       %.0f %% of the prompts with media began with another's pages\n", 100 * r->prefix_found);
+        if (r->n_preempted) printf("       %llu preempted\n", (unsigned long long)r->n_preempted);
         if (r->n_refused) printf("       %llu refused: more come than can be served\n", (unsigned long long)r->n_refused);
         if (r->n_too_large) printf("       %llu of the kinds of requests never fit the pool\n", (unsigned long long)r->n_too_large);
     }

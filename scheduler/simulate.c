@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "kvcache/block_table.h"
+#include "kvcache/prefix.h"
 
 #define BINS_DECADE 256            /* a percentile is within 1 % */
 #define BINS (12 * BINS_DECADE)    /* 1 us .. 1e6 s */
@@ -54,17 +54,20 @@ struct kind {
     struct policy_plan plan;
     uint32_t *bound;               /* [L] owned */
     uint64_t demand, unpruned;     /* pages; of policy none */
+    uint32_t n_choices, first_drop;    /* first layer that selects; L: none */
 };
 
 struct request {
     struct sched_request r;
     const struct kind *kind;
     uint32_t *bound;               /* [L] owned */
-    struct block_table *table;     /* [L] owned */
-    uint64_t media, kv_rows;
+    struct block_table *table;     /* [n_choices][L] owned */
+    struct kv_block_digest *digest;    /* [n_blocks] owned, while it marches: pages of rows entering layer 0 */
+    uint64_t media, what, kv_rows; /* what: its media, also where nobody else has them; kv_rows: of one choice */
     double asked, last;
-    uint32_t group, n_done, enc_step;
-    bool enc_sound, cached, pending;   /* pending: routed and not yet admitted */
+    uint32_t group, enc_step, n_blocks, n_hit, n_skip;     /* n_skip: rows in shared pages that have not joined */
+    uint32_t n_done, n_played;     /* tokens drawn; fed */
+    bool enc_sound, encoded, cached, pending;  /* pending: routed and not yet admitted */
     struct request *prev, *next;   /* in its group's list */
 };
 
@@ -80,7 +83,9 @@ struct march {
 struct media { uint64_t id; double ready, used, bytes; };
 
 struct group {
+    struct world *w;
     struct kv_pool *pool;
+    struct kv_prefix_cache *prefixes;      /* NULL: nothing is shared */
     struct sched *s;
     struct march march[SCHED_GROUPS];
     struct request *live;          /* all routed here */
@@ -120,7 +125,7 @@ struct world {
     uint64_t n_ended, ended_before, running, n_steps;
     struct histogram first, between, whole;
     struct sim_result res;
-    uint64_t generated, prompt_tokens, n_prefilled, n_media, n_cached;
+    uint64_t generated, prompt_tokens, n_prefilled, n_media, n_cached, n_begun, n_found, preempted_before;
     double promised, unpruned, freed;
 };
 
@@ -171,8 +176,10 @@ static struct event pop(struct world *w)
 static void set_room(struct world *w, uint32_t g)
 {
     const struct group *p = &w->group[g];
-    uint32_t i = w->leaves + g;
-    w->room[i] = (int64_t)kv_n_free(p->pool) - kv_n_reserved(p->pool) - (int64_t)p->pending_pages;
+    uint32_t i = w->leaves + g, free = kv_n_free(p->pool);
+    if (p->prefixes) free += kv_prefix_read(p->prefixes).n_pages;      /* cached ones are given up for it */
+    if (free > kv_n_total(p->pool)) free = kv_n_total(p->pool);
+    w->room[i] = (int64_t)free - kv_n_reserved(p->pool) - (int64_t)p->pending_pages;
     for (i /= 2; i > 0; i /= 2) w->room[i] = w->room[2 * i] > w->room[2 * i + 1] ? w->room[2 * i] : w->room[2 * i + 1];
 }
 
@@ -239,11 +246,23 @@ static double front(struct world *w, double cpu_s, double bytes, double each)
     return delay;
 }
 
+static uint64_t n_preempted(const struct world *w)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < w->n; i++) {
+        struct sched_counts c;
+        sched_read(w->group[i].s, &c);
+        n += c.n_preempted;
+    }
+    return n;
+}
+
 static void begin_window(struct world *w, double now)
 {
     w->measuring = true;
     w->begin = now;
     w->ended_before = w->n_ended;
+    w->preempted_before = n_preempted(w);
     w->front_busy = fmax(0, w->front_free - now);      /* what is served in the window: what waits, and what comes less what is left */
     w->link_busy = fmax(0, w->link_free - now);
     for (uint32_t i = 0; i < w->n; i++) {
@@ -255,10 +274,16 @@ static void begin_window(struct world *w, double now)
 
 /* ---- requests ---------------------------------------------------------------------------------------------- */
 
+static void drop_pages(struct world *w, struct request *r)
+{
+    const uint32_t n = r->table ? r->kind->n_choices * w->so.n_layers : 0;
+    for (uint32_t i = 0; i < n; i++) block_table_fini(&r->table[i], w->group[r->group].pool);
+}
+
 static void request_free(struct world *w, struct request *r)
 {
     struct group *g = &w->group[r->group];
-    for (uint32_t l = 0; r->table && l < w->so.n_layers; l++) block_table_fini(&r->table[l], g->pool);
+    drop_pages(w, r);
     if (r->pending) {
         g->pending_pages -= r->kind->demand;
         g->n_pending--;
@@ -266,9 +291,34 @@ static void request_free(struct world *w, struct request *r)
     if (r->prev) r->prev->next = r->next;
     else g->live = r->next;
     if (r->next) r->next->prev = r->prev;
+    free(r->digest);
     free(r->table);
     free(r->bound);
     free(r);
+}
+
+/* As engine/loop.c's two: cached pages are given up; a preempted request keeps its tokens alone. */
+static uint32_t reclaim(void *self, uint32_t n_pages)
+{
+    struct group *g = self;
+    return g->prefixes ? kv_prefix_reclaim(g->prefixes, n_pages) : 0;
+}
+
+static void drop(void *self, struct sched_request *sr)
+{
+    struct group *g = self;
+    struct request *r = sr->driver;
+    drop_pages(g->w, r);
+    r->n_played = 0;
+    r->kv_rows = 0;
+    sr->n_pages = (uint32_t)sched_demand(g->pool, g->w->so.n_layers, sr);
+    sr->encodes = !r->encoded && r->kind->plan.n_orig > 0;
+}
+
+static void free_hidden(void *self, void *hidden)
+{
+    (void)self;
+    free(hidden);
 }
 
 /* The next request of a client of a closed loop, or of the stream. */
@@ -283,7 +333,7 @@ static status request_over(struct world *w, struct request *r, double now, struc
     struct group *g = &w->group[r->group];
     const bool closed = w->o->rate <= 0;
     const double whole = r->last - r->asked, heard = r->last;
-    for (uint32_t l = 0; l < w->so.n_layers; l++) block_table_fini(&r->table[l], g->pool);
+    drop_pages(w, r);
     sched_end(g->s, &r->r);
     if (w->measuring) note(&w->whole, whole);
     request_free(w, r);
@@ -296,20 +346,20 @@ static status request_over(struct world *w, struct request *r, double now, struc
     return closed ? arrive_again(w, heard > now ? heard : now, e) : OK;
 }
 
-/* A token of r, made at `now`; the front end hands it out. */
+/* A token of each of r's choices, made at `now`; the front end hands them out. */
 static void token(struct world *w, struct request *r, double now)
 {
     const double out = now + backlog(w);
     if (w->measuring) {
         if (r->n_done == 0) note(&w->first, out - r->asked);
         else note(&w->between, out > r->last ? out - r->last : 0);
-        w->generated++;
+        w->generated += r->kind->n_choices;
     }
     r->last = out > r->last ? out : r->last;
     r->n_done++;
 }
 
-static status make_request(struct world *w, const struct kind *k, uint64_t media, double asked, uint32_t group,
+static status make_request(struct world *w, const struct kind *k, uint64_t what, double asked, uint32_t group,
                            struct request **out, struct err *e)
 {
     struct request *r;
@@ -317,7 +367,7 @@ static status make_request(struct world *w, const struct kind *k, uint64_t media
     struct group *g = &w->group[group];
     TRY(mem_alloc(&r, 1, sizeof *r, e));
     status st = mem_alloc(&r->bound, L, sizeof *r->bound, e);
-    if (st == OK) st = mem_alloc(&r->table, L, sizeof *r->table, e);
+    if (st == OK) st = mem_alloc(&r->table, (size_t)k->n_choices * L, sizeof *r->table, e);
     if (st != OK) {
         free(r->bound);
         free(r);
@@ -325,10 +375,12 @@ static status make_request(struct world *w, const struct kind *k, uint64_t media
     }
     memcpy(r->bound, k->bound, L * sizeof *r->bound);
     r->kind = k;
-    r->media = media;
+    r->media = k->shape->media;
+    r->what = what;
     r->asked = r->last = asked;
     r->group = group;
-    r->r = (struct sched_request){ .n_choices = 1, .n_new = k->shape->n_new, .bound = r->bound, .n_rows = r->bound[0],
+    r->r = (struct sched_request){ .priority = k->shape->priority, .n_choices = k->n_choices, .n_new = k->shape->n_new,
+                                   .bound = r->bound, .n_rows = k->plan.n_entry + k->shape->n_text,
                                    .encodes = k->plan.n_orig > 0, .driver = r };
     r->next = g->live;
     if (g->live) g->live->prev = r;
@@ -447,6 +499,67 @@ static bool encode(struct world *w, struct request *r, double max_work, double *
 
 /* ---- the device: a group's march ------------------------------------------------------------------------------- */
 
+static uint32_t page_rows(const struct world *w) { return w->o->page_tokens; }
+
+/* What the pages of r's rows depend on, and those that an earlier prompt left. Pages with text in them are like nobody's. */
+static status take_prefix(struct world *w, struct request *r, struct err *e)
+{
+    struct group *g = &w->group[r->group];
+    const struct policy_plan *p = &r->kind->plan;
+    const uint32_t rows = p->n_entry + r->kind->shape->n_text, per = page_rows(w), drop_at = r->kind->first_drop;
+    r->n_blocks = r->n_hit = r->n_skip = 0;
+    if (g->prefixes == NULL || p->n_orig == 0 || p->trim) return OK;
+    free(r->digest);
+    r->digest = NULL;
+    TRY(mem_alloc(&r->digest, rows / per, sizeof *r->digest, e));
+    r->n_blocks = rows / per;
+    w->unique++;
+    for (uint32_t b = 0; b < r->n_blocks; b++) {
+        const bool own = (b + 1) * per > p->n_entry;
+        const struct { uint64_t what, mine; uint32_t n_orig, n_entry, b, zero; } d = { r->what, own ? w->unique : 0, p->n_orig,
+                                                                                     p->n_entry, b, 0 };
+        _Static_assert(sizeof d == sizeof r->digest->byte, "a digest is its content");
+        memcpy(r->digest[b].byte, &d, sizeof d);
+    }
+    const uint32_t most = (rows - 1) / per;
+    const struct kv_prefix_hit hit = kv_prefix_find(g->prefixes, r->digest, most < r->n_blocks ? most : r->n_blocks, drop_at);
+    w->n_begun += w->measuring;
+    if (hit.n_blocks == 0) return OK;
+    w->n_found += w->measuring;
+    r->n_hit = hit.n_blocks;
+    r->n_skip = hit.n_blocks * per;
+    for (uint32_t l = 0; l < drop_at; l++) block_table_share(&r->table[l], g->pool, kv_prefix_pages(&hit, l), hit.n_blocks);
+    sched_forfeit(g->s, &r->r, hit.n_blocks * drop_at, false);
+    return OK;
+}
+
+/* For the next question about the same media: pages of the layers before the first drop, hidden states entering it. */
+static double keep_prefix(struct world *w, struct request *r)
+{
+    struct group *g = &w->group[r->group];
+    const uint32_t at = r->kind->first_drop, L = w->so.n_layers, per = page_rows(w), media = r->kind->plan.n_entry / per;
+    const uint32_t n = at < L && media < r->n_blocks ? media : r->n_blocks;
+    struct err none;
+    if (at == 0 || n <= r->n_hit) return 0;
+    const uint64_t bytes = at < L ? (uint64_t)n * per * w->o->model.work.d * sizeof(float) : 0;
+    void *hidden = NULL;
+    if (at < L && (hidden = malloc(1)) == NULL) return 0;
+    kv_prefix_insert(g->prefixes, r->digest, n, at, r->table, hidden, bytes, &none);
+    return w->o->device.memory > 0 ? (double)bytes / w->o->device.memory : 0;
+}
+
+static bool chooses_before(const struct request *r, uint32_t l)
+{
+    const struct policy_plan *p = &r->kind->plan;
+    return p->go && p->selects[l] && !p->scored[l];
+}
+
+/* ... when its K are there. */
+static bool chooses_after(const struct request *r, uint32_t l) { return r->kind->plan.selects[l] && !chooses_before(r, l); }
+
+/* Those that it drops at layer l are no keys there. */
+static bool packs(const struct request *r, uint32_t l) { return r->kind->plan.go && chooses_after(r, l); }
+
 static status march_begin(struct world *w, struct march *m, const struct sched_step *step, double *took, struct err *e)
 {
     if (step->n > m->cap) {
@@ -468,11 +581,13 @@ static status march_begin(struct world *w, struct march *m, const struct sched_s
     for (uint32_t i = 0; i < m->n; i++) {
         struct request *r = m->member[i] = step->list[i]->driver;
         const struct policy_plan *p = &r->kind->plan;
-        sched_tighten(w->group[r->group].s, &r->r, r->bound, 0, p->alive[0] + r->kind->shape->n_text);
+        const uint32_t rows = p->n_entry + r->kind->shape->n_text;
+        sched_tighten(w->group[r->group].s, &r->r, r->bound, 0, rows);
         for (uint32_t l = 0; l < w->so.n_layers; l++)
             TRY(block_table_init(&r->table[l], w->group[r->group].pool, r->bound[l] + r->r.n_new, e));
         if (p->n_entry < p->n_orig) *took += p->n_orig * w->o->device.entry_row_s;
-        m->start[i + 1] = m->start[i] + r->bound[0];
+        TRY(take_prefix(w, r, e));
+        m->start[i + 1] = m->start[i] + rows - r->n_skip;
     }
     return OK;
 }
@@ -483,32 +598,64 @@ static void list_survivors(const struct world *w, struct march *m)
     m->out[0] = 0;
     for (uint32_t i = 0; i < m->n; i++) {
         const struct request *r = m->member[i];
-        const bool last = m->l + 1 == w->so.n_layers;
-        m->out[i + 1] = m->out[i] + (last ? 1 : r->kind->plan.alive[m->l + 1] + r->kind->shape->n_text);
+        const uint32_t *alive = r->kind->plan.alive, n_text = r->kind->shape->n_text;
+        uint32_t n = m->start[i + 1] - m->start[i];
+        if (m->l + 1 == w->so.n_layers) n = 1;
+        else if (chooses_after(r, m->l)) n = (packs(r, m->l) ? alive[m->l] : alive[m->l + 1]) + n_text;
+        m->out[i + 1] = m->out[i] + n;
     }
 }
 
-static void enter(const struct world *w, struct march *m)
+/* Rows of shared prefixes join where tokens first drop, choices without scores that come before keys are made, pages taken. */
+static void enter(struct world *w, struct march *m, double *took)
 {
     bool whole = m->l + 1 < w->so.n_layers;
+    uint32_t was = m->start[0], n = 0;
     for (uint32_t i = 0; i < m->n; i++) {
         struct request *r = m->member[i];
-        block_table_append(&r->table[m->l], w->group[r->group].pool, &r->r.reservation, m->start[i + 1] - m->start[i]);
-        whole = whole && !r->kind->plan.selects[m->l];
+        struct group *g = &w->group[r->group];
+        const uint32_t n_text = r->kind->shape->n_text;
+        uint32_t rows = m->start[i + 1] - was;
+        was = m->start[i + 1];
+        if (m->l == r->kind->first_drop) {
+            rows += r->n_skip;
+            r->n_skip = 0;
+            if (r->digest) *took += keep_prefix(w, r);
+        }
+        if (chooses_before(r, m->l)) {
+            const uint32_t left = r->kind->plan.alive[m->l];
+            *took += sim_select_s(w->o, rows, rows - n_text, 0);
+            sched_tighten(g->s, &r->r, r->bound, m->l, left + n_text);
+            rows = left + n_text;
+        }
+        block_table_append(&r->table[m->l], g->pool, &r->r.reservation, rows);
+        whole = whole && !chooses_after(r, m->l);
+        m->start[i] = n;
+        n += rows;
     }
+    m->start[m->n] = n;
     m->cursor = 0;
     m->stage = whole ? AT_LAYER : AT_KV;
     if (whole) list_survivors(w, m);
 }
 
-/* Of a sequence of `rows`, of which `kept` live on: what the j-th of these sees, survivors lying evenly; the last of all
- * sees all. */
-struct sight { uint32_t first, kept; double ratio; };
+/* Of a sequence of rows, of which `kept` live on: what the j-th of these sees, survivors lying evenly; the last of all sees
+ * all. before: rows in shared pages, which all of them see. */
+struct sight { uint32_t first, kept, before; double ratio; };
 
 static uint32_t sees(const void *self, uint32_t i)
 {
     const struct sight *s = self;
-    return (uint32_t)((i - s->first + 1) * s->ratio);
+    return s->before + (uint32_t)((i - s->first + 1) * s->ratio);
+}
+
+static struct sight sight_of(const struct march *m, const uint32_t *rows, uint32_t i)
+{
+    const struct request *r = m->member[i];
+    const uint32_t kept = rows[i + 1] - rows[i], here = m->start[i + 1] - m->start[i];
+    if (kept == here) return (struct sight){ rows[i], kept, r->n_skip, 1 };
+    const uint32_t keys = packs(r, m->l) ? r->kind->plan.alive[m->l] + r->kind->shape->n_text : r->n_skip + here;
+    return (struct sight){ rows[i], kept, 0, (double)keys / kept };
 }
 
 /* The next range of rows and what it takes; false: there is none. */
@@ -519,12 +666,12 @@ static bool range(struct world *w, struct march *m, const uint32_t *rows, bool k
     double sum = 0, keys = 0;
     while (i < m->n && rows[i + 1] <= m->cursor) i++;
     for (; i < m->n && (sum < max_work || end - m->cursor < WORK_ROWS_MIN); i++) {
-        const uint32_t kept = rows[i + 1] - rows[i], from = end, had = m->start[i + 1] - m->start[i];
-        const struct sight s = { .first = rows[i], .kept = kept, .ratio = (double)had / kept };
+        const uint32_t from = end;
+        const struct sight s = sight_of(m, rows, i);
         end = work_take((kv ? w->cost.kv : 0) + (mix ? w->cost.mix : 0), w->cost.key, mix ? sees : NULL, &s, end, rows[i + 1],
                         end - m->cursor, max_work, &sum);
         const double a = from - rows[i], b = end - rows[i];
-        keys += s.ratio * (b * (b + 1) - a * (a + 1)) / 2;
+        keys += s.before * (b - a) + s.ratio * (b * (b + 1) - a * (a + 1)) / 2;
     }
     if (end == m->cursor) return false;
     *work += sum;
@@ -546,67 +693,118 @@ static void leave(const struct world *w, struct march *m)
 /* One member's scores and choice. */
 static void score(struct world *w, struct march *m, double *work, double *took)
 {
-    const uint32_t i = m->cursor++;
+    const uint32_t i = m->cursor++, l = m->l;
     struct request *r = m->member[i];
     const struct policy_plan *p = &r->kind->plan;
-    if (!p->selects[m->l]) return;
-    const uint32_t n = m->start[i + 1] - m->start[i], n_query = p->needs & PRUNE_NEEDS_ROW_SCORES ? r->kind->shape->n_query : 0;
+    if (!chooses_after(r, l)) return;
+    const uint32_t n = m->start[i + 1] - m->start[i], n_text = r->kind->shape->n_text;
+    const bool walks = p->scored[l] && p->needs & PRUNE_NEEDS_PAGERANK;
+    uint32_t n_query = p->scored[l] && p->needs & PRUNE_NEEDS_ROW_SCORES ? r->kind->shape->n_query : 0, times = 0;
+    double none = 0;
+    if (walks) {                   /* each of five walks goes along half of the pairs */
+        n_query = (uint32_t)(5 * (uint64_t)n / 2);
+        times = 1;
+    } else if (p->scored[l] && p->back) {
+        times = 2;                 /* keys by the weights of another layer, then its own again */
+    }
     if (n_query) *work += work_scores(&w->cost, n_query, n);
-    *took += sim_select_s(w->o, n, p->alive[m->l], n_query);
-    sched_tighten(w->group[r->group].s, &r->r, r->bound, m->l + 1, p->alive[m->l + 1] + r->kind->shape->n_text);
+    *work += times * n * w->cost.kv;
+    *took += sim_select_s(w->o, n, n - n_text, n_query) + times * sim_range_s(w->o, n, true, false, 0, &none);
+    sched_tighten(w->group[r->group].s, &r->r, r->bound, l + 1, p->alive[packs(r, l) ? l : l + 1] + n_text);
+}
+
+/* As engine/march.c's: layer l of r's prompt keeps n rows. */
+static status shrink(struct world *w, struct request *r, uint32_t l, uint32_t n, uint32_t *freed, struct err *e)
+{
+    struct group *g = &w->group[r->group];
+    struct block_table *t = &r->table[l];
+    const uint32_t had_pages = t->n_pages, promised = kv_pages_of(g->pool, t->n_rows + r->r.n_new) - had_pages;
+    block_table_trim(t, g->pool, n);
+    *freed += had_pages - t->n_pages;
+    const uint32_t needed = kv_pages_of(g->pool, n + r->r.n_new) - t->n_pages;
+    if (needed > promised) TRY(kv_reserve(g->pool, needed - promised, &r->r.reservation, e));
+    if (needed < promised) sched_forfeit(g->s, &r->r, promised - needed, true);
+    return OK;
+}
+
+static void note_freed(struct world *w, struct group *g, uint32_t pages)
+{
+    sched_pruned(g->s, pages);
+    if (w->measuring) w->freed += pages;
+}
+
+/* The dropped of those whose choice comes before keys leave the pages again. */
+static status pack(struct world *w, struct march *m, struct err *e)
+{
+    for (uint32_t i = 0; i < m->n; i++) {
+        struct request *r = m->member[i];
+        const uint32_t n = r->kind->plan.alive[m->l] + r->kind->shape->n_text;
+        uint32_t pages = 0;
+        if (!packs(r, m->l) || n >= r->table[m->l].n_rows) continue;
+        TRY(shrink(w, r, m->l, n, &pages, e));
+        note_freed(w, &w->group[r->group], pages);
+    }
+    return OK;
 }
 
 /* engine/march.c's piece. */
-static void piece(struct world *w, struct march *m, double max_work, double *work, double *took, double *reduce)
+static status piece(struct world *w, struct march *m, double max_work, double *work, double *took, double *reduce, struct err *e)
 {
     switch (m->stage) {
-    case AT_ENTER: enter(w, m); return;
+    case AT_ENTER: enter(w, m, took); return OK;
     case AT_LAYER:
         if (!range(w, m, m->start, true, true, max_work, work, took, reduce)) leave(w, m);
-        return;
+        return OK;
     case AT_KV:
-        if (range(w, m, m->start, true, false, max_work, work, took, reduce)) return;
+        if (range(w, m, m->start, true, false, max_work, work, took, reduce)) return OK;
         m->stage = AT_SCORE;
         m->cursor = 0;
-        return;
+        return OK;
     case AT_SCORE:
         if (m->cursor < m->n) {
             score(w, m, work, took);
-            return;
+            return OK;
         }
+        TRY(pack(w, m, e));
         list_survivors(w, m);
         m->stage = AT_MIX;
         m->cursor = 0;
-        return;
+        return OK;
     case AT_MIX:
         if (!range(w, m, m->out, false, true, max_work, work, took, reduce)) leave(w, m);
-        return;
-    case AT_END: return;
+        return OK;
+    case AT_END: break;
     }
+    return OK;
 }
 
 /* As engine/march.c's: shallow layers keep what lives trim_lag layers deeper. */
 static status trim(struct world *w, struct request *r, struct err *e)
 {
-    struct group *g = &w->group[r->group];
     const struct policy_plan *p = &r->kind->plan;
     const uint32_t L = w->so.n_layers;
     uint32_t pages = 0;
     for (uint32_t l = 0; l < L; l++) {
-        struct block_table *t = &r->table[l];
-        const uint32_t to = l + p->trim_lag < L - 1 ? l + p->trim_lag : L - 1, had = t->n_rows;
-        const uint32_t n = p->alive[to] + r->kind->shape->n_text;
-        if (n >= had) continue;
-        const uint32_t promised = kv_pages_of(g->pool, had + r->r.n_new) - t->n_pages;
-        pages += t->n_pages;
-        block_table_trim(t, g->pool, n);
-        pages -= t->n_pages;
-        const uint32_t needed = kv_pages_of(g->pool, n + r->r.n_new) - t->n_pages;
-        if (needed > promised) TRY(kv_reserve(g->pool, needed - promised, &r->r.reservation, e));
-        if (needed < promised) sched_forfeit(g->s, &r->r, promised - needed, true);
+        const uint32_t to = l + p->trim_lag < L - 1 ? l + p->trim_lag : L - 1, n = p->alive[to] + r->kind->shape->n_text;
+        if (n < r->table[l].n_rows) TRY(shrink(w, r, l, n, &pages, e));
     }
-    sched_pruned(g->s, pages);
-    if (w->measuring) w->freed += pages;
+    note_freed(w, &w->group[r->group], pages);
+    return OK;
+}
+
+/* As engine/decode.c's: further choices share the prompt's full pages and copy the last. */
+static status fork_choices(struct world *w, struct request *r, struct err *e)
+{
+    struct group *g = &w->group[r->group];
+    const uint32_t L = w->so.n_layers, per = page_rows(w);
+    for (uint32_t i = 1; i < r->kind->n_choices; i++)
+        for (uint32_t l = 0; l < L; l++) {
+            const struct block_table *from = &r->table[l];
+            struct block_table *t = &r->table[i * L + l];
+            TRY(block_table_init(t, g->pool, r->bound[l] + r->r.n_new, e));
+            block_table_share(t, g->pool, from->page, from->n_rows / per);
+            if (from->n_rows % per) block_table_append(t, g->pool, &r->r.reservation, from->n_rows % per);
+        }
     return OK;
 }
 
@@ -614,16 +812,20 @@ static status march_end(struct world *w, struct march *m, double now, struct err
 {
     for (uint32_t i = 0; i < m->n; i++) {
         struct request *r = m->member[i];
+        if (r->digest && r->kind->first_drop == w->so.n_layers) keep_prefix(w, r);
+        free(r->digest);
+        r->digest = NULL;
         if (r->kind->plan.trim) TRY(trim(w, r, e));
         for (uint32_t l = 0; l < w->so.n_layers; l++) r->kv_rows += r->table[l].n_rows;
-        if (w->measuring) {
+        TRY(fork_choices(w, r, e));
+        if (w->measuring && r->n_done == 0) {
             w->n_prefilled++;
             w->prompt_tokens += r->kind->plan.n_orig + r->kind->shape->n_text;
             w->promised += (double)r->kind->demand;
             w->unpruned += (double)r->kind->unpruned;
             w->freed += (double)(r->kind->unpruned - r->kind->demand);
         }
-        token(w, r, now);
+        if (r->n_done == 0) token(w, r, now);
     }
     return OK;
 }
@@ -636,18 +838,20 @@ static status do_prefill(struct world *w, struct group *g, const struct sched_st
     struct march *m = &g->march[step->group];
     double work = 0;
     if (step->begins) TRY(march_begin(w, m, step, took, e));
-    do piece(w, m, step->max_work - work, &work, took, reduce);
+    do TRY(piece(w, m, step->max_work - work, &work, took, reduce, e));
     while (m->stage != AT_END && work < step->max_work);
     const bool done = m->stage == AT_END;
     if (done) *took += sim_logits_s(w->o, m->n, reduce);
     *took *= slow;
     const double left = done ? 0 : (double)(w->so.n_layers - m->l) * m->start[m->n] * (w->cost.kv + w->cost.mix);
     const double end = now + *took;
+    uint32_t n_tokens = 0;
+    for (uint32_t i = 0; done && i < m->n; i++) n_tokens += m->member[i]->n_done ? 0 : m->member[i]->kind->n_choices;
     if (done) TRY(march_end(w, m, end, e));
     sched_quantum(g->s, step->group, work, *took);
     sched_group_left(g->s, step->group, left);
     if (!done) return OK;
-    front(w, m->n * w->o->front.token_s, 0, w->share);
+    front(w, n_tokens * w->o->front.token_s, 0, w->share);
     sched_prefilled(g->s, step->group, end);
     for (uint32_t i = 0; i < m->n; i++)
         if (m->member[i]->n_done >= m->member[i]->kind->shape->n_out) TRY(request_over(w, m->member[i], end, e));
@@ -659,16 +863,23 @@ static status do_decode(struct world *w, struct group *g, const struct sched_ste
                         double *reduce, struct err *e)
 {
     double kv_rows = 0;
+    uint32_t rows = 0, n_tokens = 0;
     for (uint32_t i = 0; i < step->n; i++) {
         struct request *r = step->list[i]->driver;
-        for (uint32_t l = 0; l < w->so.n_layers; l++) block_table_append(&r->table[l], g->pool, &r->r.reservation, 1);
+        const uint32_t n = r->kind->n_choices;
+        for (uint32_t k = 0; k < n * w->so.n_layers; k++) block_table_append(&r->table[k], g->pool, &r->r.reservation, 1);
         r->kv_rows += w->so.n_layers;
-        kv_rows += (double)r->kv_rows;
+        kv_rows += (double)r->kv_rows * n;
+        rows += n;
+        n_tokens += ++r->n_played == r->n_done ? n : 0;
     }
-    *took = sim_decode_s(w->o, step->n, kv_rows, reduce) * slow;
+    *took = sim_decode_s(w->o, rows, kv_rows, reduce) * slow;
     const double end = now + *took;
-    front(w, step->n * w->o->front.token_s, 0, w->share);
-    for (uint32_t i = 0; i < step->n; i++) token(w, step->list[i]->driver, end);
+    front(w, n_tokens * w->o->front.token_s, 0, w->share);
+    for (uint32_t i = 0; i < step->n; i++) {
+        struct request *r = step->list[i]->driver;
+        if (r->n_played == r->n_done) token(w, r, end);    /* else it feeds old ones again */
+    }
     sched_decoded(g->s, end, *took);
     for (uint32_t i = 0; i < step->n; i++) {
         struct request *r = step->list[i]->driver;
@@ -713,6 +924,7 @@ static status device(struct world *w, uint32_t gi, double now, struct err *e)
         struct request *r = step.one->driver;
         const bool done = encode(w, r, step.max_work, &work, &took);
         took *= slow;
+        r->encoded = done;
         sched_encoded(g->s, &r->r, done, work, took);
         break;
     }
@@ -749,7 +961,7 @@ static status arrival(struct world *w, double now, struct err *e)
         return open ? OK : arrive_again(w, now + RETRY_S, e);
     }
     struct request *r;
-    TRY(make_request(w, k, k->shape->media, now, gi, &r, e));
+    TRY(make_request(w, k, media, now, gi, &r, e));
     set_room(w, gi);
     return prepare(w, r, ready, e);
 }
@@ -778,14 +990,19 @@ static status make_kinds(struct world *w, const struct kv_pool *pool, struct err
         if (s->n_text == 0 || s->n_new == 0 || s->n_out == 0 || s->n_out > s->n_new || s->n_items > 1)
             return err_set(e, E_ARG, "shape %u: %u text tokens, %u of at most %u tokens of answer, %u media: out of range", i,
                            s->n_text, s->n_out, s->n_new, s->n_items);
-        *k = (struct kind){ .shape = s };
+        *k = (struct kind){ .shape = s, .n_choices = s->n_choices ? s->n_choices : 1 };
+        if (k->n_choices > w->so.max_running)
+            return err_set(e, E_ARG, "shape %u: %u choices are asked for and at most %u sequences run at once", i, k->n_choices,
+                           w->so.max_running);
         TRY(prune_plan_shape(o->policy, &ps, &k->plan, e));
         w->n_kinds++;              /* freed from now on */
         TRY(mem_alloc(&k->bound, L, sizeof *k->bound, e));
-        for (uint32_t l = 0; l < L; l++) k->bound[l] = k->plan.alive[l] + s->n_text;
-        const struct sched_request r = { .n_choices = 1, .n_new = s->n_new, .bound = k->bound };
+        for (uint32_t l = 0; l < L; l++) k->bound[l] = prune_plan_rows(&k->plan, l) + s->n_text;
+        while (k->first_drop < L && !k->plan.selects[k->first_drop]) k->first_drop++;
+        const struct sched_request r = { .n_choices = k->n_choices, .n_new = s->n_new, .bound = k->bound };
         k->demand = sched_demand(pool, L, &r);
-        k->unpruned = (uint64_t)L * kv_pages_of(pool, k->plan.n_orig + s->n_text + s->n_new);
+        const uint32_t further = (k->n_choices - 1) * (kv_pages_of(pool, s->n_new) + 1);
+        k->unpruned = (uint64_t)L * (kv_pages_of(pool, k->plan.n_orig + s->n_text + s->n_new) + further);
         if (k->demand < least) least = k->demand;
         if (k->demand <= kv_n_total(pool)) continue;
         prune_plan_free(&k->plan);
@@ -807,9 +1024,8 @@ static status open_world(struct world *w, struct err *e)
     w->so = o->sched;
     w->so.n_layers = o->model.work.L;
     w->so.max_waiting = UINT32_MAX;        /* what is refused is refused at the door */
-    w->so.preempt = false;
-    w->so.reclaim = NULL;
-    w->so.drop = NULL;
+    w->so.reclaim = reclaim;
+    w->so.drop = drop;
     w->cost = work_row(&o->model.work);
     w->leaves = 1;
     while (w->leaves < w->n) w->leaves *= 2;
@@ -818,8 +1034,13 @@ static status open_world(struct world *w, struct err *e)
     TRY(mem_alloc(&w->group, w->n, sizeof *w->group, e));
     for (uint32_t i = 0; i < w->n; i++) {
         struct group *g = &w->group[i];
+        const struct kv_prefix_options po = { .n_layers = w->so.n_layers, .hidden_bytes_max = o->hidden_bytes,
+                                              .free_hidden = free_hidden };
+        g->w = w;
+        w->so.self = g;
         TRY(kv_pool_create(o->n_pages, o->page_tokens, &g->pool, e));
         TRY(sched_create(&w->so, g->pool, &g->s, e));
+        if (o->hidden_bytes) TRY(kv_prefix_create(&po, g->pool, &g->prefixes, e));
         TRY(mem_alloc(&g->core, w->n_cores, sizeof *g->core, e));
         g->idle = true;
         set_room(w, i);
@@ -833,7 +1054,7 @@ static void close_world(struct world *w)
     for (uint32_t i = 0; w->group && i < w->n; i++) {
         struct group *g = &w->group[i];
         for (struct request *r; g->s && (r = g->live) != NULL; request_free(w, r)) {
-            for (uint32_t l = 0; l < w->so.n_layers; l++) block_table_fini(&r->table[l], g->pool);
+            drop_pages(w, r);
             sched_end(g->s, &r->r);
         }
         for (uint32_t k = 0; k < SCHED_GROUPS; k++) {
@@ -842,6 +1063,7 @@ static void close_world(struct world *w)
             free(g->march[k].out);
         }
         sched_destroy(&g->s);
+        kv_prefix_destroy(&g->prefixes);
         kv_pool_destroy(&g->pool);
         free(g->media);
         free(g->core);
@@ -895,6 +1117,8 @@ static void summarise(struct world *w)
         s->pages_unpruned = w->unpruned / (double)w->n_prefilled;
     }
     if (w->n_media) s->media_cached = (double)w->n_cached / (double)w->n_media;
+    if (w->n_begun) s->prefix_found = (double)w->n_found / (double)w->n_begun;
+    s->n_preempted = n_preempted(w) - w->preempted_before;
 }
 
 static status run(struct world *w, struct err *e)

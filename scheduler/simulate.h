@@ -7,9 +7,11 @@
  * Each group has a pool, a scheduler and a device of its own (tp ranks that work as one). The driver below does what
  * engine/loop.c, march.c, encode.c and decode.c do to the scheduler and the pool, in the same order: towers in the same
  * batches, the same stages of a layer, ranges cut by the same function (scheduler/work.h), pages taken, forfeited and
- * trimmed at the same places, a token of every running request a decode step.
- * What it leaves out: shared prefixes (kvcache/prefix.c), several choices, priorities, departures, and which rows a policy
- * keeps (survivors are taken to lie evenly). A plan that is an upper bound is taken at its word.
+ * trimmed at the same places, a token of every running choice a decode step; beginnings of prompts about the same media shared
+ * by the real cache (kvcache/prefix.c), choices forked with a page of their own, lower priorities dropped and fed again.
+ * What it leaves out: departures and failures; and which rows a policy keeps (survivors are taken to lie evenly). A plan that
+ * is an upper bound is taken at its word. A prompt is its media, then its text: text before the media, which a template has,
+ * would be shared as well, and that of prompts of text alone is taken to be new each time.
  * Times are floors of work over rate plus fixed costs, added, as in the profile that gives them: see struct sim_device. */
 #ifndef SCHEDULER_SIMULATE_H
 #define SCHEDULER_SIMULATE_H
@@ -60,7 +62,9 @@ struct sim_shape {
     uint32_t n_items;                      /* 0 or 1 */
     struct prune_item item;
     uint32_t n_text, n_query;              /* text tokens of the prompt; rows that ask */
-    uint32_t n_new, n_out;                 /* tokens promised; tokens that come, 1..n_new */
+    uint32_t n_new, n_out;                 /* tokens promised; tokens that come, 1..n_new; of each choice */
+    uint32_t n_choices;                    /* answers to one prompt; 0: 1 */
+    int priority;                          /* lower ones first, and where sched.preempt they take the pages of higher ones */
     uint32_t patches, frames;              /* of one grid step; mel frames of all its sound */
     double host_s;                         /* CPU seconds to decode and prepare its media */
     double bytes;                          /* that pass the front end */
@@ -78,7 +82,8 @@ struct sim_options {
     uint32_t simulated;                    /* groups that are simulated; the others see the same on the average. 0: all */
     uint32_t n_pages, page_tokens;         /* pool of a group */
     uint64_t media_cache_bytes;            /* of a group: encoder outputs; 0: none */
-    struct sched_options sched;            /* n_layers, self, reclaim, drop and preempt are the simulation's */
+    uint64_t hidden_bytes;                 /* of a group: hidden states of shared prefixes; 0: nothing is shared */
+    struct sched_options sched;            /* n_layers, self, reclaim and drop are the simulation's */
     uint32_t max_waiting;                  /* of a group; beyond that a request is refused */
     double rate;                           /* requests a second of the whole cluster; 0: closed loop */
     uint64_t clients;                      /* closed loop: each asks again when it has its answer. Of the whole cluster */
@@ -96,12 +101,14 @@ struct sim_result {
     double at_once_mean, at_once_max;      /* admitted and not over, of the whole cluster */
     double requests_s, tokens_s, prompt_tokens_s;   /* of the whole cluster; tokens generated */
     struct sim_times first, between, whole;     /* seconds: first token, between tokens, last token since asked */
-    double pages_mean, pages_max;          /* share of the pool held, on the average; most pages of any group, as share */
+    double pages_mean, pages_max;          /* share of the pool held, cached prefixes too, on the average; most of any group */
     double pages_promised, pages_unpruned; /* of one request on the average */
     double pages_freed_s;                  /* pages a second that pruning spares or gives back, whole cluster */
     double busy, reduce, hosts, front, link;   /* shares of the time: device; all-reduces in it; host cores; front end; its network */
     double waits_pages, waits_slots;       /* share of the time with somebody waiting: for pages; for max_running */
     double media_cached;                   /* share of requests with media that found its encoder outputs */
+    double prefix_found;                   /* share of prefills with media that found pages of an earlier one's */
+    uint64_t n_preempted;
     uint64_t n_steps;                      /* of all schedulers */
 };
 

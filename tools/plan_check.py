@@ -2,6 +2,7 @@
 """plan_check.py - does `omnidrop bench plan` foretell what the real server does on this machine?
 
     tools/plan_check.py [--omnidrop build/omnidrop] [--rounds 3] [--least 30] [--seconds 100] [--clients 8] [--output 48]
+                        [--prefix-cache 0]
 
 Run it on an idle machine: what else runs makes the server slower than the profile says, or the profile than the server.
 It makes one sound of so many --seconds. A round measures the machine with `bench profile`, and right after that, for `none` and
@@ -9,7 +10,7 @@ It makes one sound of so many --seconds. A round measures the machine with `benc
 sound over HTTP, each again when it has its answer: first 2 x clients answers to warm up, then --least seconds and --requests
 answers, whichever comes later; what counts is the time from one answer to another, while all clients ask. It compares
 requests a second with `bench plan` of that round's profile. What is judged is the median over the rounds.
-Prefixes are not shared (--prefix-cache 0), as the plan knows none; encoder outputs are kept, so the sound is decoded and encoded
+Prefixes are not shared, unless --prefix-cache says so for both; encoder outputs are kept, so the sound is decoded and encoded
 once. The prompt's token counts are those of the server's own usage. Exit status 0: both within --within (0.20). Standard
 library only. A round takes up to a minute for the profile and two thirds of a minute for each policy: 7 minutes in all.
 """
@@ -52,7 +53,7 @@ class Server:
         self.log = open(os.path.join(folder, "serve.log"), "w+")
         self.process = subprocess.Popen(
             [a.omnidrop, "serve", "-m", MODEL, "--port", "0", "--threads", str(a.threads), "--kv-bytes", str(a.kv_bytes),
-             "--max-num-seqs", "32", "--prefix-cache", "0", "--allowed-local-media-path", folder, "--policy", policy] +
+             "--max-num-seqs", "32", "--prefix-cache", str(a.prefix_cache), "--allowed-local-media-path", folder, "--policy", policy] +
             (["--retention", str(a.retention)] if policy == "omnidrop" else []),
             stdout=subprocess.DEVNULL, stderr=self.log)
         self.port = 0
@@ -141,7 +142,8 @@ def plan_run(a, profile, folder, usage, policy):
         json.dump({"seconds": a.seconds, "video": False, "prompt": usage["prompt_tokens"] - n_sound,
                    "output": usage["completion_tokens"], "max_tokens": a.output, "media": "sound"}, f)
     out = subprocess.run([a.omnidrop, "bench", "plan", "-q", "-m", MODEL, "--profile", profile, "--trace", trace,
-                          "--clients", str(a.clients), "--kv-bytes", str(a.kv_bytes), "--max-num-seqs", "32", "--requests", "300", "--json",
+                          "--clients", str(a.clients), "--kv-bytes", str(a.kv_bytes), "--max-num-seqs", "32", "--prefix-cache", str(a.prefix_cache), "--requests", "300",
+                          "--json",
                           "--policy", policy] + (["--retention", str(a.retention)] if policy == "omnidrop" else []),
                          check=True, capture_output=True, text=True).stdout
     return [r for r in json.loads(out)["runs"] if r["policy"] == policy][0]
@@ -175,6 +177,7 @@ def main():
     p.add_argument("--output", type=int, default=48, help="tokens of each answer")
     p.add_argument("--retention", type=float, default=0.4)
     p.add_argument("--kv-bytes", type=int, default=0, help="of the page pool; 0: room for three such requests unpruned")
+    p.add_argument("--prefix-cache", type=int, default=0, help="bytes of hidden states kept for the next question")
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--within", type=float, default=0.20)
     a = p.parse_args()

@@ -32,8 +32,14 @@ printf '%s\n' '{"seconds": 20, "prompt": 30, "output": 5, "media": "a"}' '' '{"p
 "${p[@]}" --trace "$dir/t.jsonl" --requests 60 --clients 4 --json -m 3b --profile a100 >"$dir/r.json"
 is "a trace" "$(get model runs.0.clients runs.0.shapes_too_large)" "Qwen2.5-Omni-3b 4 0 "
 is "media that come again are encoded once" "$(get runs.0.media_cached | awk '{ print ($1 > 0.9) }')" 1
+is "and their prompts begin with each other's pages" "$(get runs.{0,1}.prefix_found | awk '{ print ($1 > 0.9 && $2 > 0.9) }')" 1
 "${p[@]}" --trace "$dir/t.jsonl" --requests 60 --clients 4 --media-cache 0 --json >"$dir/r.json"
 is "unless nothing is kept" "$(get runs.0.media_cached)" "0.0 "
+"${p[@]}" --trace "$dir/t.jsonl" --requests 60 --clients 4 --prefix-cache 0 --json >"$dir/r.json"
+is "unless nothing is shared" "$(get runs.0.prefix_found)" "0.0 "
+printf '%s\n' '{"seconds": 20, "output": 40, "n": 4, "priority": 5}' '{"prompt": 200, "output": 4, "priority": -1}' >"$dir/t.jsonl"
+"${p[@]}" --trace "$dir/t.jsonl" --requests 60 --clients 40 --max-num-seqs 4 --policy none --json >"$dir/r.json"
+is "choices and priorities: who is less urgent is dropped and comes again" "$(get runs.0.preempted runs.0.requests_per_s | awk '{ print ($1 > 0 && $2 > 0) }')" 1
 
 "${p[@]}" --profile h100 --show-profile >"$dir/p.json"
 "${p[@]}" --profile h100 --requests 40 --json >"$dir/r.json"; first=$(get runs.1.requests_per_s)
@@ -55,6 +61,8 @@ echo '{"seconds": "long"}' >"$dir/bad.jsonl"
 refuses "a trace with a wrong line" 3 'line 1: seconds: a number' "${p[@]}" --trace "$dir/bad.jsonl"
 echo '{"second": 3}' >"$dir/bad.jsonl"
 refuses "a trace with an unknown key" 3 'line 1: second: no such key' "${p[@]}" --trace "$dir/bad.jsonl"
+echo '{"n": 0}' >"$dir/bad.jsonl"
+refuses "a trace that asks for no answer" 3 'line 1: n: a number from 1' "${p[@]}" --trace "$dir/bad.jsonl"
 echo '{"gemm_flops": [[2, 1], [1, 1]]}' >"$dir/bad.json"
 refuses "a profile out of order" 3 'pair 1: rows must ascend' "${p[@]}" --profile "$dir/bad.json"
 echo '{"gemm": 1}' >"$dir/bad.json"

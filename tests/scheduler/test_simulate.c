@@ -75,11 +75,14 @@ static double prefill_s(const struct sim_device *v, uint32_t n)
     return t + v->step_s + v->row_s + 2.0 * V * WIDTH / 1e9;
 }
 
-static double decode_s(const struct sim_device *v, uint32_t depth)
+/* Of n rows at that depth. */
+static double decode_rows_s(const struct sim_device *v, uint32_t depth, uint32_t n)
 {
     const double weights = L * (2.0 * WIDTH * (G * D + H * D) + 3.0 * WIDTH * FF) + (double)V * WIDTH;
-    return L * v->range_s + v->step_s + v->row_s + 2 * weights / 1e9 + L * (double)depth * 2 * G * D * 2 / v->memory;
+    return L * v->range_s + v->step_s + n * (v->row_s + 2 * weights / 1e9 + L * (double)depth * 2 * G * D * 2 / v->memory);
 }
+
+static double decode_s(const struct sim_device *v, uint32_t depth) { return decode_rows_s(v, depth, 1); }
 
 static void alone(void **state)
 {
@@ -287,6 +290,184 @@ static void what_does_not_fit(void **state)
     assert_int_equal(sim_run(&o, &r, &e), E_ARG);
 }
 
+/* ---- choices before keys ------------------------------------------------------------------------------------------ */
+
+/* Prefill of FILM by any plan: docs/pruning-methods.md 9.2, layer by layer. */
+static double plan_s(const struct sim_device *v, const struct policy_plan *p)
+{
+    const double kv = 4.0 * WIDTH * G * D, mix = 4.0 * WIDTH * H * D + 6.0 * WIDTH * FF, key = 4.0 * H * D, score = 2.0 * H * D;
+    double t = p->n_entry < p->n_orig ? p->n_orig * v->entry_row_s : 0, n = p->n_entry + FILM.n_text;
+    for (int l = 0; l < L; l++) {
+        const double left = p->alive[p->go ? l : l + 1] + FILM.n_text, last = l + 1 == L;
+        const bool before = p->go && p->selects[l] && !p->scored[l], after = p->selects[l] && !before;
+        if (p->selects[l]) t += v->select_s + (n - FILM.n_text) * v->select_row_s;
+        if (before) n = left;
+        if (!after && !last) {
+            t += v->range_s + n * (kv + mix) / 1e9 + n * (n + 1) / 2 * key / v->attention;
+            continue;
+        }
+        t += v->range_s + n * kv / 1e9;
+        if (after && p->scored[l]) t += (p->needs & PRUNE_NEEDS_PAGERANK ? floor(2.5 * n) : FILM.n_query) * n * score / v->score;
+        if (after && p->scored[l] && p->needs & PRUNE_NEEDS_PAGERANK) t += v->range_s + n * kv / 1e9;
+        if (after && p->scored[l] && p->back) t += 2 * (v->range_s + n * kv / 1e9);
+        const double kept = last ? 1 : after ? left : n, keys = p->go && after ? left : n;
+        t += v->range_s + kept * mix / 1e9 + keys / kept * kept * (kept + 1) / 2 * key / v->attention;
+        if (after) n = left;
+    }
+    return t + v->step_s + v->row_s + 2.0 * V * WIDTH / 1e9;
+}
+
+static void every_policy(void **state)
+{
+    (void)state;
+    uint32_t n_go = 0, n_before = 0, n_back = 0, n_walks = 0;
+    for (const struct policy *const *all = prune_list(); *all; all++) {
+        struct policy_plan plan;
+        struct err e;
+        if (prune_params_init(&policy, (*all)->name, L, &e) != OK) continue;
+        if (prune_has(&policy, "retention")) (void)prune_params_set(&policy, "retention", 0.5, &e);
+        if (prune_params_finish(&policy, &e) != OK) continue;      /* four layers are too few, or a table is missing */
+        const struct prune_shape shape = { .n_layers = L, .n_items = 1, .item = &FILM.item };
+        if (prune_plan_shape(&policy, &shape, &plan, &e) != OK) continue;
+        struct sim_options o = base(&FILM, 1);
+        struct sim_shape ready = FILM;
+        ready.host_s = 0;
+        o.shape = &ready;
+        o.device.vision = o.device.audio = o.device.tower_s = 0;       /* towers take no time */
+        o.device.entry_row_s = 2e-7;
+        o.sched.step_s = INFINITY;
+        const struct sim_result r = run(&o);
+        const double want = plan_s(&o.device, &plan);
+        if (fabs(r.first.mean - want) > 1e-9 * want) fail_msg("%s: %.9g is not %.9g", (*all)->name, r.first.mean, want);
+        uint32_t promised = 0, held = 0;
+        for (uint32_t l = 0; l < L; l++) {
+            promised += pages(prune_plan_rows(&plan, l) + FILM.n_text + FILM.n_new);
+            held += pages(prune_plan_rows(&plan, l) + FILM.n_text);
+            n_back += plan.go && plan.selects[l] && plan.scored[l] && plan.back;
+            n_before += plan.go && plan.selects[l] && !plan.scored[l];
+            n_walks += plan.selects[l] && plan.scored[l] && plan.needs & PRUNE_NEEDS_PAGERANK;
+        }
+        n_go += plan.go;
+        near(r.pages_promised, promised, 1e-12);
+        assert_true(r.pages_max * o.n_pages <= promised && (plan.go || r.pages_max * o.n_pages >= held - 1e-6));
+        prune_plan_free(&plan);
+    }
+    print_message("# %u plans choose before keys: %u layers without scores, %u by another layer's; %u by walks\n", n_go, n_before,
+                  n_back, n_walks);
+    assert_true(n_go >= 2 && n_before > 0 && n_back > 0 && n_walks > 0);
+}
+
+/* ---- what is shared ----------------------------------------------------------------------------------------------- */
+
+/* The second question about a film begins with the pages of the first: whole pages of the media rows that enter layer 0, in the
+ * layers before the first drop. What they save is those rows, and nothing else. */
+static void prefixes(void **state)
+{
+    (void)state;
+    struct sim_shape known = FILM;
+    known.media = 5;
+    known.host_s = 0;
+    for (int k = 0; k < 3; k++) {
+        struct policy_plan plan;
+        struct err e;
+        if (k == 0) set_policy("none", 0);
+        else set_steep(k == 2);
+        const struct prune_shape shape = { .n_layers = L, .n_items = 1, .item = &FILM.item };
+        assert_int_equal(prune_plan_shape(&policy, &shape, &plan, &e), OK);
+        uint32_t first_drop = 0;
+        while (first_drop < L && !plan.selects[first_drop]) first_drop++;
+        struct sim_options o = base(&known, 1);
+        o.sched.step_s = INFINITY;
+        o.warmup = 1;
+        const struct sim_result apart = run(&o);
+        o.hidden_bytes = 1 << 20;
+        const struct sim_result r = run(&o);
+        const double row = 4.0 * WIDTH * (G * D + H * D) + 6.0 * WIDTH * FF, n = plan.n_entry / PAGE * PAGE, key = 4.0 * H * D;
+        double saved = 0;
+        for (uint32_t l = 0; l < first_drop; l++)
+            saved += l + 1 < L ? n * row / 1e9 + n * (n + 1) / 2 * key / o.device.attention : n * 4 * WIDTH * G * D / 1e9;
+        if (k == 2) {              /* trim moves rows in place: nothing is shared */
+            assert_true(r.prefix_found == 0);
+            near(r.first.mean, apart.first.mean, 1e-12);
+        } else {
+            assert_true(k == 0 ? first_drop == L && n == 160 : first_drop > 0 && first_drop < L && n > 0);
+            near(r.prefix_found, 1, 1e-12);
+            near(apart.first.mean - r.first.mean, saved, 1e-9);
+            near(r.whole.mean - r.first.mean, apart.whole.mean - apart.first.mean, 1e-9);
+        }
+        assert_true(apart.prefix_found == 0);
+        prune_plan_free(&plan);
+    }
+    /* Others' films do not help, and a pool that is full of them still has room for the next. */
+    set_policy("none", 0);
+    struct sim_options o = base(&FILM, 1);
+    o.hidden_bytes = 1 << 20;
+    o.n_pages = 200;
+    o.clients = 6;
+    o.warmup = 20;
+    o.measured = 300;
+    struct sim_result r = run(&o);
+    assert_true(r.prefix_found == 0 && r.n_ended == 300);
+    assert_true(r.at_once_max == 200 / (L * pages(200 + FILM.n_new)));
+    /* Where there is room all of them begin with the first one's. */
+    o.shape = &known;
+    o.n_pages = 2000;
+    r = run(&o);
+    assert_true(r.prefix_found > 0.9);
+    o.hidden_bytes = 0;
+    assert_true(r.requests_s > 1.2 * run(&o).requests_s);
+}
+
+static void choices(void **state)
+{
+    (void)state;
+    set_policy("none", 0);
+    struct sim_shape three = TEXT;
+    three.n_choices = 3;
+    struct sim_options o = base(&three, 1);
+    const struct sim_result r = run(&o);
+    double whole = prefill_s(&o.device, 100);
+    near(r.first.mean, whole, 1e-9);
+    for (uint32_t i = 1; i < TEXT.n_out; i++) whole += decode_rows_s(&o.device, 100 + i, 3);
+    near(r.whole.mean, whole, 1e-9);
+    near(r.tokens_s * r.seconds, 3 * TEXT.n_out, 1e-9);
+    /* 100 rows: 6 full pages that all share, and a page of each for the rest and the 7 tokens that are fed. */
+    near(r.pages_max * o.n_pages, L * (6 + 3), 1e-9);
+    near(r.pages_promised, L * (pages(100 + 8) + 2 * (pages(8) + 1)), 1e-12);
+    o.clients = 20;                /* slots are sequences */
+    o.warmup = 50;
+    o.measured = 200;
+    o.sched.max_running = 8;
+    assert_true(run(&o).at_once_max == 2);
+    o.sched.max_running = 2;
+    struct sim_result none;
+    struct err e;
+    assert_int_equal(sim_run(&o, &none, &e), E_ARG);
+}
+
+/* Whoever is more urgent takes the pages of others, who are read again and feed their tokens again: all end, with every token
+ * counted once, and without leave to do so nobody is dropped. */
+static void priorities(void **state)
+{
+    (void)state;
+    set_policy("none", 0);
+    struct sim_shape both[] = { FILM, TEXT };
+    both[0].priority = 5;
+    both[0].n_out = both[0].n_new = 60;
+    struct sim_options o = base(both, 2);
+    o.n_pages = 150;
+    o.clients = 12;
+    o.warmup = 50;
+    o.measured = 600;
+    struct sim_result r = run(&o);
+    assert_true(r.n_preempted > 10 && r.n_ended == 600);
+    near(r.tokens_s, r.requests_s * (60 + TEXT.n_out) / 2, 0.1);
+    o.sched.preempt = false;
+    const struct sim_result patient = run(&o);
+    assert_true(patient.n_preempted == 0 && patient.n_ended == 600);
+    assert_true(r.first.p50 < patient.first.p50);
+}
+
 /* ---- many requests ------------------------------------------------------------------------------------------------ */
 
 static void little(void **state)
@@ -395,7 +576,8 @@ int main(void)
         cmocka_unit_test(alone), cmocka_unit_test(parts), cmocka_unit_test(quanta), cmocka_unit_test(ranks),
         cmocka_unit_test(rates), cmocka_unit_test(page_ratio), cmocka_unit_test(trims), cmocka_unit_test(slots),
         cmocka_unit_test(what_does_not_fit), cmocka_unit_test(little), cmocka_unit_test(seeds), cmocka_unit_test(same_media),
-        cmocka_unit_test(sample), cmocka_unit_test(refusals),
+        cmocka_unit_test(sample), cmocka_unit_test(refusals), cmocka_unit_test(every_policy), cmocka_unit_test(prefixes),
+        cmocka_unit_test(choices), cmocka_unit_test(priorities),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Goal: omnidrop transcribe under mpirun writes the bytes that one process writes: on two groups, on one group of two ranks,
+# Goal: omnidrop transcribe under mpirun writes the bytes that one process writes: on two groups, on one group of two ranks, on two of two,
 # after a group was killed or stopped among its windows, and after rank 0 was killed and the run resumed, by one process or by
 # ranks. Method: two copies of a minute of speech and two short ones, in every format; a rank is killed when the journal has
 # its first windows. A machine that was done before the kill is asked again.
@@ -27,6 +27,8 @@ check "the same" cmp "$dir/prev.tsv" "$dir/prev2.tsv"
 # Partial sums of two ranks may differ in their last bits from those of one, so figures do; words do not.
 check "one group of two ranks" mpirun -np 2 "$bin" "${plan[@]}" --tp 2 -F txt,srt,vtt -o "$dir/tp/" "${files[@]:0:2}"
 for f in speech000.{txt,srt,vtt} long.{txt,srt,vtt}; do check "$f is the same" cmp "$dir/tp/$f" "$dir/one/$f"; done
+check "two groups of two ranks" mpirun -np 4 "$bin" "${plan[@]}" --tp 2 --dp 2 -F txt,srt,vtt -o "$dir/tpdp/" "${files[@]:0:2}"
+for f in speech000.{txt,srt,vtt} long.{txt,srt,vtt}; do check "$f is the same" cmp "$dir/tpdp/$f" "$dir/one/$f"; done
 
 refuses "what is not there is refused before models are loaded" 3 'no-such.wav: No such file' \
     mpirun -np 2 "$bin" transcribe --dp 2 -o "$dir/none/" "$dir/no-such.wav"

@@ -2,7 +2,7 @@
 # make demo       set-up, build, then a real video file through the whole engine with the bundled model
 # make test       set-up, build, every test; T=name runs those whose path holds name, SEED=n repeats a property test
 # make asan       the tests under ASan and UBSan
-# make tsan       the calls of comm/ on two ranks under ThreadSanitizer; MODE=tsan builds any other test so
+# make tsan       calls between ranks, decoders of several ranks and groups of them under ThreadSanitizer; MODE=tsan builds any test so
 # make bench      the measurements of docs/measurements, as ratios; writes build/bench.json
 # make soak       a server under everything at once for SECONDS (1800); prints what it held and whether it lost anything
 # make fuzz       the fuzz targets, FUZZ_SECONDS each (clang)
@@ -39,7 +39,7 @@ ISA_FLAGS_plain      :=
 ISA_FLAGS_avx2       := -mavx2 -mfma -mf16c
 ISA_FLAGS_avx512     := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512
 ISA_FLAGS_avx512bf16 := $(ISA_FLAGS_avx512) -mavx512bf16
-ISA_OPT  = $(if $(filter san,$(MODE)),-O1,-O3) -ffp-contract=fast
+ISA_OPT  = $(if $(filter san tsan,$(MODE)),-O1,-O3) -ffp-contract=fast
 
 # comm/mpi.c and comm/nccl.c are shared objects beside the program, made where the library's headers are; see below.
 PLUGIN_SRC := comm/mpi.c comm/nccl.c
@@ -224,9 +224,10 @@ asan: deps
 
 TSAN := TSAN_OPTIONS=suppressions=tests/tsan.supp OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
         OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_hwloc_base_binding_policy=none
+TSAN_TESTS := comm/test_self api/test_groups engine/test_ranks_engine
 tsan: deps
-	@$(MAKE) --no-print-directory MODE=tsan BUILD=build/tsan plugins $(addprefix build/tsan/tests/comm/,ranks test_self)
-	$(TSAN) build/tsan/tests/comm/test_self
+	@$(MAKE) --no-print-directory MODE=tsan BUILD=build/tsan plugins $(addprefix build/tsan/tests/,$(TSAN_TESTS) comm/ranks)
+	for t in $(TSAN_TESTS); do $(TSAN) build/tsan/tests/$$t || exit 1; done
 	$(TSAN) mpirun -np 2 build/tsan/tests/comm/ranks calls
 
 bench: deps

@@ -104,7 +104,7 @@ static const struct service_gauges idle = { .pages_total = 100, .pages_free = 10
 static void on_log(void *self, const char *line)
 {
     (void)self, (void)line;
-    n_lines++;
+    __atomic_add_fetch(&n_lines, 1, __ATOMIC_SEQ_CST);
 }
 
 static void on_metric(void *self, uint32_t which, const char *const *label, uint32_t n, double v)
@@ -114,8 +114,8 @@ static void on_metric(void *self, uint32_t which, const char *const *label, uint
     assert_int_equal(n, 2);
     assert_string_equal(label[0], "a");
     assert_string_equal(label[1], "b");
-    n_metrics++;
     metric_sum += v;
+    __atomic_add_fetch(&n_metrics, 1, __ATOMIC_SEQ_CST);
 }
 
 /* The store of rank 0: one file, of one owner. */
@@ -203,13 +203,14 @@ static int close_all(void **state)
         fake_close(&service[i]);
         remote_destroy(&leader[i]);
         api_destroy(&api[i]);
+    }
+    for (uint32_t i = 0; i < N; i++)           /* nobody posts any more */
         while (net.first[i]) {
             struct letter *l = net.first[i];
             net.first[i] = l->next;
             free(l->bytes);
             free(l);
         }
-    }
     return 0;
 }
 
@@ -248,10 +249,10 @@ static void on_progress(void *self, const char *phase, double done)
 {
     assert_string_equal(phase, "prefill");
     assert_true(done == 0.5);
-    ((struct client *)self)->n_progress++;
+    __atomic_add_fetch(&((struct client *)self)->n_progress, 1, __ATOMIC_SEQ_CST);
 }
 
-static void on_admitted(void *self) { ((struct client *)self)->n_admitted++; }
+static void on_admitted(void *self) { __atomic_add_fetch(&((struct client *)self)->n_admitted, 1, __ATOMIC_SEQ_CST); }
 
 static void on_done(void *self, json_t *reply, const struct err *error)
 {
@@ -295,7 +296,7 @@ static void until(uint32_t *n, uint32_t want)
 {
     const struct timespec t = { 0, 5000000 };
     for (int i = 0; i < 2000 && __atomic_load_n(n, __ATOMIC_SEQ_CST) < want; i++) nanosleep(&t, NULL);
-    assert_true(*n >= want);
+    assert_true(__atomic_load_n(n, __ATOMIC_SEQ_CST) >= want);
 }
 
 static uint32_t submitted(uint32_t i) { return fake_seen(service[i]).n_submitted; }

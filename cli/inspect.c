@@ -11,7 +11,7 @@
 #include "engine/engine.h"
 #include "engine/transcribe.h"
 #include "engine/windows.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "media/media.h"
 #include "model/checkpoint.h"
 
@@ -359,21 +359,25 @@ static status inspect_device(const struct cli *c, struct err *e)
     st->ops->describe(st, text, sizeof text);
     json_t *isas = json_array();
     for (const char *const *i = cpu_isas(); *i; i++) json_array_append_new(isas, json_string(*i));
-    char cuda[256];
-    const bool driver = device_cuda_driver(cuda, sizeof cuda);
+    char cuda[256], lacks[256];
+    uint64_t left = 0, total = 0;
+    const bool driver = device_cuda_driver(cuda, sizeof cuda), backend = device_cuda_backend(lacks, sizeof lacks);
+    const status known = device_memory(st, &left, &total, e);
     if (cli_flag(c, "json")) {
-        print_json(json_pack("{s:s, s:s, s:O, s:i, s:{s:b, s:b, s:s}}", "device", st->ops->name, "description", text,
-                             "instruction_sets", isas, "page_tokens", (int)st->ops->page_tokens, "cuda", "backend", 0,
-                             "driver", driver, "detail", cuda));
+        print_json(json_pack("{s:s, s:s, s:O, s:i, s:I, s:I, s:{s:b, s:b, s:s, s:s}}", "device", st->ops->name, "description", text,
+                             "instruction_sets", isas, "page_tokens", (int)st->ops->page_tokens, "memory_bytes", (json_int_t)total,
+                             "memory_free_bytes", (json_int_t)left, "cuda", "backend", backend, "driver", driver, "detail", cuda,
+                             "backend_detail", lacks));
     } else {
-        printf("device   %s\npages    %u tokens\nISAs     ", text, st->ops->page_tokens);
+        printf("device   %s\nmemory   %.1f GB, %.1f GB free\npages    %u tokens\nISAs     ", text, (double)total / 1e9, (double)left / 1e9,
+               st->ops->page_tokens);
         for (size_t i = 0; i < json_array_size(isas); i++)
             printf("%s%s", i ? ", " : "", json_string_value(json_array_get(isas, i)));
-        printf("\ncuda     no backend in this build; %s\n", cuda);
+        printf("\ncuda     %s; %s\n", backend ? "omnidrop-cuda.so is there" : lacks, cuda);
     }
     json_decref(isas);
     st->ops->close(&st);
-    return OK;
+    return known;
 }
 
 /* ---- policies and schedule -------------------------------------------------------------------------------- */

@@ -1,9 +1,7 @@
 /* comm/comm.c - see comm.h: the world and its groups, launchers, dispatch to a backend, staging, waiting, error texts. */
 #include "comm/comm.h"
 
-#include <dlfcn.h>
 #include <errno.h>
-#include <libgen.h>
 #include <limits.h>
 #include <sched.h>
 #include <signal.h>
@@ -15,6 +13,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/plugin.h"
 #include "base/threads.h"
 #include "comm/inside.h"
 #include "kernels/ops.h"
@@ -130,7 +129,7 @@ status comm_mpi_err(struct comm *c, const char *call, int rc, struct err *e)
     return comm_break(c, BROKEN_TENSORS, e);
 }
 
-/* ---- launchers and shared objects -------------------------------------------------------------------------- */
+/* ---- launchers -------------------------------------------------------------------------------------------- */
 
 static bool env_number(const char *name, uint32_t *out)
 {
@@ -153,36 +152,6 @@ bool comm_launched(uint32_t *size)
     if (getenv("PMIX_RANK") == NULL || getenv("PMIX_NAMESPACE") == NULL) return false;
     *size = 0;                     /* PMIx of another launcher: how many, MPI will say */
     return true;
-}
-
-static void *open_in(const char *dir, const char *up, const char *file)
-{
-    char path[PATH_MAX + 128];
-    snprintf(path, sizeof path, "%s%s/%s", dir, up, file);
-    return access(path, R_OK) == 0 ? dlopen(path, RTLD_NOW | RTLD_GLOBAL) : NULL;
-}
-
-/* file: beside the program, in the folders above (tests), or where OMNIDROP_LIB says. */
-static const void *plugin(const char *file, const char *symbol, char *why, size_t cap)
-{
-    static const char *const up[] = { "", "/..", "/../..", "/../../..", "/../lib/omnidrop", "/../lib" };
-    char exe[PATH_MAX];
-    const char *dir = getenv("OMNIDROP_LIB");
-    void *so = NULL;
-    dlerror();
-    if (dir != NULL && *dir != 0) {
-        so = open_in(dir, "", file);
-    } else {
-        const ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-        exe[n > 0 ? n : 0] = 0;
-        dir = dirname(exe);
-        for (size_t i = 0; so == NULL && n > 0 && i < sizeof up / sizeof *up; i++) so = open_in(dir, up[i], file);
-    }
-    const char *said = dlerror();
-    const void *table = so ? dlsym(so, symbol) : NULL;
-    if (so == NULL) snprintf(why, cap, "%s: %s", file, said ? said : "not beside the program");
-    else if (table == NULL) snprintf(why, cap, "%s: of another version of this program", file);
-    return table;
 }
 
 /* MPI is opened and closed in a thread of its own, since either may wait for ranks that never come. */
@@ -510,7 +479,7 @@ status comm_world_open(const struct comm_options *o, struct comm **out, struct e
         (*out)->w = world_new(o, 0, 1);
         return OK;
     }
-    const struct mpi_lib *mpi = plugin("omnidrop-mpi.so", MPI_LIB_SYMBOL, why, sizeof why);
+    const struct mpi_lib *mpi = plugin_symbol("omnidrop-mpi.so", MPI_LIB_SYMBOL, true, why, sizeof why);
     if (mpi == NULL || mpi->abi != MPI_LIB_ABI)
         return err_set(e, E_MODEL, "this is one of %u ranks, but MPI cannot be loaded: %s: install an MPI (Debian: libopenmpi-dev "
                        "openmpi-bin) and build again", size, mpi ? "omnidrop-mpi.so: of another version of this program" : why);
@@ -654,7 +623,7 @@ status comm_attach(struct comm *c, struct stream *st, void *native, int device, 
     size_t *bytes = mem_must(c->size, sizeof *bytes);
     uint8_t id[NCCL_ID_BYTES] = { 0 };
     for (uint32_t i = 0; i < c->size; i++) bytes[i] = sizeof mine;
-    const struct nccl_lib *lib = plugin("omnidrop-nccl.so", NCCL_LIB_SYMBOL, mine.text, sizeof mine.text);
+    const struct nccl_lib *lib = plugin_symbol("omnidrop-nccl.so", NCCL_LIB_SYMBOL, true, mine.text, sizeof mine.text);
     int rc = 0;
     if (lib == NULL || lib->abi != NCCL_LIB_ABI) mine.ok = 0;
     else if ((rc = lib->device(device, mine.bus)) != 0 || (c->rank == 0 && (rc = lib->id(id)) != 0)) {
@@ -766,7 +735,7 @@ void comm_versions(const struct comm *c, char *text, size_t cap)
 {
     char mpi[160] = "no MPI", nccl[160], why[256];
     if (c->w->mpi != NULL) c->w->mpi->version(mpi, sizeof mpi);
-    const struct nccl_lib *lib = plugin("omnidrop-nccl.so", NCCL_LIB_SYMBOL, why, sizeof why);
+    const struct nccl_lib *lib = plugin_symbol("omnidrop-nccl.so", NCCL_LIB_SYMBOL, true, why, sizeof why);
     if (lib == NULL || lib->abi != NCCL_LIB_ABI || lib->version(nccl, sizeof nccl) != 0) snprintf(nccl, sizeof nccl, "no NCCL");
     snprintf(text, cap, "%s; %s", mpi, nccl);
 }

@@ -11,10 +11,13 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/inside.h"
+#include "kernels/device.h"
 
 #define EXACT_BYTES ((uint64_t)128 << 20)   /* bf16 models under this run in f32: dtype "auto" */
 #define BLOCK_ROWS 1032                     /* rows computed at once: 86 tiles of 12           */
+#define BLOCK_ROWS_GPU 2048                 /* 16 tiles of 128                                 */
 #define CONTEXT_DEFAULT 32768u
+#define WORK_BYTES ((uint64_t)1 << 30)      /* of a GPU: towers, products, lists */
 #define TAG_OPEN 16                         /* the message that tells ranks what to open        */
 #define FILM_AT_ONCE ((uint64_t)256 << 20)
 
@@ -58,12 +61,6 @@ static status pick_dtype(const char *asked, const struct checkpoint *ck, enum dt
     return OK;
 }
 
-static uint64_t ram_bytes(void)
-{
-    const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGE_SIZE);
-    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : (uint64_t)1 << 30;
-}
-
 /* Ranks on this machine, of this group and of others: they share its memory and its CPUs. */
 static uint32_t ranks_here(const struct comm *c)
 {
@@ -79,14 +76,40 @@ uint64_t engine_pool_pages(uint64_t memory, uint32_t n_local, uint64_t page_byte
     return pages;
 }
 
-/* Pages of this rank: as asked, else by its share of the memory. */
-static uint64_t pages_wanted(const struct engine *en, const struct engine_options *o)
+static bool on_host(const struct engine *en) { return strcmp(en->ops->name, "cpu") == 0; }
+
+/* What is asked of a GPU after its pages, with a whole context in one group and half of one in the other: residual rows, angles and
+ * embeddings of both, and what towers, products and logits need beside their arguments. */
+static uint64_t work_bytes(const struct engine *en)
+{
+    const struct decoder_shape *s = decoder_shape(en->dec);
+    const uint64_t row = (4 * (uint64_t)s->d + 2 * (uint64_t)s->D) * sizeof(float), logits = (uint64_t)LOGIT_ROWS * s->V * sizeof(float);
+    return 3 * en->info.max_model_len * row / 2 + logits + WORK_BYTES;
+}
+
+/* Pages of this rank: as asked, else by its share of the host's memory, or by what its device has left. */
+static status pages_wanted(struct engine *en, const struct engine_options *o, uint64_t *out, struct err *e)
 {
     const struct kv_shape kv = decoder_kv_shape(en->dec);
     const uint32_t L = decoder_shape(en->dec)->L, per = kv.page_tokens;
-    const uint64_t one = (uint64_t)L * ((en->info.max_model_len + per - 1) / per + 1);
-    if (o->kv_bytes) return o->kv_bytes / kv.page_bytes;
-    return engine_pool_pages(ram_bytes(), en->info.n_local, kv.page_bytes, one, o->kv_contexts ? o->kv_contexts : 1);
+    const uint64_t one = (uint64_t)L * ((en->info.max_model_len + per - 1) / per + 1), contexts = o->kv_contexts ? o->kv_contexts : 1;
+    uint64_t left = 0, total = 0;
+    TRY(device_memory(en->st, &left, &total, e));
+    *out = o->kv_bytes / kv.page_bytes;
+    if (o->kv_bytes) return OK;
+    if (on_host(en)) {
+        *out = engine_pool_pages(total, en->info.n_local, kv.page_bytes, one, (uint32_t)contexts);
+        return OK;
+    }
+    const uint64_t work = work_bytes(en), kept = work + total / 50;       /* and what allocation loses at the edges */
+    const uint64_t fit = left > kept ? (left - kept) / kv.page_bytes : 0;
+    *out = fit < one * contexts ? fit : one * contexts;
+    char *text = en->info.device;
+    const size_t n = strlen(text);
+    snprintf(text + n, sizeof en->info.device - n, "; %.2f of %.2f GB free beside the weights, %.2f GB of them kept for work",
+             (double)left / 1e9, (double)total / 1e9, (double)work / 1e9);
+    if (fit >= L) return OK;
+    return err_set(e, E_NOMEM, "%s: no room for pages; give a shorter --max-model-len or more ranks (--tp)", text);
 }
 
 static uint64_t resident_bytes(void)
@@ -99,6 +122,8 @@ static uint64_t resident_bytes(void)
     return pages * (uint64_t)sysconf(_SC_PAGE_SIZE);
 }
 
+static status agree(struct comm *c, status st, struct err *e);
+
 /* What every rank has; the pool is what the rank with the least room can hold. The same answer on all of them. */
 static status share_out(struct engine *en, const struct engine_options *o, struct err *e)
 {
@@ -106,7 +131,9 @@ static status share_out(struct engine *en, const struct engine_options *o, struc
     const uint32_t n = en->info.n_ranks, me = en->comm ? comm_rank(en->comm) : 0, L = decoder_shape(en->dec)->L;
     struct engine_rank *own = &en->rank[me];
     *own = (struct engine_rank){ .weight_bytes = en->info.weight_bytes, .page_bytes = kv.page_bytes,
-                                 .pages_fit = pages_wanted(en, o), .resident_bytes = resident_bytes() };
+                                 .resident_bytes = resident_bytes() };
+    const status wanted = pages_wanted(en, o, &own->pages_fit, e);
+    TRY(agree(en->comm, wanted, e));
     if (en->comm) {
         size_t *bytes = mem_must(n, sizeof *bytes);
         for (uint32_t r = 0; r < n; r++) bytes[r] = sizeof *own;
@@ -151,8 +178,8 @@ static status open_decoder(struct engine *en, const struct engine_options *o, co
                        info->max_model_len, limit);
     info->n_ranks = en->comm ? comm_size(en->comm) : 1;
     TRY(mem_alloc(&en->rank, info->n_ranks, sizeof *en->rank, e));
-    TRY(decoder_create_slice(en->st, shape, src, info->compute, info->kv_dtype, BLOCK_ROWS, info->max_model_len, en->comm,
-                             &en->dec, e));
+    TRY(decoder_create_slice(en->st, shape, src, info->compute, info->kv_dtype, on_host(en) ? BLOCK_ROWS : BLOCK_ROWS_GPU,
+                             info->max_model_len, en->comm, &en->dec, e));
     info->weight_bytes = decoder_weight_bytes(en->dec);
     return team_open(en->dec, en->comm, o->check_ranks, &en->team, e);
 }

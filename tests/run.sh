@@ -34,6 +34,8 @@ done
 for d in tests/goldens/odd tests/goldens/odd-f16; do
     run "tests/golden $d as CUDA" '^PASS ' '^FAIL ' "$build/tests/golden" --device simt --threads 1 "$d"
 done
+run "tests/golden tests/goldens/odd-f16 as CUDA in bf16" '^PASS ' '^FAIL ' "$build/tests/golden" --device simt --threads 1 --dtype bf16 \
+    tests/goldens/odd-f16
 # The same on ranks, which are processes: the odd ones have 3 query heads and one KV head, and vocabularies of no round number.
 if [[ -e $build/omnidrop-mpi.so ]] && command -v mpirun >/dev/null; then
     ranks=(env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl_vader_single_copy_mechanism=none

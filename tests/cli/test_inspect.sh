@@ -98,8 +98,16 @@ check "switches as switches" bash -c "'$bin' inspect policies | grep -qE ' step0
 check "so in JSON" bash -c "grep -A3 '\"choices\"' '$dir/p' | grep -q dycoke"
 
 # --- device
-inspect device --json >"$dir/d"
-is "the device" "$(at "$dir/d" device page_tokens cuda.backend)" "cpu 16 false "
+inspect device --device cpu --json >"$dir/d"
+is "the device" "$(at "$dir/d" device page_tokens)" "cpu 16 "
+check "its memory" test "$("$json" memory_bytes <"$dir/d")" -gt 100000000
+# Without the shared object, and with the one that the CPU plays (tests/kernels/fake_cuda.cpp).
+none() { OMNIDROP_LIB=$dir inspect device "$@"; }
+played() { OMNIDROP_LIB=$(dirname "$bin")/tests/simt inspect device --device cuda "$@"; }
+is "no shared object of CUDA" "$(none --device cpu --json | "$json" cuda.backend)" "false"
+refuses "asked for, it is missed by name" 4 'omnidrop-cuda.so.*--device cpu' none --device cuda
+played --json >"$dir/d2"
+is "the device of CUDA" "$(at "$dir/d2" device page_tokens cuda.backend)" "cuda 64 true "
 for ((i = 0; i < $("$json" 'instruction_sets.#' <"$dir/d"); i++)); do
     isa=$("$json" instruction_sets.$i <"$dir/d")
     check "device: $isa can be chosen" bash -c "'$bin' inspect device --isa $isa | grep -q '$isa, '"

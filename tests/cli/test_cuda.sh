@@ -1,0 +1,39 @@
+#!/bin/bash
+# Goal: the commands take `--device cuda`, say what they took, and answer as on the CPU; without CUDA they say so or do without.
+# Method: in place of the backend beside the program the one that the CPU plays (tests/kernels/fake_cuda.cpp), under a tiny model
+# of random weights, whose answers are only the same where all that is computed is.
+. tests/cli/lib.sh
+so=${OMNIDROP_BUILD:-$(dirname "$bin")}/tests/simt
+tiny=(-m tests/goldens/odd-f16/checkpoint -t 1 --max-tokens 12 --temperature 0 --json)
+pruned=(--image tests/goldens/odd/media/card.png --audio tests/goldens/odd/media/hum.wav --policy omnidrop --retention 0.7)
+on() { local device=$1; shift; OMNIDROP_LIB=$so "$bin" chat -q --device "$device" "${tiny[@]}" "$@" </dev/null; }
+none() { OMNIDROP_LIB=$dir "$bin" chat "${tiny[@]}" -p x "$@" </dev/null; }
+says() { "$json" text usage finish_reason | tr '\n' ' '; }
+
+for way in text pruned; do
+    more=(); [[ $way == pruned ]] && more=("${pruned[@]}")
+    cpu=$(on cpu -p 'Say all that you know.' "${more[@]}" | says)
+    is "an answer to a prompt of $way" "$(on cuda -p 'Say all that you know.' "${more[@]}" | says)" "$cpu"
+    if [[ ${#cpu} -gt 20 ]]; then ok "there is one"; else not_ok "there is one" "$cpu"; fi
+done
+exits "the device and its memory are said" 0 'plays a GPU.*kept for work' env OMNIDROP_LIB="$so" "$bin" chat -v --device cuda "${tiny[@]}" -p x
+refuses "a pool of no pages" 2 'fewer than the . layers' env OMNIDROP_LIB="$so" "$bin" chat --device cuda "${tiny[@]}" --kv-bytes 1 -p x
+refuses "no shared object" 4 "no device 'cuda': omnidrop-cuda.so.*--device cpu" none --device cuda
+exits "auto does without" 0 '' none --device auto
+
+# A server, and a question to it.
+OMNIDROP_LIB=$so "$bin" serve --device cuda -m tests/goldens/odd-f16/checkpoint -t 1 --port 0 2>"$dir/serve" &
+server=$!
+for ((i = 0; i < 3000; i++)); do
+    grep -q 'ready on' "$dir/serve" && break
+    kill -0 $server 2>/dev/null || break
+    sleep 0.1
+done
+at=$(sed -nE 's/.*ready on (http[^:]*:[^:]*:[0-9]+).*/\1/p' "$dir/serve")
+curl -s "$at/v1/chat/completions" -H 'Content-Type: application/json' \
+    -d '{"messages": [{"role": "user", "content": "Say all that you know."}], "max_tokens": 12, "temperature": 0}' >"$dir/reply"
+is "a server answers the same" "$("$json" choices.0.message.content <"$dir/reply")" "$(on cpu -p 'Say all that you know.' | "$json" text)"
+kill $server
+wait $server
+is "and ends well" $? 0
+exit $bad

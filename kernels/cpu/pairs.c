@@ -10,6 +10,7 @@
 #define BLOCK      24    /* rows that meet as many others at once */
 #define NEAR       16    /* nearest rows that density remembers of each */
 #define AHEAD      16    /* rows that farthest brings up to date at once */
+#define LARGE      400   /* rows of a lone group whose pairs meet only once */
 
 struct pairs {
     const struct cpu_stream *st;
@@ -18,13 +19,15 @@ struct pairs {
     double *a, *b;  /* [n] each, the op's own    */
     float *norm;    /* [n] x.x                   */
     uint32_t *near; /* [n][NEAR]                 */
+    double *far;    /* [n][NEAR], of density     */
+    uint32_t *count; /* [n], likewise            */
     uint8_t *taken; /* [n]                       */
     double *sum;    /* [threads][d]              */
 };
 
 size_t cpu_pair_scratch(const struct stream *st, uint32_t d, size_t n)
 {
-    return (n + 8) * (2 * sizeof(double) + sizeof(float) + NEAR * sizeof(uint32_t) + 1) +
+    return (n + 8) * ((2 + NEAR) * sizeof(double) + sizeof(float) + (NEAR + 1) * sizeof(uint32_t) + 1) +
            (size_t)threads_count(cpu_stream_of(st)->threads) * d * sizeof(double);
 }
 
@@ -34,9 +37,11 @@ static struct pairs pairs_of(struct stream *st, const struct row_groups *g, void
     p.a = scratch;
     p.b = p.a + p.n;
     p.sum = p.b + p.n;
-    p.norm = (float *)(p.sum + (size_t)threads_count(p.st->threads) * g->d);
+    p.far = p.sum + (size_t)threads_count(p.st->threads) * g->d;
+    p.norm = (float *)(p.far + (size_t)NEAR * p.n);
     p.near = (uint32_t *)(p.norm + p.n);
-    p.taken = (uint8_t *)(p.near + (size_t)NEAR * p.n);
+    p.count = p.near + (size_t)NEAR * p.n;
+    p.taken = (uint8_t *)(p.count + p.n);
     return p;
 }
 
@@ -240,13 +245,22 @@ struct nearest_of {
     uint32_t i[OPS_NEIGHBOURS_MAX], n;
 };
 
-static void come_near(struct nearest_of *o, uint32_t most, double D, uint32_t i)
+/* A list of n entries, most of them at most; NaN is as far as can be. */
+static void come_near(double *list, uint32_t *who, uint32_t *n, uint32_t most, double D, uint32_t i)
 {
-    if (o->n == most && !(D < o->D[most - 1])) return;
-    uint32_t at = o->n < most ? o->n++ : most - 1;
-    for (; at > 0 && o->D[at - 1] > D; at--) o->D[at] = o->D[at - 1], o->i[at] = o->i[at - 1];
-    o->D[at] = D;
-    o->i[at] = i;
+    if (isnan(D)) D = INFINITY;
+    if (*n == most && !(D < list[most - 1])) return;
+    uint32_t at = *n < most ? (*n)++ : most - 1;
+    for (; at > 0 && list[at - 1] > D; at--) list[at] = list[at - 1], who[at] = who[at - 1];
+    list[at] = D;
+    who[at] = i;
+}
+
+static double density_by(const double *near, uint32_t n)
+{
+    double sum = 0;
+    for (uint32_t t = 0; t < n; t++) sum += near[t];
+    return n ? exp(-sum / n) : 1;
 }
 
 /* n rows of group g, from i on: exp(-mean distance to the k nearest) and the greatest distance; who is nearest is kept. */
@@ -267,14 +281,11 @@ static void density_block(const struct density_job *j, uint32_t g, uint32_t i, u
                 if (m + k == i + r) continue;
                 const double D = 1 - b.xy[r][k] / sqrt((double)p->norm[i + r] * p->norm[m + k]);
                 if (D > far[r]) far[r] = D;
-                come_near(&of[r], most, D, m + k);
+                come_near(of[r].D, of[r].i, &of[r].n, most, D, m + k);
             }
     }
     for (uint32_t r = 0; r < n; r++) {
-        const uint32_t k = at_most(of[r].n, j->a->k);
-        double sum = 0;
-        for (uint32_t t = 0; t < k; t++) sum += of[r].D[t];
-        p->a[i + r] = k ? exp(-sum / k) : 1;
+        p->a[i + r] = density_by(of[r].D, at_most(of[r].n, j->a->k));
         p->b[i + r] = far[r];
         memcpy(p->near + (size_t)(i + r) * NEAR, of[r].i, at_most(of[r].n, NEAR) * sizeof *p->near);
     }
@@ -291,6 +302,76 @@ static void density_body(void *arg, int thread, uint32_t begin, uint32_t end)
         n = at_most(at_most(end, start[g + 1]) - i, BLOCK);
         density_block(j, g, i, n);
     }
+}
+
+/* ---- a group that is large enough for the threads: every pair meets once and both learn of it ---- */
+
+/* Both rows of every pair of one part of the group with another, or of a part with itself. */
+static void meet_parts(const struct density_job *j, uint32_t from, uint32_t to, uint32_t from_y, uint32_t to_y)
+{
+    const struct pairs *p = &j->p;
+    struct block b;
+    for (uint32_t i = from, n; i < to; i += n) {
+        n = at_most(to - i, BLOCK);
+        for (uint32_t r = 0; r < n; r++) b.x[r] = row_of(p->g, i + r);
+        for (uint32_t m = from == from_y ? i : from_y, n_y; m < to_y; m += n_y) {
+            n_y = at_most(to_y - m, BLOCK);
+            for (uint32_t k = 0; k < n_y; k++) b.y[k] = row_of(p->g, m + k);
+            meet(p->st, &b, n, n_y, p->g->d);
+            for (uint32_t r = 0; r < n; r++)
+                for (uint32_t k = 0; k < n_y; k++) {
+                    const uint32_t one = i + r, other = m + k;
+                    if (from == from_y && other <= one) continue;
+                    const double D = 1 - b.xy[r][k] / sqrt((double)p->norm[one] * p->norm[other]);
+                    if (D > p->b[one]) p->b[one] = D;
+                    if (D > p->b[other]) p->b[other] = D;
+                    come_near(p->far + (size_t)one * NEAR, p->near + (size_t)one * NEAR, &p->count[one], NEAR, D, other);
+                    come_near(p->far + (size_t)other * NEAR, p->near + (size_t)other * NEAR, &p->count[other], NEAR, D, one);
+                }
+        }
+    }
+}
+
+/* Parts of a group in rounds, as in a tournament: in one round every part is in one pair at most. */
+struct rounds {
+    const struct density_job *j;
+    uint32_t first, n, parts, round; /* parts: even; round 0: each part with itself */
+};
+
+static uint32_t part_at(const struct rounds *t, uint32_t k)
+{
+    return t->first + (uint32_t)((uint64_t)t->n * k / t->parts);
+}
+
+static void round_body(void *arg, int thread, uint32_t begin, uint32_t end)
+{
+    (void)thread;
+    const struct rounds *t = arg;
+    const uint32_t others = t->parts - 1;
+    for (uint32_t k = begin; k < end; k++) {
+        uint32_t a = k, b = k;
+        if (t->round > 0) { /* the last part stays, the others go round a circle */
+            a = k == 0 ? others : (t->round - 1 + k) % others;
+            b = (t->round - 1 + others - k) % others;
+        }
+        if (a > b) {
+            const uint32_t c = a;
+            a = b, b = c;
+        }
+        meet_parts(t->j, part_at(t, a), part_at(t, a + 1), part_at(t, b), part_at(t, b + 1));
+    }
+}
+
+/* What density_body does, of one group; k <= NEAR. */
+static void density_of_large(const struct density_job *j, struct stream *st, uint32_t g)
+{
+    const struct pairs *p = &j->p;
+    struct rounds t = { .j = j, .first = p->g->start[g], .n = p->g->start[g + 1] - p->g->start[g] };
+    t.parts = at_most(8 * (uint32_t)threads_count(p->st->threads), t.n / BLOCK / 2 * 2);
+    for (uint32_t i = t.first; i < t.first + t.n; i++) p->b[i] = 0, p->count[i] = 0;
+    for (; t.round < t.parts; t.round++) cpu_for(st, t.round ? t.parts / 2 : t.parts, 1, round_body, &t);
+    for (uint32_t i = t.first; i < t.first + t.n; i++)
+        p->a[i] = density_by(p->far + (size_t)i * NEAR, at_most(p->count[i], j->a->k));
 }
 
 /* The first denser one of row i's n nearest, of which no denser row can be nearer. false: there is none among them. */
@@ -367,7 +448,10 @@ status cpu_density(struct stream *st, const struct density_args *a, struct err *
     struct density_job j = { .p = pairs_of(st, &a->g, a->scratch), .a = a };
     const uint32_t grain = block_grain(a->g.d, a->g.n_groups ? j.p.n / a->g.n_groups : 0);
     norms(st, &j.p);
-    cpu_for(st, j.p.n, grain, density_body, &j);
+    if (a->k <= NEAR && a->g.n_groups == 1 && j.p.n >= LARGE)
+        density_of_large(&j, st, 0);
+    else
+        cpu_for(st, j.p.n, grain, density_body, &j);
     cpu_for(st, j.p.n, grain < 10 * BLOCK ? 10 * BLOCK : grain, peak_body, &j); /* few rows of each piece are alone */
     return OK;
 }

@@ -157,6 +157,35 @@ static void density_body(struct stream *st, const char *isa)
     free(scratch);
 }
 
+/* A lone group that is large goes another way, with each pair met once: the bits are those of the same group beside another, on any
+ * number of threads. Rows in clusters, some of them equal, one all NaN and one 0. */
+static void large_body(struct stream *st, const char *isa)
+{
+    enum { N = 451 };
+    float *many = twin_random_floats((size_t)(N + 1) * D), want[N + 1], got[N];
+    uint32_t one[] = { 0, N }, two[] = { 0, N, N + 1 }, list[N + 1];
+    void *scratch = twin_alloc(st->ops->pair_scratch(st, D, 2 * N + 2) + 4096);
+    for (uint32_t i = 0; i <= N; i++) {
+        list[i] = i;
+        for (uint32_t k = 0; k < D && i >= 8; k++) many[(size_t)i * D + k] = many[(size_t)(i % 8) * D + k] + 0.3f * many[(size_t)i * D + k];
+    }
+    for (uint32_t i = 100; i < 120; i++) memcpy(many + (size_t)i * D, many + 99 * D, D * sizeof *many);
+    for (uint32_t k = 0; k < D; k++) many[(size_t)200 * D + k] = NAN, many[(size_t)300 * D + k] = 0;
+    for (uint32_t k = 1; k <= 21; k += 5) { /* 21: more than such a group keeps of each row */
+        TWIN_OK(st->ops->density(st, &(struct density_args){ { many, D, 2, two, list }, k, want, scratch }, e));
+        for (int threads = 1; threads <= 3; threads++) {
+            struct stream *other = twin_open(isa, threads);
+            void *room = twin_alloc(other->ops->pair_scratch(other, D, N));
+            TWIN_OK(other->ops->density(other, &(struct density_args){ { many, D, 1, one, list }, k, got, room }, e));
+            twin_same(got, want, N, isa);
+            free(room);
+            other->ops->close(&other);
+        }
+    }
+    free(many);
+    free(scratch);
+}
+
 /* Is `pick` the greatest key of those not taken, within rounding, and the first of bit-equal rows? */
 static void check_pick(uint32_t g, uint32_t pick, const bool *taken, const double *key)
 {
@@ -337,6 +366,7 @@ static void pagerank_body(struct stream *st, const char *isa)
 CASE(means)
 CASE(nearest)
 CASE(density)
+CASE(large)
 CASE(farthest)
 CASE(merge)
 CASE(cosine)
@@ -345,7 +375,8 @@ CASE(pagerank)
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_means),   cmocka_unit_test(test_nearest),
-                                        cmocka_unit_test(test_density), cmocka_unit_test(test_farthest),
+                                        cmocka_unit_test(test_density), cmocka_unit_test(test_large),
+                                        cmocka_unit_test(test_farthest),
                                         cmocka_unit_test(test_merge),   cmocka_unit_test(test_cosine),
                                         cmocka_unit_test(test_pagerank) };
     return cmocka_run_group_tests_name("pairs", tests, NULL, NULL);

@@ -56,11 +56,6 @@ const struct remote_link *ranks_link(const struct ranks *r) { return r->leaders 
 
 /* ---- messages between leaders ---------------------------------------------------------------------------------- */
 
-static status post(void *self, uint32_t to, const void *bytes, size_t n, struct err *e)
-{
-    return comm_post(((struct ranks *)self)->leaders, to, TAG_GROUPS, bytes, n, e);
-}
-
 static void group_lost(struct ranks *r, uint32_t group, const struct err *why)
 {
     pthread_mutex_lock(&r->lock);
@@ -68,15 +63,29 @@ static void group_lost(struct ranks *r, uint32_t group, const struct err *why)
     pthread_mutex_unlock(&r->lock);
 }
 
-/* Leaders that are gone, or that left by themselves, are told of here too: nobody else hears of the second kind. */
+/* Some leader is gone, or has left by itself: the others go on, as long as rank 0 is there. Rank 0 is told here of those that
+ * left: nobody else hears of them. */
 static status look_around(struct ranks *r, struct err *e)
 {
     struct err why;
-    if (r->role != RANKS_FRONT) return e->code;
-    for (uint32_t g = 1; g < r->dp; g++)
+    if (r->role != RANKS_FRONT && comm_dead(r->leaders, 0, &why)) return e->code;
+    for (uint32_t g = 1; g < r->dp && r->role == RANKS_FRONT; g++)
         if (comm_dead(r->leaders, g, &why)) group_lost(r, g, &why);
     comm_go_on(r->leaders);
     return OK;
+}
+
+/* What is refused because another leader died in the meantime is sent again: there are no more deaths than leaders. */
+static status post(void *self, uint32_t to, const void *bytes, size_t n, struct err *e)
+{
+    struct ranks *r = self;
+    struct err why;
+    status st = OK;
+    for (uint32_t i = 0; i <= r->dp; i++) {
+        st = comm_post(r->leaders, to, TAG_GROUPS, bytes, n, e);
+        if (st != E_DEVICE || comm_dead(r->leaders, to, &why) || look_around(r, e) != OK) break;
+    }
+    return st;
 }
 
 static status take(void *self, double wait_s, uint32_t *from, uint8_t **bytes, size_t *n, bool *got, struct err *e)

@@ -234,6 +234,9 @@ def refused():
     assert code != 0 and "mpirun -np 4" in err, (code, err)
     code, err = run(2, "--dp", "2", "-m", "no-such-folder")
     assert code != 0 and "no-such-folder" in err, (code, err)
+    for _ in range(3):                         # ranks that end because they cannot load are no deaths
+        code, err = run(2, "--tp", "2", "-m", "no-such-folder")
+        assert code == 4 and "no-such-folder" in err and "group 0" not in err, (code, err)
 
 
 # ---- deaths ---------------------------------------------------------------------------------------------------------
@@ -256,6 +259,37 @@ def group1_is_lost(s, since=None):
     assert 'group_up{' in s.get("/metrics", check=False).body.decode()
     s.chat("still there?", max_tokens=4)
     wait_for("its leader has ended too", lambda: gone(s.pid_of[2]), 10)
+
+
+@case("of three groups two go on when one is lost among requests")
+def three_groups():
+    with Ranks(tp=1, dp=3) as s:
+        over, errors = threading.Event(), []
+
+        def client(i):
+            while not over.is_set():
+                talk = Talk(s, f"What is number {i}?", 8)
+                talk.over.wait(60 * PATIENCE)
+                if talk.error:
+                    errors.append(talk.error)
+        threads = [threading.Thread(target=client, args=(i,)) for i in range(4)]
+        for t in threads:
+            t.start()
+        try:
+            wait_for("all groups have had requests", lambda: min(g["given"] for g in s.groups()) >= 1, 60)
+            since = kill_one(s, 2, signal.SIGKILL)
+            wait_for("group 2 is known to be gone", lambda: s.groups()[2]["state"] == "gone", 10, 0.05)
+            assert time.monotonic() - since < LIMIT
+            had = [g["given"] for g in s.groups()]
+            wait_for("both others get more", lambda: all(g["given"] >= n + 3 for g, n in zip(s.groups()[:2], had)), 60)
+        finally:
+            over.set()
+            for t in threads:
+                t.join(60 * PATIENCE)
+        assert [g["state"] for g in s.groups()] == ["ready", "ready", "gone"], s.groups()
+        assert all(e[1]["code"] == "group_lost" for e in errors), errors
+        wait_for("no request is left", lambda: all(g["jobs"] == 0 for g in s.groups()), 20)
+        assert not gone(s.pid_of[1])
 
 
 class Slow:

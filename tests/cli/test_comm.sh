@@ -34,7 +34,7 @@ OMNIDROP_COMM=wire go 2 9 -- calls
 OMNIDROP_COMM=wire go 3 9 --mca btl tcp,self -- calls
 go 3 3 -- builds
 for np in 2 3; do go $np 1 -- cpus; done
-go 2 1 --bind-to core -- cpus
+go 2 1 --bind-to core:overload-allowed -- cpus
 
 LIMIT=60
 go 3 4 --enable-recovery -- late

@@ -4,6 +4,8 @@
 # make asan       the tests under ASan and UBSan
 # make tsan       calls between ranks, decoders of several ranks and groups of them under ThreadSanitizer; MODE=tsan builds any test so
 # make bench      the measurements of docs/measurements, as ratios; writes build/bench.json
+# make gpu-check  the CUDA backend on this machine's GPU: built, proven, measured in ten minutes (docs/cuda.md); STAGE=name, DEVICE=simt
+# make gpu-pack   what gpu-check takes along to a machine without FFmpeg: build/gpu-pack.tar.gz
 # make soak       a server under everything at once for SECONDS (1800); prints what it held and whether it lost anything
 # make fuzz       the fuzz targets, FUZZ_SECONDS each (clang)
 # make quality    answers under every pruning policy and budget, N questions of each group (300); docs/quality.md
@@ -200,6 +202,8 @@ $(BUILD)/bench: $(wildcard tests/bench/*.c) $(LIBOBJ)
 $(RUN_BIN) $(BUILD)/bench:
 	@echo "  LINK $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP $(LDFLAGS) -o $@ $(filter %.c %.o,$^) $(LIBS)
+
+include tests/gpu/gpu.mk
 
 deps:
 	@tools/install-deps.sh

@@ -1,10 +1,15 @@
 /* tests/kernels/cuda.h - what the tests of the CUDA kernels share. A test calls the launchers of kernels/cuda/kernels.h,
- * which here run on the CPU (simt.h), and compares with the CPU's op, the kernel's twin. */
+ * which here run on the CPU (simt.h), and compares with the CPU's op, the kernel's twin. The same tests run on a GPU (device.h);
+ * therefore all that a launcher's arguments point to lies on the heap. */
 #ifndef TESTS_KERNELS_CUDA_H
 #define TESTS_KERNELS_CUDA_H
 
 #include "kernels/cuda/kernels.h"
 #include "tests/kernels/twin.h"
+#ifdef CUDA_ON_DEVICE
+#include "tests/kernels/device.h"
+#include "launchers.h"   /* made of kernels.h: every launcher becomes ON_DEVICE(launcher, its struct, ...) */
+#endif
 
 /* The GPU that launchers find in the simulation: 80, or 90 with the kernels for sm_90a. */
 extern unsigned simt_compute;

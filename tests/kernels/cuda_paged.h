@@ -33,7 +33,7 @@ TWIN float cuda_paged_value(const struct cuda_paged *p, uint32_t s, uint32_t row
 TWIN void cuda_paged_write(struct cuda_paged *p, const float *kv, const uint32_t *begin, const uint32_t *n, const float *cos_,
                            const float *sin_, const uint32_t *row)
 {
-    struct cuda_seq seq[CUDA_SEQS];
+    struct cuda_seq *seq = twin_alloc(CUDA_SEQS * sizeof *seq);
     struct cuda_kv_item *item = twin_alloc(p->n_pages * sizeof *item);
     uint32_t n_items = 0, rows = 0;
     for (uint32_t s = 0; s < p->n_seqs; s++) {
@@ -44,7 +44,7 @@ TWIN void cuda_paged_write(struct cuda_paged *p, const float *kv, const uint32_t
     }
     const struct cuda_kv_write_args a = { kv, (size_t)2 * p->pages.G * p->pages.D, cos_, sin_, row, p->pages, seq, p->page, item, n_items };
     TWIN_OK(cuda_kv_write(NULL, &a, e));
-    free(item);
+    free(item), free(seq);
 }
 
 TWIN struct cuda_paged cuda_paged_new(uint32_t n_seqs, const uint32_t *n_keys, uint32_t G, uint32_t D, enum dtype dtype)

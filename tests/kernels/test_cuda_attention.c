@@ -39,7 +39,8 @@ static float *run(const struct batch *b, bool decode, enum dtype out_dtype)
     const uint32_t group = b->H / b->p->pages.G, each = decode ? CUDA_SPLIT_PAGES : CUDA_TILE_ROWS;
     const size_t n = (size_t)b->rows * b->H * b->p->pages.D;
     struct cuda_tile *tile = twin_alloc(1000 * sizeof *tile);
-    uint32_t n_tiles = 0, first_item[CUDA_SEQS];
+    struct cuda_seq *seq = cuda_copy(b->seq, sizeof b->seq);
+    uint32_t n_tiles = 0, *first_item = twin_alloc(CUDA_SEQS * sizeof *first_item);
     for (uint32_t s = 0; s < b->n_seqs; s++) {
         const uint32_t end = decode ? cuda_pages_of(b->visible[b->seq[s].row]) : b->seq[s].n_rows * group;
         first_item[s] = n_tiles;
@@ -53,7 +54,7 @@ static float *run(const struct batch *b, bool decode, enum dtype out_dtype)
         tile[j] = t;
     }
     void *out = twin_alloc(n * dtype_size(out_dtype));
-    struct cuda_attention_args a = { b->q, b->ldq, b->H, 0.1f, b->p->pages, b->seq, b->p->page, b->visible, tile, b->n_seqs, n_tiles,
+    struct cuda_attention_args a = { b->q, b->ldq, b->H, 0.1f, b->p->pages, seq, b->p->page, b->visible, tile, b->n_seqs, n_tiles,
                                      out, out_dtype, first_item, NULL, NULL };
     a.part = twin_floats((size_t)n_tiles * b->H * b->p->pages.D);
     a.part_stats = twin_floats((size_t)n_tiles * b->H * 2);
@@ -62,7 +63,7 @@ static float *run(const struct batch *b, bool decode, enum dtype out_dtype)
     else
         TWIN_OK(cuda_attention(NULL, &a, e));
     float *y = cuda_read(out, n, out_dtype);
-    free(tile), free(out), free(a.part), free(a.part_stats);
+    free(tile), free(out), free(a.part), free(a.part_stats), free(seq), free(first_item);
     return y;
 }
 

@@ -6,11 +6,11 @@ static struct stream *cpu;
 
 enum { GROUPS = 6, ROWS = 40 };
 
-struct case_ { uint32_t d, n; float *x; uint32_t start[GROUPS + 1], *row; };
+struct case_ { uint32_t d, n; float *x; uint32_t *start, *row; };
 
 static struct case_ case_new(uint32_t d, bool equal)
 {
-    struct case_ c = { .d = d, .x = twin_random_floats((size_t)ROWS * d) };
+    struct case_ c = { .d = d, .x = twin_random_floats((size_t)ROWS * d), .start = calloc(GROUPS + 1, sizeof *c.start) };
     for (uint32_t g = 0; g < GROUPS; g++) c.start[g + 1] = c.start[g] + (g == 1 ? 0 : g == 2 ? 1 : 1 + twin_below(24));
     c.n = c.start[GROUPS];
     c.row = twin_alloc(c.n * sizeof *c.row);
@@ -19,7 +19,7 @@ static struct case_ case_new(uint32_t d, bool equal)
     memset(c.x + (size_t)9 * d, 0, d * sizeof *c.x);
     return c;
 }
-static void case_free(struct case_ *c) { free(c->x), free(c->row); }
+static void case_free(struct case_ *c) { free(c->x), free(c->start), free(c->row); }
 static struct cuda_groups on_device(const struct case_ *c) { return (struct cuda_groups){ c->x, c->d, GROUPS, c->n, c->start, c->row }; }
 static struct row_groups on_cpu(const struct case_ *c) { return (struct row_groups){ c->x, c->d, GROUPS, c->start, c->row }; }
 static void *scratch(const struct case_ *c, uint32_t more) { return twin_alloc(cpu->ops->pair_scratch(cpu, c->d, c->n + more)); }
@@ -106,7 +106,7 @@ static void test_farthest(void **state)
     twin_seed("farthest");
     EACH_CASE(v) {
         struct case_ c = case_new(widths[v / 3 % 3 + 2], false);
-        uint32_t n_pick[GROUPS], pick_start[GROUPS], n = 0;
+        uint32_t *n_pick = twin_alloc(GROUPS * sizeof *n_pick), *pick_start = twin_alloc(GROUPS * sizeof *pick_start), n = 0;
         for (uint32_t g = 0; g < GROUPS; g++) {
             const uint32_t len = c.start[g + 1] - c.start[g];
             n_pick[g] = g == 3 ? len : twin_below(len + 1);
@@ -130,6 +130,7 @@ static void test_farthest(void **state)
         for (uint32_t i = 0; i < n; i++)
             if (pick[i] != want[i]) fail_msg("case %u: choice %u of %u is %u, not %u", v, i, n, pick[i], want[i]);
         free(weight), free(norm), free(least), free(key), free(pick), free(want), free(taken), free(s), case_free(&c);
+        free(n_pick), free(pick_start);
     }
 }
 
@@ -140,8 +141,8 @@ static void test_merge(void **state)
     EACH_CASE(v) {
         const uint32_t d = widths[v / 3], n = 1 + twin_below(20);
         struct case_ c = case_new(d, false);
-        float *y = twin_floats((size_t)n * d), *want = twin_floats((size_t)n * d), c0[20], w[100];
-        uint32_t dst[20], start[21] = { 0 }, src[100];
+        float *y = twin_floats((size_t)n * d), *want = twin_floats((size_t)n * d), *c0 = twin_floats(20), *w = twin_floats(100);
+        uint32_t *dst = twin_alloc(20 * sizeof *dst), *start = calloc(21, sizeof *start), *src = twin_alloc(100 * sizeof *src);
         for (uint32_t i = 0; i < n; i++) {
             dst[i] = twin_below(ROWS), c0[i] = twin_float();
             start[i + 1] = start[i] + twin_below(6);
@@ -152,7 +153,7 @@ static void test_merge(void **state)
         const struct merge_args t = { .x = c.x, .d = d, .n = n, .dst = dst, .c0 = c0, .start = start, .src = src, .w = w, .y = want };
         TWIN_OK(cpu->ops->merge(cpu, &t, e));
         cuda_near(y, want, (size_t)n * d, DT_F32, 1e-6, "merge");
-        free(y), free(want), case_free(&c);
+        free(y), free(want), free(c0), free(w), free(dst), free(start), free(src), case_free(&c);
     }
 }
 

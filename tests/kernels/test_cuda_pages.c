@@ -13,14 +13,14 @@ static void test_rope(void **state)
         const size_t ldx = heads * D + twin_below(2) * 16, size = n * ldx;
         float *x = twin_random_floats(size), *want = cuda_copy(x, size * sizeof *x);
         float *c = twin_random_floats(20 * D / 2), *s = twin_random_floats(20 * D / 2);
-        uint32_t row[9];
+        uint32_t *row = twin_alloc(9 * sizeof *row);
         for (uint32_t i = 0; i < n; i++) row[i] = twin_below(20);
         const struct cuda_rope_args a = { x, ldx, n, heads, D, c, s, v % 2 ? row : NULL };
         TWIN_OK(cuda_rope(NULL, &a, e));
         const struct rope_args t = { want, ldx, n, heads, D, c, s, v % 2 ? row : NULL };
         TWIN_OK(cpu->ops->rope(cpu, &t, e));
         cuda_near(x, want, size, DT_F32, 3e-7, "rope");
-        free(x), free(want), free(c), free(s);
+        free(x), free(want), free(c), free(s), free(row);
     }
 }
 
@@ -67,7 +67,7 @@ static void test_write_rotated(void **state)
         const uint32_t n[] = { 70, 3 }, none[] = { 0, 0 }, rows = 73;
         struct cuda_paged p = cuda_paged_new(2, n, G, D, dtype);
         float *kv = twin_random_floats((size_t)rows * width), *c = twin_random_floats(80 * D / 2), *s = twin_random_floats(80 * D / 2);
-        uint32_t row[73];
+        uint32_t *row = twin_alloc(rows * sizeof *row);
         for (uint32_t i = 0; i < rows; i++) row[i] = twin_below(80);
         cuda_paged_write(&p, kv, none, n, c, s, row);
         const struct rope_args t = { kv, width, rows, G, D, c, s, row };
@@ -80,7 +80,7 @@ static void test_write_rotated(void **state)
                     fail_msg("case %u: row %u, value %u: %.9g, not %.9g", v, i, x, got, want);
             }
         cuda_paged_free(&p);
-        free(kv), free(c), free(s);
+        free(kv), free(c), free(s), free(row);
     }
 }
 
@@ -92,14 +92,15 @@ static void test_copy_and_compact(void **state)
         const uint32_t lengths[] = { 1 + twin_below(400), 64 * (1 + twin_below(4)) }, G = 1 + twin_below(2), D = v % 2 ? 128 : 24;
         struct cuda_paged p = cuda_paged_new(2, lengths, G, D, v / 2 % 2 ? DT_F32 : DT_BF16);
         /* the two pages that no sequence has become copies of the first of each */
-        const uint32_t src[] = { p.page[p.at[0]], p.page[p.at[1]] }, *dst = p.page + p.n_pages - 2;
+        const uint32_t first[] = { p.page[p.at[0]], p.page[p.at[1]] }, *dst = p.page + p.n_pages - 2;
+        uint32_t *src = cuda_copy(first, sizeof first);
         const struct cuda_page_copy_args copy = { p.pages, src, dst, 2 };
         TWIN_OK(cuda_page_copy(NULL, &copy, e));
         for (uint32_t i = 0; i < 2; i++)
             assert_memory_equal((char *)p.pages.base + src[i] * p.pages.page_bytes, (char *)p.pages.base + dst[i] * p.pages.page_bytes,
                                 p.pages.page_bytes);
         /* survivors: all, every other, a few, none */
-        struct cuda_seq seq[2];
+        struct cuda_seq *seq = twin_alloc(2 * sizeof *seq);
         uint32_t *row = twin_alloc((lengths[0] + lengths[1]) * sizeof *row), n = 0;
         for (uint32_t s = 0; s < 2; s++) {
             seq[s] = (struct cuda_seq){ .row = n, .keys = 0, .page = p.at[s] };
@@ -120,7 +121,7 @@ static void test_copy_and_compact(void **state)
             check_tail(&p, s, seq[s].n_rows);
         }
         cuda_paged_free(&p);
-        free(row);
+        free(row), free(src), free(seq);
     }
 }
 

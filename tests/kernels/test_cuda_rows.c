@@ -35,7 +35,7 @@ static void test_embed(void **state)
         const enum dtype dtype = twin_below(2) ? DT_BF16 : DT_F32;
         float *table = twin_random_floats((size_t)V * d), *y = twin_floats((size_t)n * d), *want = twin_floats((size_t)n * d);
         bf16 *half = cuda_bf16(table, (size_t)V * d);
-        int32_t id[9];
+        int32_t *id = twin_alloc(9 * sizeof *id);
         for (uint32_t i = 0; i < n; i++) id[i] = (int32_t)twin_below(V);
         const struct cuda_embed_args a = { dtype == DT_BF16 ? (void *)half : table, dtype, id, n, d, y };
         TWIN_OK(cuda_embed(NULL, &a, e));
@@ -46,7 +46,7 @@ static void test_embed(void **state)
         TWIN_OK(cpu->ops->embed(cpu, &twin, e));
         twin_same(y, want, (size_t)n * d, "embed");
         cpu->ops->weight_destroy(cpu, &weight);
-        free(table), free(half), free(y), free(want);
+        free(table), free(half), free(y), free(want), free(id);
     }
 }
 
@@ -174,7 +174,7 @@ static void test_chunks(void **state)
         const uint32_t channels = v / 4 == 0 ? 1 : v / 4 == 1 ? 33 : v / 4 == 2 ? 128 : 1280, stride = 1 + v % 2;
         const bool by_time = v / 2 % 2;
         const enum dtype dtype = twin_below(2) ? DT_BF16 : DT_F32;
-        uint32_t first_step[C + 1] = { 0 }, first_row[C + 1] = { 0 };
+        uint32_t *first_step = calloc(C + 1, sizeof *first_step), *first_row = calloc(C + 1, sizeof *first_row);
         for (uint32_t c = 0; c < C; c++) {
             first_step[c + 1] = first_step[c] + len[c];
             first_row[c + 1] = first_row[c] + (len[c] - 1) / stride + 1;
@@ -199,7 +199,7 @@ static void test_chunks(void **state)
         const struct add_rows_args t = { twins, x, channels, C, len };
         TWIN_OK(cpu->ops->add_rows(cpu, &t, e));
         twin_same(y, twins, (size_t)STEPS * channels, "add_rows");
-        free(x), free(y), free(twins);
+        free(x), free(y), free(twins), free(first_step), free(first_row);
     }
 }
 

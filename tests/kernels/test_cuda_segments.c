@@ -18,8 +18,8 @@ static void test_segments(void **state)
         const uint32_t heads = cases[v / 2].heads, D = cases[v / 2].D, k = heads * D;
         const enum dtype out_dtype = v % 2 ? DT_BF16 : DT_F32;
         const float scale = 0.3f;
-        uint32_t start[6] = { 0 }, n_tiles = 0;
-        struct cuda_tile tile[40];
+        uint32_t *start = calloc(6, sizeof *start), n_tiles = 0;
+        struct cuda_tile *tile = twin_alloc(40 * sizeof *tile);
         for (uint32_t s = 0; s < 5; s++) {
             start[s + 1] = start[s] + cases[v / 2].len[s];
             for (uint32_t i = 0; i < cases[v / 2].len[s]; i += CUDA_TILE_ROWS) tile[n_tiles++] = (struct cuda_tile){ s, i };
@@ -64,7 +64,7 @@ static void test_segments(void **state)
         float *twin = twin_unpack(cpu, &o);
         cuda_near(got, twin, (size_t)n * k, out_dtype, out_dtype == DT_BF16 ? 6e-3 : 1e-5, "segments and the CPU's");
         if (received != NULL) cuda_near(received, twin_received, n, DT_F32, 2e-5, "received and the CPU's");
-        free(received), free(lse), free(twin_received), free(part);
+        free(received), free(lse), free(twin_received), free(part), free(start), free(tile);
         free(qkv), free(want), free(prob), free(out), free(got), free(o.data), free(scratch), free(twin);
     }
     struct err e = { 0 };

@@ -1,6 +1,7 @@
 /* kernels/stream.c - which device answers to a name. */
 #include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -76,7 +77,8 @@ status stream_open(const struct stream_options *o, struct stream **out, struct e
         return err_set(e, E_MODEL, "no device '%s': give auto, cpu or cuda", device);
     /* Unasked, a GPU is taken where there is a driver; the instruction set is the CPU's alone, so naming one names the CPU. */
     char driver[128];
-    if (strcmp(device, "auto") == 0 && o->isa == NULL && device_cuda_driver(driver, sizeof driver)) {
+    const bool isa = o->isa != NULL || getenv("OMNIDROP_ISA") != NULL;
+    if (strcmp(device, "auto") == 0 && !isa && device_cuda_driver(driver, sizeof driver)) {
         if (cuda_open(o, out, &why) == OK) return OK;
         fprintf(stderr, "omnidrop: %s, but no GPU is used: %s\n", driver, why.text);
     }

@@ -49,6 +49,10 @@ if [[ -e $build/omnidrop-mpi.so ]] && command -v mpirun >/dev/null; then
                 --threads 1 --tp "$tp" "${d%/}"
         done
     done
+    both=$(mktemp -d); trap 'rm -rf "$log" "$both"' EXIT            # two ranks with a device each, tensors through the host
+    ln -s "$(realpath "$build")/omnidrop-mpi.so" "$(realpath "$build")/tests/simt/omnidrop-cuda.so" "$both"
+    run "tests/golden tests/goldens/odd-f16 as CUDA on 2 ranks" '^PASS ' '^FAIL ' "${ranks[@]/#OMNIDROP_LIB=*/OMNIDROP_LIB=$both}" -np 2 \
+        "$build/tests/golden" --device cuda --threads 1 --tp 2 tests/goldens/odd-f16
 fi
 for s in tests/cli/test_*.sh; do
     [[ -e $s ]] && run "$s" '^ok ' '^not ok ' bash "$s"

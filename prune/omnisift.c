@@ -118,22 +118,21 @@ uint32_t omnisift_shape(uint32_t i, const struct omnisift_sizes *s, uint64_t sha
 
 status omnisift_check(const struct omnisift_sizes *s, struct err *e)
 {
-    /* pairs of floats fill the heads of a page of K, and columns of eight a gated product */
-    if (s->width == 0 || s->width % (2 * OMNISIFT_HEADS) || s->width > 65536 || s->hidden == 0 || s->hidden % 8 ||
-        s->hidden > 65536)
-        return err_set(e, E_ARG,
-                       "omnisift: a selector of width %llu and %llu: the engine takes widths of multiples of %d, and of 8",
-                       (unsigned long long)s->width, (unsigned long long)s->hidden, 2 * OMNISIFT_HEADS);
+    if (s->width == 0 || s->width % OMNISIFT_HEADS || s->width > 65536 || s->hidden == 0 || s->hidden > 65536)
+        return err_set(e, E_ARG, "omnisift: a selector of width %llu and %llu is not one of %d heads",
+                       (unsigned long long)s->width, (unsigned long long)s->hidden, OMNISIFT_HEADS);
     return OK;
 }
 
 enum { V_PROJ, A_PROJ, IN_Q, IN_KV, OUT_PROJ, HEAD_0, HEAD_2, AS_IT_IS, N_WEIGHTS };
 enum { V_NORM, A_NORM, POST_NORM, N_NORMS };
 
-/* One operand and one matrix of each kind serve chunk after chunk; all on the device. */
+/* One operand and one matrix of each kind serve chunk after chunk; all on the device. Pages of K want heads of even width and gated
+ * products columns by eights: what a selector has less than that is filled with zeros, which change no sum. */
 struct selector {
     struct choice *c;
     uint32_t width, hidden, d;
+    uint32_t head, wide_head, inside, wide_hidden; /* width / 8; made even; 8 of those; hidden by eights */
     struct weight *weight[N_WEIGHTS];
     float *norm[N_NORMS];     /* [2 width]: scale, shift */
     uint32_t rows;            /* most of a chunk, of audio or of kept film */
@@ -169,36 +168,94 @@ static status length(const struct prune_embed_view *v, const char *name, uint64_
     return OK;
 }
 
-/* Rows [first, first + n) of a matrix of `all` rows and k columns, with their bias. */
-static status make_weight(struct selector *s, int which, const char *name, const char *bias_name, uint32_t all,
-                          uint32_t first, uint32_t n, uint32_t k, struct err *e)
+static status make_weight(struct selector *s, int which, const float *w, const float *b, uint32_t n, uint32_t k,
+                          struct err *e)
+{
+    const struct weight_args a = { .form = WEIGHT_PLAIN, .compute = DT_F32, .k = k, .n_parts = 1,
+                                   .part = { { .data = w, .dtype = DT_F32, .n = n, .bias = b, .bias_dtype = DT_F32 } } };
+    return s->c->ops->weight_create(s->c->v->st, &a, &s->weight[which], e);
+}
+
+/* A matrix [n, k] as it is, with its bias. */
+static status load_weight(struct selector *s, int which, const char *name, const char *bias_name, uint32_t n, uint32_t k,
+                          struct err *e)
 {
     const float *w, *b;
-    TRY(tensor(s->c->v, name, (uint64_t)all * k, &w, e));
-    TRY(tensor(s->c->v, bias_name, all, &b, e));
-    const struct weight_args a = { .form = WEIGHT_PLAIN, .compute = DT_F32, .k = k, .n_parts = 1,
-                                   .part = { { .data = w + (size_t)first * k, .dtype = DT_F32, .n = n,
-                                               .bias = b + first, .bias_dtype = DT_F32 } } };
-    return s->c->ops->weight_create(s->c->v->st, &a, &s->weight[which], e);
+    TRY(tensor(s->c->v, name, (uint64_t)n * k, &w, e));
+    TRY(tensor(s->c->v, bias_name, n, &b, e));
+    return make_weight(s, which, w, b, n, k, e);
+}
+
+/* Parts first .. first + n of q, k, v, their heads made wide. */
+static status load_heads(struct selector *s, int which, uint32_t first, uint32_t n, struct err *e)
+{
+    const uint32_t W = s->width, own = s->head, wide = s->wide_head;
+    const float *w, *b;
+    float *to;
+    TRY(tensor(s->c->v, "cross_attn.in_proj_weight", (uint64_t)3 * W * W, &w, e));
+    TRY(tensor(s->c->v, "cross_attn.in_proj_bias", 3 * W, &b, e));
+    TRY(mem_alloc(&to, (size_t)n * s->inside * (W + 1), sizeof *to, e));
+    float *to_b = to + (size_t)n * s->inside * W;
+    for (uint32_t h = 0; h < n * OMNISIFT_HEADS; h++) { /* heads of all parts, one after the other */
+        const size_t from = (size_t)first * W + (size_t)h * own, at = (size_t)h * wide;
+        memcpy(to + at * W, w + from * W, (size_t)own * W * sizeof *to);
+        memcpy(to_b + at, b + from, own * sizeof *to);
+    }
+    const status st = make_weight(s, which, to, to_b, n * s->inside, W, e);
+    free(to);
+    return st;
+}
+
+/* The product that takes the heads together again. */
+static status load_out(struct selector *s, struct err *e)
+{
+    const uint32_t W = s->width;
+    const float *w, *b;
+    float *to;
+    TRY(tensor(s->c->v, "cross_attn.out_proj.weight", (uint64_t)W * W, &w, e));
+    TRY(tensor(s->c->v, "cross_attn.out_proj.bias", W, &b, e));
+    TRY(mem_alloc(&to, (size_t)W * s->inside, sizeof *to, e));
+    for (uint32_t i = 0; i < W; i++)
+        for (uint32_t h = 0; h < OMNISIFT_HEADS; h++)
+            memcpy(to + (size_t)i * s->inside + h * s->wide_head, w + (size_t)i * W + h * s->head, s->head * sizeof *to);
+    const status st = make_weight(s, OUT_PROJ, to, b, W, s->inside, e);
+    free(to);
+    return st;
+}
+
+/* The last product: a row over the hidden columns. */
+static status load_last(struct selector *s, struct err *e)
+{
+    const float *w, *b;
+    float *to;
+    TRY(tensor(s->c->v, "score_head.2.weight", s->hidden, &w, e));
+    TRY(tensor(s->c->v, "score_head.2.bias", 1, &b, e));
+    TRY(mem_alloc(&to, s->wide_hidden, sizeof *to, e));
+    memcpy(to, w, s->hidden * sizeof *to);
+    const status st = make_weight(s, HEAD_2, to, b, 1, s->wide_hidden, e);
+    free(to);
+    return st;
 }
 
 /* SiLU is a gated product whose other side is 1. */
 static status make_silu(struct selector *s, struct err *e)
 {
+    const uint32_t n = s->wide_hidden;
+    const size_t size = ((size_t)s->width + 1) * n;
     const float *w, *b;
-    float *rest;
+    float *gate;
     TRY(tensor(s->c->v, "score_head.0.weight", (uint64_t)s->hidden * s->width, &w, e));
     TRY(tensor(s->c->v, "score_head.0.bias", s->hidden, &b, e));
-    TRY(mem_alloc(&rest, ((size_t)s->width + 1) * s->hidden, sizeof *rest, e));
-    float *one = rest + (size_t)s->width * s->hidden;
-    for (uint32_t i = 0; i < s->hidden; i++) one[i] = 1;
-    const struct weight_args a = {
-        .form = WEIGHT_SWIGLU, .compute = DT_F32, .k = s->width, .n_parts = 2,
-        .part = { { .data = w, .dtype = DT_F32, .n = s->hidden, .bias = b, .bias_dtype = DT_F32 },
-                  { .data = rest, .dtype = DT_F32, .n = s->hidden, .bias = one, .bias_dtype = DT_F32 } }
-    };
+    TRY(mem_alloc(&gate, 2 * size, sizeof *gate, e));
+    float *gate_b = gate + (size_t)s->width * n, *other = gate + size, *one = other + (size_t)s->width * n;
+    memcpy(gate, w, (size_t)s->hidden * s->width * sizeof *gate);
+    memcpy(gate_b, b, s->hidden * sizeof *gate);
+    for (uint32_t i = 0; i < n; i++) one[i] = 1;
+    const struct weight_args a = { .form = WEIGHT_SWIGLU, .compute = DT_F32, .k = s->width, .n_parts = 2,
+                                   .part = { { .data = gate, .dtype = DT_F32, .n = n, .bias = gate_b, .bias_dtype = DT_F32 },
+                                             { .data = other, .dtype = DT_F32, .n = n, .bias = one, .bias_dtype = DT_F32 } } };
     const status st = s->c->ops->weight_create(s->c->v->st, &a, &s->weight[HEAD_0], e);
-    free(rest);
+    free(gate);
     return st;
 }
 
@@ -232,14 +289,16 @@ static status load(struct selector *s, struct err *e)
     TRY(length(s->c->v, "v_proj.bias", &z.width, e));
     TRY(length(s->c->v, "score_head.0.bias", &z.hidden, e));
     TRY(omnisift_check(&z, e));
-    const uint32_t W = s->width = (uint32_t)z.width, H = s->hidden = (uint32_t)z.hidden, d = s->d = s->c->v->d;
-    TRY(make_weight(s, V_PROJ, "v_proj.weight", "v_proj.bias", W, 0, W, d, e));
-    TRY(make_weight(s, A_PROJ, "a_proj.weight", "a_proj.bias", W, 0, W, d, e));
-    TRY(make_weight(s, IN_Q, "cross_attn.in_proj_weight", "cross_attn.in_proj_bias", 3 * W, 0, W, W, e));
-    TRY(make_weight(s, IN_KV, "cross_attn.in_proj_weight", "cross_attn.in_proj_bias", 3 * W, W, 2 * W, W, e));
-    TRY(make_weight(s, OUT_PROJ, "cross_attn.out_proj.weight", "cross_attn.out_proj.bias", W, 0, W, W, e));
+    const uint32_t W = s->width = (uint32_t)z.width, d = s->d = s->c->v->d;
+    s->hidden = (uint32_t)z.hidden, s->wide_hidden = (s->hidden + 7) / 8 * 8;
+    s->head = W / OMNISIFT_HEADS, s->wide_head = s->head + s->head % 2, s->inside = OMNISIFT_HEADS * s->wide_head;
+    TRY(load_weight(s, V_PROJ, "v_proj.weight", "v_proj.bias", W, d, e));
+    TRY(load_weight(s, A_PROJ, "a_proj.weight", "a_proj.bias", W, d, e));
+    TRY(load_heads(s, IN_Q, 0, 1, e));
+    TRY(load_heads(s, IN_KV, 1, 2, e));
+    TRY(load_out(s, e));
     TRY(make_silu(s, e));
-    TRY(make_weight(s, HEAD_2, "score_head.2.weight", "score_head.2.bias", 1, 0, 1, H, e));
+    TRY(load_last(s, e));
     TRY(make_identity(s, e));
     TRY(load_norm(s, V_NORM, "v_norm.weight", "v_norm.bias", e));
     TRY(load_norm(s, A_NORM, "a_norm.weight", "a_norm.bias", e));
@@ -251,9 +310,9 @@ static status make_room(struct selector *s, struct err *e)
     struct stream *st = s->c->v->st;
     const struct ops *ops = s->c->ops;
     const struct av_groups *g = &s->c->g;
-    const uint32_t W = s->width, D_head = W / OMNISIFT_HEADS;
+    const uint32_t W = s->inside, D_head = s->wide_head;
     uint32_t wide = s->d > W ? s->d : W;
-    if (s->hidden > wide) wide = s->hidden;
+    if (s->wide_hidden > wide) wide = s->wide_hidden;
     for (uint32_t k = 0; k < g->n_chunks; k++) {
         const struct av_chunk *q = &g->chunk[k];
         uint32_t film_rows = 0;
@@ -328,13 +387,13 @@ static status attend(struct selector *s, uint32_t n_a, uint32_t n_v, struct oper
     struct stream *st = s->c->v->st;
     const struct kv_view view = { s->page, n_v };
     const uint32_t keys[] = { 0, n_v }, rows[] = { 0, n_a }, none = 0;
-    *out = (struct operand){ s->operand[1], n_a, s->width, DT_F32 };
+    *out = (struct operand){ s->operand[1], n_a, s->inside, DT_F32 };
     for (uint32_t i = 0; i < n_a; i++) s->visible[i] = n_v;
-    const struct kv_write_args write = { .kv = s->kv, .ldkv = 2 * s->width, .shape = s->pages, .n_seqs = 1,
+    const struct kv_write_args write = { .kv = s->kv, .ldkv = 2 * s->inside, .shape = s->pages, .n_seqs = 1,
                                          .seq_start = keys, .kv_start = &none, .view = &view };
     TRY(s->c->ops->kv_write(st, &write, e));
-    const struct attention_args a = { .q = s->x, .ldq = s->width, .H = OMNISIFT_HEADS,
-                                      .scale = 1 / sqrtf((float)s->pages.D), .shape = s->pages, .n_seqs = 1,
+    const struct attention_args a = { .q = s->x, .ldq = s->inside, .H = OMNISIFT_HEADS,
+                                      .scale = 1 / sqrtf((float)s->head), .shape = s->pages, .n_seqs = 1,
                                       .seq_start = rows, .visible = s->visible, .view = &view, .out = out,
                                       .scratch = s->scratch };
     return s->c->ops->attention(st, &a, e);
@@ -346,7 +405,7 @@ static status ask_film(struct selector *s, const struct av_chunk *q, const uint3
 {
     struct choice *c = s->c;
     const uint32_t n_a = q->n_audio;
-    struct operand x, seen, h = { s->operand[1], n_a, s->hidden, DT_F32 };
+    struct operand x, seen, h = { s->operand[1], n_a, s->wide_hidden, DT_F32 };
     TRY(project(s, V_PROJ, V_NORM, c->v->vision, film_row, n_v, s->kv, &x, e));
     TRY(times(s, IN_KV, &x, LINEAR_STORE, s->kv, e));
     TRY(project(s, A_PROJ, A_NORM, c->v->audio, c->g.audio_row + q->audio, n_a, s->a, &x, e));

@@ -11,8 +11,7 @@
  * (FlashAttention-3, arXiv 2407.08608, sections 3.1 and 3.2). Both go to the end of what the tile's last row sees. */
 #include "kernels/cuda/hopper.h"
 
-#include "kernels/cuda/attend.h"
-#include "kernels/cuda/warpgroup.h"
+#include "kernels/cuda/hopper_attend.h"
 
 enum { GROUPS = 2, ROWS = CUDA_TILE_ROWS / GROUPS, THREADS = (GROUPS + 1) * WARPGROUP, KEYS = 2 * PAGE, STAGES = 2, PRODUCER_REGISTERS = 24,
        CONSUMER_REGISTERS = 240 };
@@ -57,37 +56,6 @@ DEVICE void produce(const cuda_pages &pages, const uint32_t *page, uint32_t n_pa
             }
         }
     }
-}
-
-/* The warpgroup's rows of Q, rounded to bf16, as an operand: they lie as the tokens of a page do. */
-template <int BANDS> DEVICE void bring_q(const hopper_job &j, const cuda_seq &s, uint32_t row0, uint32_t g, uint32_t to)
-{
-    constexpr uint32_t D = BANDS * 64, PIECES = D / 8;
-    const uint32_t n = s.n_rows * j.group;
-    for (uint32_t i = threadIdx.x % WARPGROUP; i < ROWS * PIECES; i += WARPGROUP) {
-        const uint32_t row = i / PIECES, p = row0 + row, piece = i % PIECES;
-        float v[8] = { 0, 0, 0, 0, 0, 0, 0, 0 };
-        if (p < n) {
-            const float *q = j.a.q + (uint64_t)(s.row + p / j.group) * j.a.ldq + (g * j.group + p % j.group) * D + piece * 8;
-            if (j.vectors)
-                load8(q, v);
-            else
-                UNROLL for (int x = 0; x < 8; x++) v[x] = q[x];
-        }
-        const uint4 u = { bf16x2_of(v[0], v[1]), bf16x2_of(v[2], v[3]), bf16x2_of(v[4], v[5]), bf16x2_of(v[6], v[7]) };
-        store_operand(to + piece_at(row, piece), u);
-    }
-    operands_published();
-}
-
-/* s = Q K: 64 rows against the 128 keys of a stage. */
-template <int BANDS> DEVICE void issue_scores(float (&s)[16][4], uint32_t q, uint32_t k)
-{
-    product_begin();
-    UNROLL for (uint32_t i = 0; i < BANDS * 4; i++)
-        product(s, operand_at(q + i / 4 * BAND_BYTES + i % 4 * 32, 0, PATTERN_BYTES),
-                operand_at(k + i / 4 * 2 * BAND_BYTES + i % 4 * 32, 0, PATTERN_BYTES), i > 0);
-    product_commit();
 }
 
 /* o += P V: probabilities of 128 keys, 16 at a time. */
@@ -140,7 +108,7 @@ template <int BANDS, class T> KERNEL BOUNDS(THREADS, 1) hopper_kernel(const hopp
     registers_more<CONSUMER_REGISTERS>();
     const uint32_t row0 = tile.row + w * ROWS, l = threadIdx.x % WARP, first = row0 + threadIdx.x / WARP % 4 * 16;
     const uint32_t q = room + place::Q + w * place::ROWS_OF_Q;
-    bring_q<BANDS>(j, seq, row0, g, q);
+    rows_to_operand<BANDS>(a.q + (uint64_t)seq.row * a.ldq, a.ldq, j.group, g, row0, ROWS, n, j.vectors, q, BAND_BYTES);
     const uint32_t see0 = first + l / 4 < n ? visible[(first + l / 4) / j.group] : 0;
     const uint32_t see1 = first + l / 4 + 8 < n ? visible[(first + l / 4 + 8) / j.group] : 0;
     const uint32_t least = visible[(first < last ? first : last) / j.group];
@@ -151,7 +119,7 @@ template <int BANDS, class T> KERNEL BOUNDS(THREADS, 1) hopper_kernel(const hopp
 
     barrier_wait(full_of(barriers, K, 0), 0);
     if (w > 0) named_sync<TURN>(w, GROUPS * WARPGROUP);
-    issue_scores<BANDS>(s, q, room);
+    issue_scores<BANDS>(s, q, BAND_BYTES, room, 2 * BAND_BYTES);
     if (w == 0 || steps > 1) named_arrive<TURN>(1 - w, GROUPS * WARPGROUP);
     product_wait<0>();
     product_hold(s);
@@ -163,7 +131,7 @@ template <int BANDS, class T> KERNEL BOUNDS(THREADS, 1) hopper_kernel(const hopp
         const uint32_t stage = t % STAGES, before = (t - 1) % STAGES;
         barrier_wait(full_of(barriers, K, stage), t / STAGES % 2);
         named_sync<TURN>(w, GROUPS * WARPGROUP);
-        issue_scores<BANDS>(s, q, room + stage * place::STAGE);
+        issue_scores<BANDS>(s, q, BAND_BYTES, room + stage * place::STAGE, 2 * BAND_BYTES);
         issue_values<BANDS>(o, p, room + before * place::STAGE + place::OPERAND);
         if (w == 0 || t + 1 < steps) named_arrive<TURN>(1 - w, GROUPS * WARPGROUP);
         product_wait<1>();

@@ -5,13 +5,14 @@
  *              log-sum-exp of the row, to base 2
  *     scores   a block is 128 keys, which stay in registers, 32 a warp; all rows stream past through shared memory, and each
  *              thread adds the probabilities of its own keys: no atomics, one order, so two runs agree bit for bit
- * K is read once a pass. */
+ * K is read once a pass. Of sm_90a both passes are hopper_scores.cu's. */
 #include "kernels/cuda/attend.h"
+#include "kernels/cuda/hopper.h"
 #include "kernels/cuda/plain.h"
 
 enum { WARPS = 4, THREADS = WARPS * WARP, ROWS = 64, KEYS = 2 * PAGE, STATS_PAGES = CUDA_STATS_PAGES };
 
-struct scores_job { struct cuda_query_scores_args a; uint32_t group, rows; float scale_log2; };
+struct scores_job { struct cuda_query_scores_args a; uint32_t group, rows; float scale_log2; bool vectors; };
 
 /* ---- log-sum-exp of the rows ----------------------------------------------------------------------------- */
 
@@ -81,7 +82,10 @@ template <int STEPS> DEVICE void bring_rows(const scores_job &j, uint32_t t, uin
         const uint32_t row = i / PIECES, p = t * ROWS + row, piece = i % PIECES;
         const float *q = j.a.q + (uint64_t)(p / j.group) * j.a.ldq + (g * j.group + p % j.group) * D + piece * 8;
         float v[8];
-        UNROLL for (int x = 0; x < 8; x++) v[x] = p < j.rows ? q[x] : 0.0f;
+        if (j.vectors && p < j.rows)
+            load8(q, v);
+        else
+            UNROLL for (int x = 0; x < 8; x++) v[x] = p < j.rows ? q[x] : 0.0f;
         store8((uint16_t *)(to + piece_at(row, piece)), v);
     }
     for (uint32_t i = threadIdx.x; i < ROWS; i += THREADS) {
@@ -147,12 +151,15 @@ status cuda_query_scores(void *stream, const struct cuda_query_scores_args *a, s
     if ((p->D != 64 && p->D != 128) || p->dtype != DT_BF16 || p->G == 0 || a->H % p->G != 0)
         return plain_query_scores(stream, a, e);
     const uint32_t group = a->H / p->G, rows = a->n_q * group;
-    const scores_job j = { *a, group, rows, a->scale * LOG2_E };
+    const scores_job j = { *a, group, rows, a->scale * LOG2_E, (a->ldq | (uintptr_t)a->q / 4) % 4 == 0 };
     const size_t tile = (size_t)bands_of(p->D, DT_BF16) * BAND_BYTES;
     const bool wide = p->D == 128;
-    TRY(launch("score_stats", wide ? stats_kernel<8> : stats_kernel<4>, dim3(blocks_of(rows, ROWS), p->G, a->n_splits), THREADS, 2 * tile,
-               stream, j, e));
+    const bool hopper = hopper_here();
+    TRY(hopper ? hopper_score_stats(stream, a, e)
+               : launch("score_stats", wide ? stats_kernel<8> : stats_kernel<4>, dim3(blocks_of(rows, ROWS), p->G, a->n_splits), THREADS,
+                        2 * tile, stream, j, e));
     TRY(launch("score_lse", lse_kernel, dim3(blocks_of((uint64_t)p->G * rows, 256)), 256, 0, stream, j, e));
+    if (hopper) return hopper_scores(stream, a, e);
     const dim3 grid(blocks_of(a->n_keys, KEYS), p->G);
     return launch("scores", wide ? scores_kernel<8> : scores_kernel<4>, grid, THREADS, 4 * tile, stream, j, e);
 }

@@ -7,18 +7,21 @@
 
 enum { WARPS = 4, THREADS = WARPS * WARP, ROWS = CUDA_TILE_ROWS / 2 };
 
-struct segments_job { struct cuda_segment_attention_args a; float scale_log2; };
+struct segments_job { struct cuda_segment_attention_args a; float scale_log2; bool vectors; };
 
-/* Rows key0 .. of the segment, those at `end` and after as 0. */
+/* Rows key0 .. of the segment, those at `end` and after as 0. vectors: four values of a head are at a multiple of 16 bytes. */
 template <int STEPS>
-DEVICE void bring_keys(const float *x, size_t ld, uint32_t D, uint32_t key0, uint32_t end, unsigned char *to)
+DEVICE void bring_keys(const float *x, size_t ld, uint32_t D, uint32_t key0, uint32_t end, bool vectors, unsigned char *to)
 {
     constexpr uint32_t PIECES = STEPS * 2;
     for (uint32_t i = threadIdx.x; i < PAGE * PIECES; i += THREADS) {
         const uint32_t key = i / PIECES, piece = i % PIECES;
+        const float *row = x + (uint64_t)(key0 + key) * ld + piece * 8;
         float v[8];
-        UNROLL for (uint32_t c = 0; c < 8; c++)
-            v[c] = key0 + key < end && piece * 8 + c < D ? x[(uint64_t)(key0 + key) * ld + piece * 8 + c] : 0.0f;
+        if (vectors && key0 + key < end && piece * 8 + 8 <= D)
+            load8(row, v);
+        else
+            UNROLL for (uint32_t c = 0; c < 8; c++) v[c] = key0 + key < end && piece * 8 + c < D ? row[c] : 0.0f;
         store8((uint16_t *)(to + piece_at(key, piece)), v);
     }
 }
@@ -44,8 +47,8 @@ template <int STEPS> KERNEL BOUNDS(THREADS, 2) segments_kernel(const segments_jo
     attend_rows<STEPS> r;
     attend_begin(r, q[0], q[1], D);
     for (uint32_t key = 0; key < n; key += PAGE) {
-        bring_keys<STEPS>(k, a.ld, D, key, n, memory);
-        bring_keys<STEPS>(v, a.ld, D, key, n, memory + TILE);
+        bring_keys<STEPS>(k, a.ld, D, key, n, j.vectors, memory);
+        bring_keys<STEPS>(v, a.ld, D, key, n, j.vectors, memory + TILE);
         __syncthreads();
         attend_tile<STEPS, true>(r, room, room + TILE, key, key + PAGE > n, n, n, j.scale_log2);
         __syncthreads();
@@ -56,7 +59,7 @@ template <int STEPS> KERNEL BOUNDS(THREADS, 2) segments_kernel(const segments_jo
 status cuda_segment_attention(void *stream, const struct cuda_segment_attention_args *a, struct err *e)
 {
     const bool attend = a->out_dtype == DT_BF16 && a->D % 2 == 0 && a->D > 0 && a->D <= 128;
-    const segments_job j = { *a, a->scale * LOG2_E };
+    const segments_job j = { *a, a->scale * LOG2_E, (a->ld | a->D | (uintptr_t)a->k / 4 | (uintptr_t)a->v / 4) % 4 == 0 };
     const int steps = a->D <= 64 ? 4 : a->D <= 80 ? 5 : 8;
     const auto kernel = steps == 4 ? segments_kernel<4> : steps == 5 ? segments_kernel<5> : segments_kernel<8>;
     const size_t memory = (steps == 4 ? 2 : 4) * (size_t)BAND_BYTES;

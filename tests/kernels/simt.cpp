@@ -101,6 +101,7 @@ struct products *products;            /* [warps] */
 unsigned char *async_shared;          /* shared memory as tensor cores and bulk copies see it */
 struct bulk bulks[BULKS];
 unsigned n_bulks;
+enum { AT_ONCE, LATE, MIXED } bulk_mood;   /* when a block's bulk copies are done */
 struct { unsigned round, arrived, threads; } named[NAMED];
 struct { uint64_t a_at, b_at; } issues[THREADS / 128][PRODUCTS];   /* what the warpgroup's products are, by number */
 unsigned n_issues[THREADS / 128];
@@ -254,6 +255,8 @@ static void run_block()
         products[w].begun = false;
     }
     block_round = block_arrived = n_bulks = 0;
+    const unsigned mood = below(3);
+    bulk_mood = mood == 0 ? AT_ONCE : mood == 1 ? LATE : MIXED;
     memset(named, 0, sizeof named);
     memset(n_issues, 0, sizeof n_issues);
     const unsigned n_warps = n_threads / 32;
@@ -261,8 +264,8 @@ static void run_block()
         bool any = false, left = false;
         const unsigned w0 = below(n_warps), step = below(2) ? 1 : n_warps - 1;
         for (unsigned k = 0, w = w0; k < n_warps; k++, w = (w + step) % n_warps) {
-            unsigned turns = below(4) ? UINT32_MAX : 1 + below(3);
-            if (n_bulks > 0 && below(16) == 0) bulk_done(below(n_bulks)), any = true;
+            unsigned turns = below(2) ? UINT32_MAX : 1 + below(3);
+            if (n_bulks > 0 && bulk_mood == MIXED && below(16) == 0) bulk_done(below(n_bulks)), any = true;
             for (bool ran = true; ran && turns > 0; turns--) {
                 ran = false;
                 const unsigned l0 = below(32), odd = 2 * below(16) + 1;
@@ -453,10 +456,10 @@ void simt_bulk_copy(uint32_t to, const void *from, unsigned bytes, uint32_t barr
     if (!barrier_at(barrier)->published) simt_die("a bulk copy that reports to a barrier nobody was told of");
     if (n_bulks == BULKS) simt_die("too many bulk copies in flight for this simulation");
     struct bulk *b = &bulks[n_bulks++];
-    *b = (struct bulk){ to, bytes, barrier, from, below(2) == 0 };
+    *b = (struct bulk){ to, bytes, barrier, from, bulk_mood == AT_ONCE || below(2) == 0 };
     if (b->landed) {
         bulk_land(b);
-        if (below(2)) bulk_done(n_bulks - 1);
+        if (bulk_mood == AT_ONCE || (bulk_mood == MIXED && below(2))) bulk_done(n_bulks - 1);
     } else {
         memset(simt_at(to, bytes), 0xff, bytes);
         memset(async_shared + to, 0xff, bytes);

@@ -78,9 +78,9 @@ KERNEL BOUNDS(WARPGROUP, 1) bad_hopper_kernel(const bad a)
     __syncthreads();
     if (t == 0) {
         barrier_expect(barrier, how == 102 ? 2 * BAND : BAND);    /* bytes that nobody brings */
+        if (how == 103) barrier_arrive(barrier);                  /* more than it expects */
         for (uint32_t i = 0; i < PIECES; i++)
             bulk_copy(room + i * (BAND / PIECES), a.in + i * (BAND / PIECES / 4), BAND / PIECES, barrier);
-        if (how == 103) barrier_arrive(barrier), barrier_arrive(barrier);   /* more than it expects */
     }
     if (how != 104) barrier_wait(barrier, 0);                     /* what has not come yet is read */
     if (how == 105 || how == 106) {                               /* stored for products; and not told of */

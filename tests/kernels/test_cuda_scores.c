@@ -2,14 +2,15 @@
  * values that are multiplied; what all keys receive sums to the number of rows. */
 #include "tests/kernels/cuda_paged.h"
 
-static void test_scores(void **state)
+static void check_scores(unsigned compute)
 {
-    (void)state;
+    simt_compute = compute;
     twin_seed("scores");
     static const struct { uint32_t n, n_q, G, group, D; float loud; bool f32; } cases[] = {
         { 1, 1, 1, 1, 64, 1 },      { 64, 3, 2, 7, 64, 4 },    { 65, 17, 1, 8, 128, 4 },   { 127, 1, 1, 7, 128, 60 },
         { 129, 20, 1, 3, 64, 0 },   { 300, 10, 1, 7, 128, 4 }, { 1030, 4, 1, 2, 128, 2 },  { 2100, 5, 1, 1, 64, 4 },
-        { 70, 0, 1, 2, 64, 1 },     { 130, 9, 2, 3, 24, 4 },   { 70, 5, 1, 7, 128, 4, true }, { 31, 31, 1, 1, 64, 4, true },
+        { 70, 0, 1, 2, 64, 1 },     { 700, 90, 1, 7, 64, 4 },   { 200, 80, 2, 4, 128, 4 },
+        { 130, 9, 2, 3, 24, 4 },   { 70, 5, 1, 7, 128, 4, true }, { 31, 31, 1, 1, 64, 4, true },
     };
     for (uint32_t v = 0; v < sizeof cases / sizeof cases[0]; v++) {
         const uint32_t n = cases[v].n, n_q = cases[v].n_q, G = cases[v].G, group = cases[v].group, D = cases[v].D, H = G * group;
@@ -51,8 +52,20 @@ static void test_scores(void **state)
     assert_int_equal(cuda_query_scores(NULL, &odd, &e), E_ARG);
 }
 
+static void test_scores(void **state)
+{
+    (void)state;
+    check_scores(80);
+}
+static void test_scores_hopper(void **state)
+{
+    (void)state;
+    check_scores(90);
+    simt_compute = 80;
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_scores) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_scores), cmocka_unit_test(test_scores_hopper) };
     return cmocka_run_group_tests_name("cuda scores", tests, NULL, NULL);
 }

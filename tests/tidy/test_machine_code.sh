@@ -17,7 +17,10 @@ declare -A want=(
     [segments_kernelILi8]="128 64" [segments_kernelILi5]="80 40" [segments_kernelILi4]="64 32"
 )
 # hopper_kernel<bands>: products, those of the loop (64 rows, 128 keys), bulk copies (K by bands, V by pages), waits, exponentials.
-declare -A hopper=( [hopper_kernelILi2]="32 16 6 4 64" [hopper_kernelILi1]="24 12 4 4 64" )
+declare -A hopper=(
+    [hopper_kernelILi2]="32 16 6 4 64" [hopper_kernelILi1]="24 12 4 4 64" [hopper_stats_kernelILi2]="8 8 4 1 0"
+    [hopper_stats_kernelILi1]="4 4 2 1 0" [hopper_scores_kernelILi2]="8 8 2 1 0" [hopper_scores_kernelILi1]="4 4 2 1 0"
+)
 
 # What the line of sass.py has under this name.
 field() { sed -E "s/.* $1=([0-9]+).*/\1/" <<<"$line"; }

@@ -171,7 +171,9 @@ void ranks_watch(struct ranks *r, struct groups *g, void (*fatal)(void *self, co
 
 void ranks_leave(struct ranks *r)
 {
-    if (r == NULL || r->role != RANKS_FRONT) return;
+    if (r == NULL) return;
+    if (r->role == RANKS_LEADER) atomic_store(&r->is_fatal, true);
+    if (r->role != RANKS_FRONT) return;
     while (atomic_exchange(&r->is_fatal, true)) pause();
     pthread_mutex_lock(&r->lock);
     r->groups = NULL;
@@ -224,7 +226,10 @@ int ranks_lead(struct ranks *r, const struct ranks_lead *l)
         else remote_failed(*l->remote, &why);
         st = remote_wait(*l->remote, &e);
     }
-    if (st == OK) return loaded ? CLI_OK : CLI_MODEL;
+    if (st == OK) {
+        ranks_leave(r);
+        return loaded ? CLI_OK : CLI_MODEL;
+    }
     fprintf(stderr, "omnidrop: the leader of group %u ends: %s\n", ranks_group(r), e.text);
     ranks_exit(r, CLI_FAILED);
 }

@@ -40,7 +40,8 @@ const struct remote_link *ranks_link(const struct ranks *r);
  * of its own, with the reason: it must end the program (ranks_exit) within seconds. */
 void ranks_watch(struct ranks *r, struct groups *g, void (*fatal)(void *self, const struct err *why), void *self);
 /* Rank 0, before it destroys what ranks_watch was given: deaths are of no account from here on. Does not return where `fatal` was
- * called: the program ends with that. Others, alone, NULL: nothing. */
+ * called: the program ends with that. A leader that rank 0 has told to end: the same, so that an end beside a dead rank is a good
+ * one. Workers, alone, NULL: nothing. */
 void ranks_leave(struct ranks *r);
 /* What rank 0 says to all before it goes on: `code` other than CLI_OK ends them with it; below 0: with CLI_OK.
  * Every rank calls it, as often as the others; returns the code of rank 0. */

@@ -628,6 +628,7 @@ static int lead(struct serve *s)
         fprintf(stderr, "omnidrop: the leader of group %u ends: %s\n", ranks_group(s->ranks), e.text);
         ranks_exit(s->ranks, CLI_FAILED);
     }
+    ranks_leave(s->ranks);
     if (s->remote) remote_stop(s->remote);
     if (s->audio) api_audio_destroy(&s->audio);
     if (s->service) service_close(&s->service);

@@ -290,6 +290,9 @@ def three_groups():
         assert all(e[1]["code"] == "group_lost" for e in errors), errors
         wait_for("no request is left", lambda: all(g["jobs"] == 0 for g in s.groups()), 20)
         assert not gone(s.pid_of[1])
+        s.stop()
+        wait_for("the other leader has ended", lambda: gone(s.pid_of[1]), 10)
+        assert not re.search(r"(rank|group) 1 ends", s.log_text()), s.log_text()     # in good order
 
 
 class Slow:

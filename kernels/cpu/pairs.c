@@ -480,6 +480,10 @@ static double first_key(const struct farthest_job *j, uint32_t g, uint32_t i, co
 {
     const struct pairs *p = &j->p;
     const uint32_t n = p->g->start[g + 1] - p->g->start[g];
+    if (j->a->first == FARTHEST_MEAN && n == 2) { /* as far from each other as they are: a tie, which sums of rows may miss */
+        const uint32_t first = p->g->start[g];
+        return 1 - cosine(p, first, first + 1);
+    }
     if (j->a->first == FARTHEST_MEAN) {
         const float *x = row_of(p->g, i);
         double all = 0;

@@ -179,6 +179,8 @@ KERNEL BOUNDS(THREADS, 1) farthest_kernel(const cuda_farthest_args a)
                 key = weight * least;
                 __syncwarp();                                         /* all lanes have read it */
                 if (lane == 0) a.least[i] = least;
+            } else if (a.first == FARTHEST_MEAN && n == 2) {          /* a tie, which sums of rows may miss */
+                key = 1 - cosine(a.g, a.norm, begin, begin + 1);
             } else if (a.first == FARTHEST_MEAN) {
                 double all = 0;
                 for (uint32_t c = 0; c < a.g.d; c++) all += row_of(a.g, i)[c] * sum[c];

@@ -5,7 +5,7 @@ question sees the media and itself only, and its positions restart after the med
 conversations for the price of one prefix. A share of the sequences is a plain many-turn chat.
 
 The loss is taken on answers. While learning, linear heads on a middle layer name, for every media
-token, the word spoken, the word before it, its number in the sentence, the second, and what is on the
+token, the word spoken, the two words before it, its number in the sentence, the second, and what is on the
 screen; they make the alignment emerge in minutes and are thrown away at the end. Two more helps, for a model
 that reads its evidence early (docs/quality.md says what they do to a comparison of pruning methods):
 
@@ -37,7 +37,7 @@ from train_towers import audio_labels, even, vision_labels
 LOOK = (3, 4, 5)                                     # layers whose first three heads are guided where answers are written
 ASK = (2, 3, 4, 5)                                   # layers whose other heads are guided at the end of the question
 TAP = 2                                              # the middle layer the helping heads read
-HEADS = {"word": 49, "before": 49, "number": 41, "second": 25, "screen": 13}
+HEADS = {"word": 49, "before": 49, "before2": 49, "number": 41, "second": 25, "screen": 13}
 BF = torch.bfloat16
 
 
@@ -62,9 +62,9 @@ NO_HELP = -1
 
 def row_help(enc, kind, question, answer, n):
     """What the middle layer should hold at the n places of an answer, in the terms of the media tokens:
-    [n, 6]: number of the word to write, word asked about, second asked about, word before the one to write, colour and
-    shape asked about."""
-    h = np.full((n, 6), NO_HELP, np.int64)
+    [n, 7]: number of the word to write, word asked about, second asked about, word before the one to write, word before
+    that, colour and shape asked about."""
+    h = np.full((n, 7), NO_HELP, np.int64)
     if kind in ("transcribe", "repeat"):
         j, words = 0, answer.split()
         for i, w in enumerate(words):
@@ -72,6 +72,7 @@ def row_help(enc, kind, question, answer, n):
             if kind == "transcribe":
                 h[j:j + k, 0] = min(i + 1, 40)
                 h[j:j + k, 3] = world.WORD_ID[words[i - 1]] if i else 0
+                h[j:j + k, 4] = world.WORD_ID[words[i - 2]] if i > 1 else 0
             j += k
         if kind == "transcribe":
             h[j:, 0] = min(len(words) + 1, 40)
@@ -84,8 +85,8 @@ def row_help(enc, kind, question, answer, n):
         h[:, 2] = int(re.search(r"\d+", question).group())
     elif kind in ("when", "word_while", "colour_of", "shape_of"):
         words = re.findall(r"\w+", question)
-        h[0, 4] = next((COLOUR[w] for w in words if w in COLOUR), NO_HELP)
-        h[0, 5] = next((SHAPE[w] for w in words if w in SHAPE), NO_HELP)
+        h[0, 5] = next((COLOUR[w] for w in words if w in COLOUR), NO_HELP)
+        h[0, 6] = next((SHAPE[w] for w in words if w in SHAPE), NO_HELP)
     return h
 
 
@@ -170,7 +171,7 @@ def sequence(enc, clip, chat=False, rng=None):
         (max(1, len(clip.frames) // 2), clip.frames.shape[1] // 14, clip.frames.shape[2] // 14)
     ids, pos, kind, second, first = prefix(enc.tok, n_audio, grid, clip.kind == "image")
     seg, target, weight, row, true = ([v] * len(ids) for v in (0, -100, 0.0, -1, 1))
-    none = lambda n: np.full((n, 6), NO_HELP, np.int64)
+    none = lambda n: np.full((n, 7), NO_HELP, np.int64)
     hints = [none(len(ids))]
     more, at = [], first
     held, proof, search, lives = evidence(clip, kind, second, clip.rows), [], [], []
@@ -197,7 +198,8 @@ def sequence(enc, clip, chat=False, rng=None):
         weight += [0.0] * (len(q) - 1) + [len(a) ** -0.5] * len(a) + [0.0]
         true += [1] * len(q) + [1 - slip] * len(a)
         help_ = row_help(enc, what, question, answer, len(a))
-        help_[1:][np.array(said[:-1]) != np.array(a[:-1]), 3] = NO_HELP                   # the true word before stands nowhere
+        wrong = np.array(said) != np.array(a)                                           # the true word before stands nowhere
+        help_[1:][wrong[:-1], 3] = help_[2:][wrong[:-2], 4] = NO_HELP
         hints += [none(len(q) - 1), help_, none(1)]
     m = np.array(more)
     pad = np.zeros(len(m), np.int64)
@@ -292,13 +294,13 @@ def helping_loss(p, mid, b, clips):
     mid = 8 * M.rms(mid, 1.0)
     head = lambda h, name: F.linear(h, p["head." + name]).float()
     loss = F.cross_entropy(head(mid[on], "second"), b["second"][on].clamp(max=24))
-    for i, name in enumerate(("number", "word", "second", "before")):  # the same heads read the text
+    for i, name in enumerate(("number", "word", "second", "before", "before2")):  # the same heads read the text
         at = b["hint"][..., i] >= 0
         if bool(at.any()):
             loss = loss + F.cross_entropy(head(mid[at], name), b["hint"][..., i][at].clamp(max=HEADS[name] - 1))
-    at = (b["hint"][..., 4:] >= 0).any(-1)
+    at = (b["hint"][..., 5:] >= 0).any(-1)
     if bool(at.any()):
-        y = torch.zeros(int(at.sum()), 14).scatter_(1, b["hint"][..., 4:][at].clamp(min=-1) % 14, 1.0)[:, :13]
+        y = torch.zeros(int(at.sum()), 14).scatter_(1, b["hint"][..., 5:][at].clamp(min=-1) % 14, 1.0)[:, :13]
         loss = loss + 2 * F.binary_cross_entropy_with_logits(head(mid[at], "screen"), y)
     if clips[0].frames is not None:
         v = np.concatenate([vision_labels(c).reshape(-1, 2) for c in clips])
@@ -311,17 +313,17 @@ def helping_loss(p, mid, b, clips):
         n = audio.sum(1).tolist()
         h = mid[audio]
         word = torch.from_numpy(np.concatenate([audio_labels(c, k) for c, k in zip(clips, n)]))
-        number, before = [], []
+        place = []                                                # number of the word, the word before it, the one before that
         for c, k in zip(clips, n):
-            y, z = np.zeros(k, np.int64), np.zeros(k, np.int64)
-            for j, (_, s, e) in enumerate(c.words):
-                y[max(0, (s + 320) // 640):] = min(j + 1, 40)
-                z[(e + 320) // 640:] = world.WORD_ID[c.words[j][0]]
-            number.append(y)
-            before.append(z)
-        loss = loss + F.cross_entropy(F.linear(h, p["head.word"]).float(), word) \
-            + F.cross_entropy(F.linear(h, p["head.number"]).float(), torch.from_numpy(np.concatenate(number))) \
-            + F.cross_entropy(F.linear(h, p["head.before"]).float(), torch.from_numpy(np.concatenate(before)))
+            y = np.zeros((3, k), np.int64)
+            for j, (w, s, e) in enumerate(c.words):
+                y[0, max(0, (s + 320) // 640):] = min(j + 1, 40)
+                y[1, (e + 320) // 640:] = world.WORD_ID[w]
+                y[2, (e + 320) // 640:] = world.WORD_ID[c.words[j - 1][0]] if j else 0
+            place.append(y)
+        loss = loss + F.cross_entropy(head(h, "word"), word)
+        for name, y in zip(("number", "before", "before2"), torch.from_numpy(np.concatenate(place, 1))):
+            loss = loss + F.cross_entropy(head(h, name), y)
         if clips[0].screen is not None:
             y = np.zeros((len(clips), n[0], 13), np.float32)
             for c, t in zip(clips, y):
@@ -439,7 +441,8 @@ def draw_batch(rng, own, bank, ladder, budget):
     if kind == "image":
         return [world.make_clip(own, bank, kind, 0, 4) for _ in range(24)], 0
     top = ladder["av" if kind == "av" else "video" if kind == "video" else "speech"].top
-    secs = int(rng.uniform(2, top + 1))
+    long = kind == "speech" and rng.random() < 0.35             # among many words the place of the next is hard to find
+    secs = int(rng.uniform(0.7 * top if long else 2, top + 1))
     tokens = {"av": 37 * secs + 210, "video": 12 * secs + 210, "speech": 25 * secs + 110, "phrase": 210}[kind]
     rows = {"av": 12, "video": 10, "speech": 6, "phrase": 5}[kind]
     n = max(4, int(budget / tokens))
@@ -492,8 +495,8 @@ def main():
     enc = Encoder(M.tokenizer(path("tokenizer.json"), None if os.path.exists(path("tokenizer.json")) else world.corpus()))
     params = M.init_params()
     params.update({n: x for n, x in torch.load(path("towers.pt")).items() if not n.startswith("head")})
-    for n, size in HEADS.items():
-        params["head." + n] = torch.randn(size, M.TEXT["hidden_size"], generator=torch.Generator().manual_seed(size)) * 0.02
+    for i, (n, size) in enumerate(HEADS.items()):
+        params["head." + n] = torch.randn(size, M.TEXT["hidden_size"], generator=torch.Generator().manual_seed(i)) * 0.02
     for x in params.values():
         x.requires_grad_(True)
     tower = {n: x for n, x in params.items() if n.startswith(("audio_tower", "visual"))}

@@ -49,7 +49,9 @@ def killed():
         os.kill(pid, signal.SIGKILL)
     r = victim.reply()
     assert r.status == 400 and r.error["code"] == "media_decode_failed", (r.status, r.body[:300])
-    assert server.metrics()["num_requests_running"] == 1, "the request beside is gone"
+    if server.metrics()["num_requests_running"] != 1:           # a slow machine: it has said all it was to say
+        whole = beside.reply()
+        assert whole.status == 200 and whole.body.endswith(b"data: [DONE]\n\n"), "the request beside is gone"
     assert server.metrics().of("request_failure_total", code="media_decode_failed") == 1
     beside.close()
     wait_for("no decoder is left", lambda: not server.children(), 5)

@@ -503,23 +503,25 @@ static void several(void **state)
 
 /* ---- the window cache --------------------------------------------------------------------------------------- */
 
+#define IN_PIECES(...) FIELDS("omnidrop[window_s]", "6", "omnidrop[overlap_s]", "1", __VA_ARGS__)
+
 static void goes_on(void **state)
 {
     struct call c;
     struct api_audio_counts before, after;
     (void)state;
-    begin_until(&c, 5, long_sound(7), false, FIELDS("stream", "true"), "mine");
+    begin_until(&c, 5, long_sound(7), false, IN_PIECES("stream", "true"), "mine");
     end(&c);
     assert_int_equal(c.error.code, E_CANCELLED);
     drop(&c);
     api_audio_read(audio, &before);
-    begin(&c, long_sound(7), false, FIELDS("stream", "false"), "theirs");
+    begin(&c, long_sound(7), false, IN_PIECES("stream", "false"), "theirs");
     end(&c);
     api_audio_read(audio, &after);
     assert_int_equal(before.n_windows_replayed, after.n_windows_replayed);     /* nobody else's */
     char *fresh = strdup(text_of(c.reply.json, "text"));
     drop(&c);
-    begin(&c, long_sound(7), false, FIELDS("stream", "false"), "mine");
+    begin(&c, long_sound(7), false, IN_PIECES("stream", "false"), "mine");
     end(&c);
     api_audio_read(audio, &after);
     assert_true(after.n_windows_replayed >= before.n_windows_replayed + 2);
@@ -527,7 +529,7 @@ static void goes_on(void **state)
     free(fresh);
     drop(&c);
     before = after;
-    begin(&c, long_sound(7), false, FIELDS("stream", "true"), "mine");        /* all of it: and the bill is the same */
+    begin(&c, long_sound(7), false, IN_PIECES("stream", "true"), "mine");        /* all of it: and the bill is the same */
     end(&c);
     const json_t *usage = json_object_get(json_array_get(c.chunks, json_array_size(c.chunks) - 1), "usage");
     assert_true(number_of(json_object_get(usage, "input_token_details"), "audio_tokens") > 500);
@@ -535,7 +537,7 @@ static void goes_on(void **state)
     api_audio_read(audio, &after);
     assert_true(after.n_windows_replayed > before.n_windows_replayed + 8);
     before = after;
-    begin(&c, long_sound(7), false, FIELDS("seed", "5"), "mine");             /* another wish */
+    begin(&c, long_sound(7), false, IN_PIECES("seed", "5"), "mine");             /* another wish */
     end(&c);
     api_audio_read(audio, &after);
     assert_int_equal(before.n_windows_replayed, after.n_windows_replayed);

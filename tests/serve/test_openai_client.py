@@ -244,7 +244,8 @@ def a11():
 
 @case("A13 n = 3, seeded: three choices, the same again")
 def a13():
-    go = lambda **m: ask("Hello!", n=3, seed=11, temperature=1.0, max_tokens=24, extra_body={"ignore_eos": True}, **m)   # noqa: E731
+    go = lambda **m: ask("A joke about a fish and a car?", n=3, seed=11, temperature=2.0, max_tokens=24,              # noqa: E731
+                         extra_body={"ignore_eos": True}, **m)               # of what it was never taught it is not sure
     one, two = go(), go()
     texts = [c.message.content for c in one.choices]
     assert [c.index for c in one.choices] == [0, 1, 2]

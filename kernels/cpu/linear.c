@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "kernels/element.h"
 
 /* Operand bytes that stay in a core's L2 while the panels pass by; blocks of rows are made equal. */
 #define BLOCK_BYTES ((size_t)960 << 10)
@@ -23,18 +24,6 @@ struct pack_job {
     struct weight *w;
     const struct cpu_linear_kernels *kernels;
 };
-
-static float element(const void *p, enum dtype t, size_t i)
-{
-    if (t == DT_F32) {
-        float f;
-        memcpy(&f, (const char *)p + 4 * i, sizeof f);
-        return f;
-    }
-    uint16_t h;
-    memcpy(&h, (const char *)p + 2 * i, sizeof h);
-    return t == DT_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
-}
 
 /* Which part and which row of it is column c of the panel? NULL: padding. */
 static const struct weight_part *panel_column(const struct weight_args *a, uint32_t panel, uint32_t c,

@@ -18,6 +18,7 @@
 #include "base/bf16.h"
 #include "base/mem.h"
 #include "kernels/cuda/inside.h"
+#include "kernels/element.h"
 
 #define WORKSPACE_BYTES ((size_t)32 << 20)
 #define ROOM_BYTES      ((size_t)256 << 20)    /* of products before GELU or SwiGLU; longer ones go through in pieces */
@@ -50,18 +51,6 @@ static const struct weight_part *part_of_row(const struct weight_args *a, uint32
     for (uint32_t i = 0; i < a->n_parts; *row -= a->part[i++].n)
         if (*row < a->part[i].n) return &a->part[i];
     return NULL;
-}
-
-static float element(const void *p, enum dtype t, size_t i)
-{
-    if (t == DT_F32) {
-        float f;
-        memcpy(&f, (const char *)p + 4 * i, sizeof f);
-        return f;
-    }
-    uint16_t h;
-    memcpy(&h, (const char *)p + 2 * i, sizeof h);
-    return t == DT_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
 }
 
 static void pack_row(const struct pack_job *j, uint32_t r, char *to)

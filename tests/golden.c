@@ -6,8 +6,6 @@
  * mpirun -np N build/tests/golden --tp N DIR...: rank 0 runs the cases on an engine of N ranks, with everything compared over
  * ranks after each layer. --device simt: the CUDA backend, host code and kernels, played by the CPU (tests/kernels/fake_cuda.cpp). */
 #include <dirent.h>
-#include <libgen.h>
-#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +17,7 @@
 #include "comm/comm.h"
 #include "engine/inside.h"
 #include "model/safetensors.h"
+#include "tests/simt_device.h"
 
 static unsigned n_passed, n_failed, n_skipped;
 static const char *pack, *make_pack;
@@ -584,17 +583,6 @@ static void run_dir(const struct engine_options *base, const char *dir)
     engine_close(&en);
 }
 
-/* The backend that CUDA is played by lies beside this program; another folder may be named before. */
-static const char *simt(void)
-{
-    char exe[PATH_MAX], lib[PATH_MAX + 8];
-    const ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    exe[n > 0 ? n : 0] = 0;
-    snprintf(lib, sizeof lib, "%s/simt", dirname(exe));
-    setenv("OMNIDROP_LIB", lib, 0);
-    return "cuda";
-}
-
 int main(int argc, char **argv)
 {
     struct engine_options o = { 0 };
@@ -604,7 +592,7 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--textbook") == 0) o.textbook_order = true;
-        else if (strcmp(argv[i], "--device") == 0) o.device = strcmp(value, "simt") == 0 ? simt() : value, i++;
+        else if (strcmp(argv[i], "--device") == 0) o.device = strcmp(value, "simt") == 0 ? simt_device("simt") : value, i++;
         else if (strcmp(argv[i], "--isa") == 0) o.isa = value, i++;
         else if (strcmp(argv[i], "--dtype") == 0) o.dtype = value, i++;
         else if (strcmp(argv[i], "--threads") == 0) o.n_threads = atoi(value), i++;

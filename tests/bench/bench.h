@@ -42,10 +42,8 @@ extern const struct bench_row bench_model_rows[], bench_load_rows[], bench_media
     bench_attention_rows[], bench_serve_rows[], bench_policy_rows[], bench_ranks_rows[];
 /* What a rank of bench_ranks.c does in a program of its own; the exit status. */
 int bench_team(int n_threads);
-/* The decoder of prefill_* and decode_*, with weights out of p: n = V x d random values, each weight from another place. */
-struct bench_pool { uint16_t *values; size_t n; };
+/* The decoder of prefill_* and decode_*. */
 extern const struct decoder_shape bench_model_shape;
-struct decoder_source bench_model_source(struct bench_pool *p);
 void bench_model_close(void);      /* ends what the rows of the model share */
 void bench_serve_close(void);
 

@@ -11,6 +11,7 @@
 #include "engine/inside.h"
 #include "kernels/cpu/linear.h"
 #include "tests/bench/bench.h"
+#include "tests/bench/pool.h"
 
 #define SHAPE { .L = 24, .H = 14, .G = 2, .D = 64, .d = 896, .ff = 4864, .V = 151936, .rms_eps = 1e-6f, \
                 .rope_theta = 1e6, .mrope_section = { 8, 12, 12 }, .tied = true }
@@ -29,46 +30,12 @@ static double macs_pair(void) { return 2.0 * S.D * S.H; }
 
 static struct engine *engine;
 
-static status pool_weight(void *self, enum decoder_role role, uint32_t l, struct weight_args *a, struct err *e)
-{
-    (void)e;
-    const struct bench_pool *p = self;
-    const uint32_t q = S.H * S.D, kv = S.G * S.D;
-    const struct { uint32_t k, n[2]; enum weight_form form; bool bias; } of[] = {
-        [DEC_QKV_Q] = { S.d, { q }, WEIGHT_PLAIN, true },     [DEC_QKV_KV] = { S.d, { kv, kv }, WEIGHT_PLAIN, true },
-        [DEC_O] = { q, { S.d }, WEIGHT_PLAIN, false },        [DEC_GATE_UP] = { S.d, { S.ff, S.ff }, WEIGHT_SWIGLU, false },
-        [DEC_DOWN] = { S.ff, { S.d }, WEIGHT_PLAIN, false },  [DEC_EMBED] = { S.d, { S.V }, WEIGHT_PLAIN, false } };
-    a->form = of[role].form;
-    a->k = of[role].k;
-    a->n_parts = of[role].n[1] ? 2 : 1;
-    size_t at = ((size_t)l * 7 + role) * 1000003;
-    for (uint32_t i = 0; i < a->n_parts; i++) {
-        const size_t size = (size_t)of[role].n[i] * a->k;
-        at = size == p->n ? 0 : at % (p->n - size);
-        a->part[i] = (struct weight_part){ p->values + at, DT_BF16, of[role].n[i], of[role].bias ? p->values : NULL, DT_BF16 };
-        at += size;
-    }
-    return OK;
-}
-
-static status pool_norm(void *self, enum decoder_role role, uint32_t l, float *out, struct err *e)
-{
-    (void)self, (void)role, (void)l, (void)e;
-    for (uint32_t i = 0; i < S.d; i++) out[i] = 1.0f;
-    return OK;
-}
-
-struct decoder_source bench_model_source(struct bench_pool *p)
-{
-    return (struct decoder_source){ .weight = pool_weight, .norm = pool_norm, .self = p };
-}
-
 /* The engine around the random decoder, and a bench on its threads. */
 static status model_open(const struct bench *b, struct bench *on, struct err *e)
 {
     if (engine == NULL) {
-        struct bench_pool pool = { .n = (size_t)S.V * S.d };
-        const struct decoder_source src = bench_model_source(&pool);
+        struct bench_pool pool = { .n = (size_t)S.V * S.d, .shape = &S };
+        const struct decoder_source src = bench_pool_source(&pool);
         const struct engine_options o = { .device = "cpu", .n_threads = b->n_threads, .max_model_len = MAX_LEN };
         TRY(bench_random_bf16(pool.n, 0.05f, &pool.values, e));
         const status s = engine_open_source(&o, &S, &src, DT_BF16, &engine, e);

@@ -17,6 +17,7 @@
 #include "comm/comm.h"
 #include "model/team.h"
 #include "tests/bench/bench.h"
+#include "tests/bench/pool.h"
 
 /* As few settings as it takes, for MPI's own speed is measured. */
 #define MPIRUN "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_hwloc_base_binding_policy=none mpirun -np 2"
@@ -174,8 +175,8 @@ static status lead(struct run_of *o, struct err *e)
 int bench_team(int n_threads)
 {
     enum { BLOCK = 1032, CONTEXT = 2048 };
-    struct bench_pool pool = { .n = (size_t)bench_model_shape.V * bench_model_shape.d };
-    const struct decoder_source src = bench_model_source(&pool);
+    struct bench_pool pool = { .n = (size_t)bench_model_shape.V * bench_model_shape.d, .shape = &bench_model_shape };
+    const struct decoder_source src = bench_pool_source(&pool);
     const struct stream_options so = { .device = "cpu", .n_threads = n_threads };
     struct run_of o = { .s = &bench_model_shape };
     struct comm *world = NULL;

@@ -5,14 +5,11 @@
  *
  * Model: the thinker of Qwen2.5-Omni-7B, random weights; the decoder's come from one pool of random values. Ops are timed in
  * stretches of many calls between two syncs, prefill and decode as the engine runs them. */
-#include <libgen.h>
-#include <limits.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/bf16.h"
 #include "base/clock.h"
@@ -21,6 +18,8 @@
 #include "model/checkpoint.h"
 #include "model/towers.h"
 #include "prune/schedule.h"
+#include "tests/bench/pool.h"
+#include "tests/simt_device.h"
 
 static const struct decoder_shape WHOLE = { .L = 28, .H = 28, .G = 4, .D = 128, .d = 3584, .ff = 18944, .V = 152064, .rms_eps = 1e-6f,
                                             .rope_theta = 1e6, .mrope_section = { 16, 24, 24 } };
@@ -507,44 +506,13 @@ done:
 /* ---- the engine ---------------------------------------------------------------------------------------------- */
 
 static struct engine *en;
-static struct { uint16_t *values; size_t n; } pool;
-
-static status pool_weight(void *self, enum decoder_role role, uint32_t l, struct weight_args *a, struct err *e)
-{
-    (void)self, (void)e;
-    const uint32_t q = S.H * S.D, kv = S.G * S.D;
-    const struct { uint32_t k, n[2]; enum weight_form form; bool bias; } of[] = {
-        [DEC_QKV_Q] = { S.d, { q }, WEIGHT_PLAIN, true },     [DEC_QKV_KV] = { S.d, { kv, kv }, WEIGHT_PLAIN, true },
-        [DEC_O] = { q, { S.d }, WEIGHT_PLAIN, false },        [DEC_GATE_UP] = { S.d, { S.ff, S.ff }, WEIGHT_SWIGLU, false },
-        [DEC_DOWN] = { S.ff, { S.d }, WEIGHT_PLAIN, false },  [DEC_EMBED] = { S.d, { S.V }, WEIGHT_PLAIN, false },
-        [DEC_LM_HEAD] = { S.d, { S.V }, WEIGHT_PLAIN, false } };
-    a->form = of[role].form;
-    a->k = of[role].k;
-    a->n_parts = of[role].n[1] ? 2 : 1;
-    size_t at = ((size_t)l * 7 + role) * 1000003;
-    for (uint32_t i = 0; i < a->n_parts; i++) {
-        const size_t size = (size_t)of[role].n[i] * a->k;
-        at = size == pool.n ? 0 : at % (pool.n - size);
-        a->part[i] = (struct weight_part){ pool.values + at, DT_BF16, of[role].n[i], of[role].bias ? pool.values : NULL, DT_BF16 };
-        at += size;
-    }
-    return OK;
-}
-
-static status pool_norm(void *self, enum decoder_role role, uint32_t l, float *out, struct err *e)
-{
-    (void)self, (void)role, (void)l, (void)e;
-    for (uint32_t i = 0; i < S.d; i++) out[i] = 1.0f;
-    return OK;
-}
-
 static status engine_make(struct err *e)
 {
-    const struct decoder_source src = { .weight = pool_weight, .norm = pool_norm };
+    struct bench_pool pool = { .n = (size_t)S.V * S.d, .shape = &S };
+    const struct decoder_source src = bench_pool_source(&pool);
     const struct engine_options o = { .device = device, .max_model_len = tiny ? 4096 : 45056,
                                       .kv_bytes = tiny ? (uint64_t)64 << 20 : (uint64_t)62 << 30 };
     uint64_t s = 1;
-    pool.n = (size_t)S.V * S.d;
     if (tiny && pool.n < (size_t)2 * S.d * S.ff) pool.n = (size_t)2 * S.d * S.ff;
     TRY(mem_alloc(&pool.values, pool.n, sizeof *pool.values, e));
     for (size_t i = 0; i < pool.n; i++) pool.values[i] = bf16_of_f32(next_random(&s) * 0.03f);
@@ -750,22 +718,14 @@ static void engine_all(void)
     engine_close(&en);
 }
 
-/* The backend that CUDA is played by lies in tests/simt beside this program; another folder may be named before. */
-static const char *simt(void)
-{
-    char exe[PATH_MAX], lib[PATH_MAX + 16];
-    const ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    exe[n > 0 ? n : 0] = 0;
-    snprintf(lib, sizeof lib, "%s/tests/simt", dirname(exe));
-    setenv("OMNIDROP_LIB", lib, 0);
-    return "cuda";
-}
-
 int main(int argc, char **argv)
 {
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--tiny") == 0) tiny = true;
-        else if (strcmp(argv[i], "--device") == 0 && i + 1 < argc) device = strcmp(argv[i + 1], "simt") == 0 ? simt() : argv[i + 1], i++;
+        else if (strcmp(argv[i], "--device") == 0 && i + 1 < argc) {
+            device = argv[++i];
+            if (strcmp(device, "simt") == 0) device = simt_device("tests/simt");
+        }
         else if (strcmp(argv[i], "--towers") == 0 && i + 1 < argc) towers_dir = argv[++i];
         else {
             fprintf(stderr, "usage: gpu_bench [--device D] [--tiny] [--towers DIR]\n");

@@ -36,7 +36,7 @@ gpu-simt-bench: $(BUILD)/gpu_bench $(BUILD)/tests/simt/omnidrop-cuda.so
 gpu-said:
 	@$(if $(MISSING),echo "  missing: $(MISSING)",:)
 
-$(BUILD)/gpu_bench: tests/gpu/bench.c $(call obj_of,engine)
+$(BUILD)/gpu_bench: tests/gpu/bench.c tests/bench/pool.c $(call obj_of,engine)
 	@echo "  LINK $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP $(LDFLAGS) -o $@ $(filter %.c %.o,$^) $(LIBS)
 

@@ -66,6 +66,12 @@ static double cosine(const struct pairs *p, uint32_t i, uint32_t j)
     return dot(p->st, row_of(p->g, i), row_of(p->g, j), p->g->d) / sqrt((double)p->norm[i] * p->norm[j]);
 }
 
+/* 1 - cos of rows i and j, whose product is known. */
+static double distance(const struct pairs *p, float xy, uint32_t i, uint32_t j)
+{
+    return 1 - xy / sqrt((double)p->norm[i] * p->norm[j]);
+}
+
 /* The group that row i of the lists is in. */
 static uint32_t group_of(const struct row_groups *g, uint32_t i)
 {
@@ -80,6 +86,11 @@ static uint32_t group_of(const struct row_groups *g, uint32_t i)
     return low;
 }
 
+static uint32_t at_most(uint32_t n, uint32_t most)
+{
+    return n < most ? n : most;
+}
+
 /* Products of up to BLOCK rows with up to BLOCK others. */
 struct block {
     const float *x[BLOCK], *y[BLOCK];
@@ -91,9 +102,26 @@ static void meet(const struct cpu_stream *st, struct block *b, uint32_t n_x, uin
     st->isa->attention->dot_rows(b->x, n_x, b->y, n_y, d, b->xy[0], BLOCK);
 }
 
-static uint32_t at_most(uint32_t n, uint32_t most)
+/* With the rows of g from m on, as many as fit and come before `end`. Returns how many. */
+static uint32_t meet_from(const struct cpu_stream *st, struct block *b, uint32_t n_x, const struct row_groups *g, uint32_t m,
+                          uint32_t end)
 {
-    return n < most ? n : most;
+    const uint32_t n_y = at_most(end - m, BLOCK);
+    for (uint32_t k = 0; k < n_y; k++) b->y[k] = row_of(g, m + k);
+    meet(st, b, n_x, n_y, g->d);
+    return n_y;
+}
+
+/* Rows begin .. end of the lists, at most BLOCK at once and of one group. */
+static void by_blocks(const struct row_groups *rows, uint32_t begin, uint32_t end,
+                      void (*block)(const void *job, uint32_t g, uint32_t i, uint32_t n), const void *job)
+{
+    uint32_t g = group_of(rows, begin);
+    for (uint32_t i = begin, n; i < end; i += n) {
+        while (rows->start[g + 1] <= i) g++;
+        n = at_most(at_most(end, rows->start[g + 1]) - i, BLOCK);
+        block(job, g, i, n);
+    }
 }
 
 static uint32_t grain_of(uint32_t d, uint64_t rows_each)
@@ -177,8 +205,9 @@ static void y_norms_body(void *arg, int thread, uint32_t begin, uint32_t end)
 }
 
 /* n rows of x from i on against all of y in their group g. */
-static void nearest_block(const struct nearest_job *j, uint32_t g, uint32_t i, uint32_t n)
+static void nearest_block(const void *job, uint32_t g, uint32_t i, uint32_t n)
 {
+    const struct nearest_job *j = job;
     const struct row_groups *gx = &j->a->x, *gy = &j->a->y;
     struct block b;
     double xx[BLOCK], best[BLOCK];
@@ -190,9 +219,7 @@ static void nearest_block(const struct nearest_job *j, uint32_t g, uint32_t i, u
         which[r] = UINT32_MAX;
     }
     for (uint32_t m = gy->start[g], n_y; m < gy->start[g + 1]; m += n_y) {
-        n_y = at_most(gy->start[g + 1] - m, BLOCK);
-        for (uint32_t k = 0; k < n_y; k++) b.y[k] = row_of(gy, m + k);
-        meet(j->st, &b, n, n_y, gx->d);
+        n_y = meet_from(j->st, &b, n, gy, m, gy->start[g + 1]);
         for (uint32_t r = 0; r < n; r++)
             for (uint32_t k = 0; k < n_y; k++) {
                 const double c = b.xy[r][k] / sqrt(xx[r] * j->norm[m + k]);
@@ -211,13 +238,7 @@ static void nearest_body(void *arg, int thread, uint32_t begin, uint32_t end)
 {
     (void)thread;
     const struct nearest_job *j = arg;
-    const uint32_t *start = j->a->x.start;
-    uint32_t g = group_of(&j->a->x, begin);
-    for (uint32_t i = begin, n; i < end; i += n) {
-        while (start[g + 1] <= i) g++;
-        n = at_most(at_most(end, start[g + 1]) - i, BLOCK);
-        nearest_block(j, g, i, n);
-    }
+    by_blocks(&j->a->x, begin, end, nearest_block, j);
 }
 
 status cpu_nearest(struct stream *st, const struct nearest_args *a, struct err *e)
@@ -264,8 +285,9 @@ static double density_by(const double *near, uint32_t n)
 }
 
 /* n rows of group g, from i on: exp(-mean distance to the k nearest) and the greatest distance; who is nearest is kept. */
-static void density_block(const struct density_job *j, uint32_t g, uint32_t i, uint32_t n)
+static void density_block(const void *job, uint32_t g, uint32_t i, uint32_t n)
 {
+    const struct density_job *j = job;
     const struct pairs *p = &j->p;
     const uint32_t most = j->a->k > NEAR ? j->a->k : NEAR;
     struct block b;
@@ -273,13 +295,11 @@ static void density_block(const struct density_job *j, uint32_t g, uint32_t i, u
     double far[BLOCK];
     for (uint32_t r = 0; r < n; r++) b.x[r] = row_of(p->g, i + r), of[r].n = 0, far[r] = 0;
     for (uint32_t m = p->g->start[g], n_y; m < p->g->start[g + 1]; m += n_y) {
-        n_y = at_most(p->g->start[g + 1] - m, BLOCK);
-        for (uint32_t k = 0; k < n_y; k++) b.y[k] = row_of(p->g, m + k);
-        meet(p->st, &b, n, n_y, p->g->d);
+        n_y = meet_from(p->st, &b, n, p->g, m, p->g->start[g + 1]);
         for (uint32_t r = 0; r < n; r++)
             for (uint32_t k = 0; k < n_y; k++) {
                 if (m + k == i + r) continue;
-                const double D = 1 - b.xy[r][k] / sqrt((double)p->norm[i + r] * p->norm[m + k]);
+                const double D = distance(p, b.xy[r][k], i + r, m + k);
                 if (D > far[r]) far[r] = D;
                 come_near(of[r].D, of[r].i, &of[r].n, most, D, m + k);
             }
@@ -295,13 +315,7 @@ static void density_body(void *arg, int thread, uint32_t begin, uint32_t end)
 {
     (void)thread;
     const struct density_job *j = arg;
-    const uint32_t *start = j->p.g->start;
-    uint32_t g = group_of(j->p.g, begin);
-    for (uint32_t i = begin, n; i < end; i += n) {
-        while (start[g + 1] <= i) g++;
-        n = at_most(at_most(end, start[g + 1]) - i, BLOCK);
-        density_block(j, g, i, n);
-    }
+    by_blocks(j->p.g, begin, end, density_block, j);
 }
 
 /* ---- a group that is large enough for the threads: every pair meets once and both learn of it ---- */
@@ -315,14 +329,12 @@ static void meet_parts(const struct density_job *j, uint32_t from, uint32_t to, 
         n = at_most(to - i, BLOCK);
         for (uint32_t r = 0; r < n; r++) b.x[r] = row_of(p->g, i + r);
         for (uint32_t m = from == from_y ? i : from_y, n_y; m < to_y; m += n_y) {
-            n_y = at_most(to_y - m, BLOCK);
-            for (uint32_t k = 0; k < n_y; k++) b.y[k] = row_of(p->g, m + k);
-            meet(p->st, &b, n, n_y, p->g->d);
+            n_y = meet_from(p->st, &b, n, p->g, m, to_y);
             for (uint32_t r = 0; r < n; r++)
                 for (uint32_t k = 0; k < n_y; k++) {
                     const uint32_t one = i + r, other = m + k;
                     if (from == from_y && other <= one) continue;
-                    const double D = 1 - b.xy[r][k] / sqrt((double)p->norm[one] * p->norm[other]);
+                    const double D = distance(p, b.xy[r][k], one, other);
                     if (D > p->b[one]) p->b[one] = D;
                     if (D > p->b[other]) p->b[other] = D;
                     come_near(p->far + (size_t)one * NEAR, p->near + (size_t)one * NEAR, &p->count[one], NEAR, D, other);
@@ -410,7 +422,7 @@ static void peak_block(const struct density_job *j, uint32_t g, const uint32_t *
         for (uint32_t r = 0; r < n; r++)
             for (uint32_t k = 0; k < n_y; k++) {
                 if (!(p->a[of[k]] > p->a[row[r]])) continue;
-                const double D = 1 - b.xy[r][k] / sqrt((double)p->norm[row[r]] * p->norm[of[k]]);
+                const double D = distance(p, b.xy[r][k], row[r], of[k]);
                 if (D < least[r]) least[r] = D;
             }
         n_y = 0;
@@ -500,12 +512,10 @@ static void apart_block(const struct farthest_job *j, uint32_t g, uint32_t i, ui
     struct block b;
     for (uint32_t r = 0; r < n; r++) b.x[r] = row_of(p->g, i + r), p->a[i + r] = INFINITY;
     for (uint32_t m = p->g->start[g], n_y; m < p->g->start[g + 1]; m += n_y) {
-        n_y = at_most(p->g->start[g + 1] - m, BLOCK);
-        for (uint32_t k = 0; k < n_y; k++) b.y[k] = row_of(p->g, m + k);
-        meet(p->st, &b, n, n_y, p->g->d);
+        n_y = meet_from(p->st, &b, n, p->g, m, p->g->start[g + 1]);
         for (uint32_t r = 0; r < n; r++)
             for (uint32_t k = 0; k < n_y; k++) {
-                const double D = 1 - b.xy[r][k] / sqrt((double)p->norm[i + r] * p->norm[m + k]);
+                const double D = distance(p, b.xy[r][k], i + r, m + k);
                 if (m + k != i + r && D < p->a[i + r]) p->a[i + r] = D;
             }
     }
@@ -543,7 +553,7 @@ static void catch_up(const struct farthest_job *j, const uint32_t *row, uint32_t
         meet(p->st, &b, n, n_y, p->g->d);
         for (uint32_t r = 0; r < n; r++)
             for (uint32_t k = 0; k < n_y; k++) {
-                const double D = 1 - b.xy[r][k] / sqrt((double)p->norm[row[r]] * p->norm[j->pick[met + k]]);
+                const double D = distance(p, b.xy[r][k], row[r], j->pick[met + k]);
                 if (D < p->a[row[r]]) p->a[row[r]] = D;
             }
     }

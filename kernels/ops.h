@@ -2,7 +2,8 @@
  * The CPU's table is the meaning; every other device must agree with it within the tolerance given here.
  *
  * Words. A *stream* is one device ready to work (the CPU's: a thread pool and an instruction set). Memory that an
- * op reads or writes comes from ops->alloc unless the text says *host*. f32 matrices are row-major.
+ * op reads or writes comes from ops->alloc unless the text says *host*; the structs themselves are host memory, and
+ * what is host memory has been read, or written, when the op returns. f32 matrices are row-major.
  *   weight    a matrix [N, K] in the device's own layout, made once at load, with its bias
  *   operand   the left side [rows, K] of a product in the device's own layout: made by the norms, by pack and by
  *             the epilogues of linear and attention; read by linear only. Its memory is the caller's scratch.
@@ -183,7 +184,7 @@ struct segment_attention_args {
     struct operand *out;
     float *received;              /* [n] out or NULL: mean over heads and over the segment's rows of the
                                      probability that each key receives (pruning-methods.md 0.3)      */
-    void *scratch;
+    void *scratch;                /* ops->attention_scratch(rows, the longest segment) bytes          */
 };
 
 /* OmniDrop Eq. 5, one sequence: partial[g, j] = sum over query rows i and heads h of group g of A^h_{i,j},
@@ -198,13 +199,13 @@ struct query_scores_args {
     struct kv_view view;
     const uint32_t *visible;      /* [n_q] host, ascending                                            */
     float *partial;               /* [G, view.n_rows] out                                             */
-    void *scratch;
+    void *scratch;                /* ops->attention_scratch(n_q, view.n_rows) bytes                   */
 };
 
 /* The k tokens to drop among n by importance, OmniDrop Algorithm 1 (omnidrop.md 5); ties keep the lower index. */
 struct select_args {
-    const float *score;           /* [n] NaN ranks last                                               */
-    const int32_t *chunk;         /* [n]; read with tds only                                          */
+    const float *score;           /* [n] host; NaN ranks last                                         */
+    const int32_t *chunk;         /* [n] host; read with tds only                                     */
     uint32_t n, k;
     bool tds;
     bool relative;                /* with tds: scores over their maximum, before lambda D is added; a maximum that
@@ -220,16 +221,16 @@ struct cosine_args {
     const float *x;               /* [*, d]                                                           */
     uint32_t d, n;
     const uint32_t *a, *b;        /* [n] host                                                         */
-    float *out;                   /* [n] host                                                         */
+    float *out;                   /* [n] out, host                                                    */
     const float *y;               /* [*, d] or NULL: x                                                */
 };
 
-/* Rows in groups: group g is row[start[g] .. start[g + 1]) of a matrix x [*, d]. Host lists; groups may be empty. */
+/* Rows in groups: group g is row[start[g] .. start[g + 1]) of a matrix x. Groups may be empty. */
 struct row_groups {
-    const float *x;
+    const float *x;               /* [*, d]                                                           */
     uint32_t d, n_groups;
-    const uint32_t *start;        /* [n_groups + 1], start[0] = 0                                     */
-    const uint32_t *row;          /* [start[n_groups]]                                                */
+    const uint32_t *start;        /* [n_groups + 1] host, start[0] = 0                                */
+    const uint32_t *row;          /* [start[n_groups]] host                                           */
 };
 
 /* y row g = mean of the rows of group g, of the rows over their lengths with `unit`; 0 of an empty group. Summed in double
@@ -247,7 +248,7 @@ struct nearest_args {
     struct row_groups x, y;       /* of one d and n_groups                                            */
     float *best;                  /* [rows of x] out, host: the cosine                                */
     uint32_t *which;              /* [rows of x] out, host: place in y.row                            */
-    void *scratch;                /* pair_scratch(d, rows of x + rows of y)                           */
+    void *scratch;                /* pair_scratch(d, rows of x + rows of y) bytes, host               */
 };
 
 /* Density peaks inside each group: with D = 1 - cos, p_i = exp(-mean of D to the min(k, n - 1) nearest others), 1 if there are
@@ -256,8 +257,8 @@ struct nearest_args {
 struct density_args {
     struct row_groups g;
     uint32_t k;                   /* 1 .. OPS_NEIGHBOURS_MAX                                          */
-    float *out;                   /* [rows of all groups] host                                        */
-    void *scratch;                /* pair_scratch(d, rows of all groups)                              */
+    float *out;                   /* [rows of all groups] out, host                                   */
+    void *scratch;                /* pair_scratch(d, rows of all groups) bytes, host                  */
 };
 #define OPS_NEIGHBOURS_MAX 64
 
@@ -272,7 +273,7 @@ struct farthest_args {
     enum farthest_first first;
     const uint32_t *n_pick;       /* [n_groups] host, at most the group's rows                        */
     uint32_t *pick;               /* [sum of n_pick] out, host: places in g.row, in order of choice   */
-    void *scratch;                /* pair_scratch(d, rows of all groups)                              */
+    void *scratch;                /* pair_scratch(d, rows of all groups) bytes, host                  */
 };
 
 /* y row i = c0[i] x[dst[i]] + sum over j in [start[i], start[i + 1]) of w[j] x[src[j]], in that order. Not in place.
@@ -310,10 +311,10 @@ struct gather_args {
 
 /* y row row[i] = x row i (media embeddings into the prompt). */
 struct scatter_args {
-    const float *x;
+    const float *x;               /* [n, d]                                                           */
     const uint32_t *row;          /* [n] host, distinct                                               */
     uint32_t n, d;
-    float *y;
+    float *y;                     /* [*, d]                                                           */
 };
 
 /* y row i += table row (i's place inside its chunk): the audio tower's sinusoids restart in each chunk. */
@@ -325,7 +326,11 @@ struct add_rows_args {
 };
 
 /* y row i = (x row 2i + x row 2i+1) / 2, i < n. */
-struct mean_pairs_args { const float *x; uint32_t n, d; float *y; };
+struct mean_pairs_args {
+    const float *x;               /* [2 n, d]                                                         */
+    uint32_t n, d;
+    float *y;                     /* [n, d] out                                                       */
+};
 
 /* Page dst becomes a copy of page src, whole, n times (dst distinct, none of them a src): a sequence that forks. */
 struct page_copy_args { struct kv_shape shape; const uint32_t *src, *dst; uint32_t n; };   /* host arrays */

@@ -759,7 +759,7 @@ static void algorithm_1(const float *score, const int32_t *chunk, uint32_t n, ui
 }
 
 /* What omnidrop hands to select: its own k, the chunks of those alive, diversity as told from the start layer on. */
-static void drops_by_the_rule(const char *word, enum how tds)
+static void drops_by_the_rule(const char *word, const char *key, double at, enum how tds)
 {
     struct world w;
     struct policy_params p;
@@ -772,12 +772,13 @@ static void drops_by_the_rule(const char *word, enum how tds)
     const struct prune_embed_view v = view_of(&w);
     assert_int_equal(prune_params_init(&p, "omnidrop", L, &e), OK);
     assert_int_equal(prune_params_set(&p, "p_init", 0.1, &e), OK);
-    assert_int_equal(prune_params_set(&p, "tds_start_layer", 3, &e), OK);
+    if (key) assert_int_equal(prune_params_set(&p, key, at, &e), OK);
     if (word) assert_int_equal(prune_params_set_text(&p, "tds", word, &e), OK);
     assert_int_equal(prune_plan(&p, &w.p, L, &plan, &e), OK);
     assert_int_equal(prune_begin(&p, &plan, &w.p, &run, &e), OK);
     assert_int_equal(prune_embed(run, &v, &s, &e), OK);
     uint32_t *alive = mem_must(w.p.n_av, sizeof *alive), n_layers = 0;
+    const uint32_t start = (uint32_t)prune_get(&p, "tds_start_layer");
     int32_t *chunk = mem_must(w.p.n_av, sizeof *chunk);
     bool *drop = mem_must(w.p.n_av, sizeof *drop);
     float *score = mem_must(w.p.n_av, sizeof *score);
@@ -789,7 +790,7 @@ static void drops_by_the_rule(const char *word, enum how tds)
             chunk[i] = w.p.chunk[alive[i]];
             score[i] = (float)rnd(64) / 256;
         }
-        algorithm_1(score, chunk, n, n - plan.alive[l + 1], l >= 3 ? tds : TDS_OFF, w.p.max_chunk, drop);
+        algorithm_1(score, chunk, n, n - plan.alive[l + 1], l >= start ? tds : TDS_OFF, w.p.max_chunk, drop);
         const struct prune_layer_view lv = { .st = st, .n_alive = n, .alive = alive, .score = score };
         assert_int_equal(prune_layer(run, l, &lv, &s, &e), OK);
         for (uint32_t i = 0, k = 0; i < n; i++)
@@ -810,10 +811,13 @@ static void drops_by_the_rule(const char *word, enum how tds)
 static void test_omnidrop_drops_by_the_rule(void **state)
 {
     (void)state;
-    drops_by_the_rule(NULL, TDS_PRINTED);
-    drops_by_the_rule("printed", TDS_PRINTED);
-    drops_by_the_rule("max", TDS_MAX);
-    drops_by_the_rule("off", TDS_OFF);
+    drops_by_the_rule("printed", "tds_start_layer", 3, TDS_PRINTED);
+    drops_by_the_rule("max", "tds_start_layer", 3, TDS_MAX);
+    drops_by_the_rule("off", "tds_start_layer", 3, TDS_OFF);
+    drops_by_the_rule("printed", NULL, 0, TDS_PRINTED);
+    drops_by_the_rule(NULL, "tds_start_layer", 3, TDS_PRINTED);    /* who names what the score takes wants it */
+    drops_by_the_rule(NULL, "lambda_div", 0.2, TDS_PRINTED);
+    drops_by_the_rule(NULL, NULL, 0, TDS_OFF);
 }
 
 /* Each kind gives its share, and all of them floor(R n). */
@@ -958,7 +962,7 @@ static void test_parameters_from_json(void **state)
     assert_string_equal(json_string_value(json_object_get(o, "ref")), "anchor");
     assert_true(json_is_false(json_object_get(o, "step0")));
     assert_string_equal(json_string_value(json_object_get(o, "query")), "text");
-    assert_string_equal(json_string_value(json_object_get(o, "tds")), "printed");
+    assert_string_equal(json_string_value(json_object_get(o, "tds")), "off");
     assert_null(json_object_get(o, "p_final")); /* the plan's to say: */
     json_decref(o);
     struct policy_plan plan;

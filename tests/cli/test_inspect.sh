@@ -92,8 +92,11 @@ exits "a retention out of reach" 2 'cannot be reached: .*28 layers.* it lies fro
 inspect policies --json >"$dir/p"
 is "policies of the build" "$(for ((i = 0; i < $("$json" '#' <"$dir/p"); i++)); do "$json" $i.name <"$dir/p"; done | tr '\n' ' ' | cut -d ' ' -f 1-3)" "none random omnidrop"
 is "as text too" "$(inspect policies | grep -oE '^[a-z0-9_]+' | wc -l)" "$("$json" '#' <"$dir/p")"
+uncited() { for ((i = 0; i < $("$json" '#' <"$dir/p"); i++)); do [ -n "$("$json" $i.citation <"$dir/p")" ] || "$json" $i.name <"$dir/p"; done; }
+is "each with where it is from" "$(uncited)" ""
+check "a line of its own in the text" bash -c "'$bin' inspect policies | grep -qE '^ +Park et al., OmniDrop, arXiv 2605.14458 \(2026\)$'"
 check "words are shown as words" bash -c "'$bin' inspect policies | grep -qE ' ref +dycoke\|anchor \[dycoke\]'"
-check "so are those of the scores" bash -c "'$bin' inspect policies | grep -E ' (tds|query) ' | tr -s ' \n' ' ' | grep -q 'tds printed|max|off \[printed\].* query text|after|last \[text\]'"
+check "so are those of the scores" bash -c "'$bin' inspect policies | grep -E ' (tds|query) ' | tr -s ' \n' ' ' | grep -q 'tds printed|max|off \[off\].* query text|after|last \[text\]'"
 check "switches as switches" bash -c "'$bin' inspect policies | grep -qE ' step0 +true\|false \[true\]'"
 check "so in JSON" bash -c "grep -A3 '\"choices\"' '$dir/p' | grep -q dycoke"
 

@@ -13,7 +13,10 @@
  * Softmax and norm statistics are f32. Products of bf16 weights take bf16 operands where the machine multiplies
  * bf16, f32 operands otherwise; products of f32 weights are f32 throughout.
  * An op may return before its work is done (CUDA); sync waits. Errors: E_ARG for shapes that a device was not built
- * for, E_DEVICE for a failed launch; outputs are undefined then. No op allocates. */
+ * for, E_DEVICE for a failed launch; outputs are undefined then. No op allocates.
+ * Lists are on the host, where an op reads them before it returns; those that `choose` and `list_rows` made stay on the device,
+ * and ops that take them say so by a flag, ..._on_device: the list is then memory of ops->alloc, and what is in it is not
+ * checked. How long it is the host knows in any case. */
 #ifndef KERNELS_OPS_H
 #define KERNELS_OPS_H
 
@@ -99,6 +102,7 @@ struct norm_args {
     const float *w, *b;           /* [d]; b: LayerNorm's, NULL for RMSNorm                            */
     float eps;
     struct operand *out;          /* rows x group*d; rows, k, compute are set by the caller           */
+    bool row_on_device;
 };
 
 struct pack_args {
@@ -142,6 +146,7 @@ struct rope_args {
     uint32_t n, heads, D;
     const float *cos, *sin;       /* [*, D/2]                                                         */
     const uint32_t *row;          /* [n] host or NULL                                                 */
+    bool row_on_device;
 };
 
 /* Rotate K, then write K and V rows into pages. Rows of sequence s: first_row[s] .. of the *batch* kv matrix. */
@@ -155,6 +160,7 @@ struct kv_write_args {
     const uint32_t *seq_start;    /* [n_seqs + 1] host: batch rows of sequence s                      */
     const uint32_t *kv_start;     /* [n_seqs] host: place of its first row in its view                */
     const struct kv_view *view;   /* [n_seqs] host; pages must be there for all rows written          */
+    bool row_on_device;
 };
 
 /* Causal attention of query rows over pages; GQA: query head h uses KV head h / (H / G).
@@ -171,6 +177,7 @@ struct attention_args {
     const struct kv_view *view;   /* [n_seqs] host                                                    */
     struct operand *out;          /* rows n, k = H*D                                                  */
     void *scratch;                /* ops->attention_scratch bytes                                     */
+    bool visible_on_device;       /* not of attention_decode                                          */
 };
 
 /* Full attention inside segments (towers). Output operand [n, heads*D]. */
@@ -200,6 +207,7 @@ struct query_scores_args {
     const uint32_t *visible;      /* [n_q] host, ascending                                            */
     float *partial;               /* [G, view.n_rows] out                                             */
     void *scratch;                /* ops->attention_scratch(n_q, view.n_rows) bytes                   */
+    bool visible_on_device;
 };
 
 /* The k tokens to drop among n by importance, OmniDrop Algorithm 1 (omnidrop.md 5); ties keep the lower index. */
@@ -214,6 +222,39 @@ struct select_args {
     int32_t max_chunk;            /* max over the whole prompt's AV tokens                            */
     uint32_t *keep;               /* [n - k] out, host: ascending indices into score                  */
     void *scratch;                /* ops->select_scratch(n) bytes, host                               */
+};
+
+/* Rows of one sequence, picked without the host's knowing which. A row has an id: its place in tables of the caller's. Out of
+ * id[0..n), in order, those with mark[id[i]] & of, or all where mark is NULL: row[j] = first + i, out_id[j] = id[i], visible[j] =
+ * place + i + 1. All of it is device memory; no list is also an input. */
+struct list_rows_args {
+    const uint32_t *id;           /* [n]                                                              */
+    uint32_t n, first, place;
+    const uint8_t *mark;          /* by id, or NULL                                                   */
+    uint8_t of;
+    uint32_t n_out;               /* how many there are: no more are written                          */
+    uint32_t *row, *out_id, *visible;  /* [n_out] out; NULL: not asked for                            */
+};
+
+/* `select` with everything on the device: scores out of query_scores' parts, the k tokens to drop, and what is left as lists.
+ * score[i] = by x the sum over g, ascending in f32, of partial[g, i]. The tokens are the rows with mark[id[i]] & of; the k that
+ * select would drop of them by score and chunk[id[i]] go; the other rows, these and all that are no tokens, become lists as of
+ * list_rows with place 0. Same bits as select. */
+struct choose_args {
+    const float *partial;         /* [G, n]                                                           */
+    uint32_t G, n, first;
+    float by;
+    const uint32_t *id;           /* [n]                                                              */
+    const uint8_t *mark;          /* by id                                                            */
+    const int32_t *chunk;         /* by id; read with tds only                                        */
+    uint8_t of;
+    uint32_t n_of, k;             /* tokens among the rows, as many as there are; at most n_of go     */
+    bool tds, relative;           /* these four as in select_args                                     */
+    double lambda_div;
+    int32_t max_chunk;
+    float *score;                 /* [n] out                                                          */
+    uint32_t *row, *out_id, *visible;  /* [n - k] out                                                 */
+    void *scratch;                /* ops->choose_scratch(n) bytes of ops->alloc memory                */
 };
 
 /* out[i] = cos(x[a[i]], y[b[i]]) as in pruning-methods.md 0.2: bit-equal rows give exactly 1. */
@@ -307,6 +348,7 @@ struct gather_args {
     const uint32_t *row;          /* [n] host                                                         */
     uint32_t n, d;
     float *y;                     /* [n, d] out                                                       */
+    bool row_on_device;
 };
 
 /* y row row[i] = x row i (media embeddings into the prompt). */
@@ -345,6 +387,8 @@ struct kv_compact_args {
     const uint32_t *n;             /* [n_views] host */
 };
 
+#define OPS_TIMES 8
+
 struct ops {
     const char *name;             /* "cpu" */
     uint32_t page_tokens;         /* 16 on the CPU */
@@ -354,7 +398,16 @@ struct ops {
     void (*release)(struct stream *st, void *p);
     status (*upload)(struct stream *st, void *dst, const void *host, size_t bytes, struct err *e);
     status (*download)(struct stream *st, void *host, const void *src, size_t bytes, struct err *e);
+    /* download, but at its own time: host is filled when the next download or sync has returned, and stays until then. */
+    status (*fetch)(struct stream *st, void *host, const void *src, size_t bytes, struct err *e);
     status (*sync)(struct stream *st, struct err *e);
+
+    /* How long work took where it is done, which may be after whoever asked for it has gone on. time_begin and time_end stand around
+     * work, at most OPS_TIMES of them not read yet (E_ARG). time_read gives the seconds of the oldest that is over; NAN: of none, with
+     * `wait` only where there is none at all. */
+    status (*time_begin)(struct stream *st, struct err *e);
+    status (*time_end)(struct stream *st, struct err *e);
+    status (*time_read)(struct stream *st, bool wait, double *seconds, struct err *e);
 
     /* Sizes. Pure functions of their arguments and of the stream's instruction set. */
     size_t (*operand_bytes)(const struct stream *st, uint32_t rows, uint32_t k, enum dtype compute);
@@ -362,6 +415,7 @@ struct ops {
     /* Scratch of attention, segment_attention and query_scores for up to n rows and max_keys keys a row. */
     size_t (*attention_scratch)(const struct stream *st, uint32_t H, uint32_t D, uint32_t n, uint32_t max_keys);
     size_t (*select_scratch)(const struct stream *st, uint32_t n);
+    size_t (*choose_scratch)(const struct stream *st, uint32_t n);
     /* Of means, nearest, density and farthest over n rows of width d in all. */
     size_t (*pair_scratch)(const struct stream *st, uint32_t d, size_t n);
     size_t (*pagerank_scratch)(const struct stream *st, uint32_t H, uint32_t n);
@@ -382,6 +436,8 @@ struct ops {
     status (*segment_attention)(struct stream *st, const struct segment_attention_args *a, struct err *e);
     status (*query_scores)(struct stream *st, const struct query_scores_args *a, struct err *e);
     status (*select)(struct stream *st, const struct select_args *a, struct err *e);
+    status (*list_rows)(struct stream *st, const struct list_rows_args *a, struct err *e);
+    status (*choose)(struct stream *st, const struct choose_args *a, struct err *e);
     status (*cosine)(struct stream *st, const struct cosine_args *a, struct err *e);
     status (*means)(struct stream *st, const struct means_args *a, struct err *e);
     status (*nearest)(struct stream *st, const struct nearest_args *a, struct err *e);

@@ -36,6 +36,8 @@ struct cpu_stream {
     struct stream base;
     struct threads *threads;
     const struct cpu_isa *isa;
+    double began, took[OPS_TIMES]; /* time_begin; what is not read yet, the oldest first */
+    uint32_t n_times;
 };
 
 /* The tables of inner kernels, one set per instruction set. */
@@ -92,6 +94,9 @@ status cpu_query_scores(struct stream *st, const struct query_scores_args *a, st
 /* select.c */
 size_t cpu_select_scratch(const struct stream *st, uint32_t n);
 status cpu_select(struct stream *st, const struct select_args *a, struct err *e);
+size_t cpu_choose_scratch(const struct stream *st, uint32_t n);
+status cpu_choose(struct stream *st, const struct choose_args *a, struct err *e);
+status cpu_list_rows(struct stream *st, const struct list_rows_args *a, struct err *e);
 /* cosine.c */
 status cpu_cosine(struct stream *st, const struct cosine_args *a, struct err *e);
 /* pairs.c */

@@ -98,3 +98,74 @@ status cpu_select(struct stream *st, const struct select_args *a, struct err *e)
         if (!drop[i]) a->keep[n++] = i;
     return OK;
 }
+
+/* ---- the same with nothing on the host ----------------------------------------------------------------- */
+
+static void put(uint32_t *list, uint32_t i, uint32_t v)
+{
+    if (list) list[i] = v;
+}
+
+status cpu_list_rows(struct stream *st, const struct list_rows_args *a, struct err *e)
+{
+    (void)st;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < a->n; i++) {
+        if (a->mark != NULL && !(a->mark[a->id[i]] & a->of)) continue;
+        if (n < a->n_out) {
+            put(a->row, n, a->first + i);
+            put(a->out_id, n, a->id[i]);
+            put(a->visible, n, a->place + i + 1);
+        }
+        n++;
+    }
+    if (n == a->n_out) return OK;
+    return err_set(e, E_ARG, "list: %u rows were to be picked of %u, there are %u", a->n_out, a->n, n);
+}
+
+/* keep, place, score, chunk and what select needs. */
+size_t cpu_choose_scratch(const struct stream *st, uint32_t n)
+{
+    return cpu_select_scratch(st, n) + (size_t)n * 16 + 8;
+}
+
+status cpu_choose(struct stream *st, const struct choose_args *a, struct err *e)
+{
+    uint32_t *keep = (uint32_t *)((char *)a->scratch + (cpu_select_scratch(st, a->n) + 7) / 8 * 8);
+    uint32_t *place = keep + a->n, n = 0, kept = 0, out = 0;
+    float *score = (float *)(place + a->n);
+    int32_t *chunk = (int32_t *)(score + a->n);
+    for (uint32_t i = 0; i < a->n; i++) {
+        float sum = 0;
+        for (uint32_t g = 0; g < a->G; g++) sum += a->partial[(size_t)g * a->n + i];
+        a->score[i] = sum * a->by;
+        if (!(a->mark[a->id[i]] & a->of)) continue;
+        place[n] = i;
+        score[n] = a->score[i];
+        chunk[n++] = a->tds ? a->chunk[a->id[i]] : 0;
+    }
+    if (n != a->n_of)
+        return err_set(e, E_ARG, "selection: %u tokens were said to be among %u rows, there are %u", a->n_of,
+                       a->n, n);
+    const struct select_args s = { .score = score,
+                                   .chunk = chunk,
+                                   .n = n,
+                                   .k = a->k,
+                                   .tds = a->tds,
+                                   .relative = a->relative,
+                                   .lambda_div = a->lambda_div,
+                                   .max_chunk = a->max_chunk,
+                                   .keep = keep,
+                                   .scratch = a->scratch };
+    TRY(cpu_select(st, &s, e));
+    for (uint32_t i = 0, t = 0; i < a->n; i++) {
+        const bool token = t < n && place[t] == i, stays = !token || (kept < n - a->k && keep[kept] == t);
+        t += token;
+        if (!stays) continue;
+        kept += token;
+        put(a->row, out, a->first + i);
+        put(a->out_id, out, a->id[i]);
+        put(a->visible, out++, i + 1);
+    }
+    return OK;
+}

@@ -1,7 +1,9 @@
 /* kernels/cpu/stream.c - the CPU's table of operations, and the choice of the instruction set. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "kernels/cpu/cpu.h"
 
@@ -92,6 +94,32 @@ static status cpu_sync(struct stream *st, struct err *e)
     return OK;
 }
 
+/* Work is done when an op returns. */
+static status cpu_time_begin(struct stream *st, struct err *e)
+{
+    struct cpu_stream *s = (struct cpu_stream *)st;
+    if (s->n_times == OPS_TIMES) return err_set(e, E_ARG, "%d times that nobody has read", OPS_TIMES);
+    s->began = clock_s();
+    return OK;
+}
+
+static status cpu_time_end(struct stream *st, struct err *e)
+{
+    struct cpu_stream *s = (struct cpu_stream *)st;
+    (void)e;
+    s->took[s->n_times++] = clock_s() - s->began;
+    return OK;
+}
+
+static status cpu_time_read(struct stream *st, bool wait, double *seconds, struct err *e)
+{
+    struct cpu_stream *s = (struct cpu_stream *)st;
+    (void)wait, (void)e;
+    *seconds = s->n_times > 0 ? s->took[0] : NAN;
+    if (s->n_times > 0) memmove(s->took, s->took + 1, --s->n_times * sizeof *s->took);
+    return OK;
+}
+
 /* ---- the stream -------------------------------------------------------------------------------------- */
 
 /* "AMD EPYC" from /proc/cpuinfo, else "CPU". */
@@ -136,11 +164,16 @@ static const struct ops cpu_ops = {
     .release = cpu_release,
     .upload = cpu_upload,
     .download = cpu_download,
+    .fetch = cpu_download,
     .sync = cpu_sync,
+    .time_begin = cpu_time_begin,
+    .time_end = cpu_time_end,
+    .time_read = cpu_time_read,
     .operand_bytes = cpu_operand_bytes,
     .page_bytes = cpu_page_bytes,
     .attention_scratch = cpu_attention_scratch,
     .select_scratch = cpu_select_scratch,
+    .choose_scratch = cpu_choose_scratch,
     .weight_create = cpu_weight_create,
     .weight_destroy = cpu_weight_destroy,
     .weight_shape = cpu_weight_shape,
@@ -156,6 +189,8 @@ static const struct ops cpu_ops = {
     .segment_attention = cpu_segment_attention,
     .query_scores = cpu_query_scores,
     .select = cpu_select,
+    .list_rows = cpu_list_rows,
+    .choose = cpu_choose,
     .cosine = cpu_cosine,
     .pair_scratch = cpu_pair_scratch,
     .pagerank_scratch = cpu_pagerank_scratch,

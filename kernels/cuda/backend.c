@@ -116,6 +116,13 @@ status cuda_upload(struct stream *st, void *dst, const void *host, size_t bytes,
     return OK;
 }
 
+static status wait_for_main(struct cuda_stream *s, struct err *e)
+{
+    const status st = cuda_check(cudaStreamSynchronize(s->main), "running what was asked for", e);
+    cuda_deliver(s, st == OK);
+    return st;
+}
+
 status cuda_download(struct stream *st, void *host, const void *src, size_t bytes, struct err *e)
 {
     struct cuda_stream *s = cuda_stream_of(st);
@@ -123,7 +130,7 @@ status cuda_download(struct stream *st, void *host, const void *src, size_t byte
     for (size_t at = 0; at < bytes; at += CUDA_STAGE_BYTES) {
         const size_t n = bytes - at < CUDA_STAGE_BYTES ? bytes - at : CUDA_STAGE_BYTES;
         TRY(cuda_check(cudaMemcpyAsync(s->down, (const char *)src + at, n, cudaMemcpyDeviceToHost, s->main), "copying from the device", e));
-        TRY(cuda_check(cudaStreamSynchronize(s->main), "running what was asked for", e));
+        TRY(wait_for_main(s, e));
         memcpy((char *)host + at, s->down, n);
     }
     return OK;
@@ -133,7 +140,7 @@ status cuda_sync(struct stream *st, struct err *e)
 {
     struct cuda_stream *s = cuda_stream_of(st);
     TRY(cuda_enter(s, e));
-    return cuda_check(cudaStreamSynchronize(s->main), "running what was asked for", e);
+    return wait_for_main(s, e);
 }
 
 /* ---- lists ----------------------------------------------------------------------------------------------- */
@@ -209,6 +216,7 @@ void cuda_close(struct stream **st)
     if (s->main != NULL) cuda_sync(*st, NULL);
     cuda_products_close(s);
     lists_free(s);
+    cuda_later_close(s);
     cuda_release(*st, s->room);
     if (s->down) cudaFreeHost(s->down);
     for (int i = 0; i < CUDA_STAGES; i++) {
@@ -283,6 +291,7 @@ status cuda_open(const struct stream_options *o, struct stream **out, struct err
     status code = find_device(s, e);
     if (code == OK) code = threads_create(o->n_threads, &s->threads, e);
     if (code == OK) code = make_streams(s, e);
+    if (code == OK) code = cuda_later_open(s, e);
     if (code == OK) code = cuda_products_open(s, e);
     if (code != OK) {
         cuda_close(&st);

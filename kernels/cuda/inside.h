@@ -1,9 +1,10 @@
-/* kernels/cuda/inside.h - what the host code of the CUDA backend shares: backend.c (a device, its memory, copies), linear.c
- * (weights and products), table.c (the ops). C11 over the CUDA runtime and cuBLASLt; kernels are called by kernels.h alone.
+/* kernels/cuda/inside.h - what the host code of the CUDA backend shares: backend.c (a device, its memory, copies), later.c (what the
+ * host learns without waiting), linear.c (weights and products), table.c (the ops). C11 over the CUDA runtime and cuBLASLt; kernels
+ * are called by kernels.h alone.
  *
  * One stream, `main`, has all work in order; `copy` brings weights and joins it by events. Host lists (rows, pages, tiles) of an op
  * go to the device in one copy, out of a ring of pinned memory that is used again when the device has passed it. Nothing waits for
- * the device but download, sync, memory that grows, and a ring that has come round. */
+ * the device but download, sync, time_read where it is told to, memory that grows, and a ring that has come round. */
 #ifndef KERNELS_CUDA_INSIDE_H
 #define KERNELS_CUDA_INSIDE_H
 
@@ -28,6 +29,16 @@ struct cuda_lists {
     bool used[2];
 };
 
+/* Bytes on their way to the host, and where work began and ended. */
+enum { CUDA_FETCHES = 4 };
+struct cuda_later {
+    char *pinned;                 /* CUDA_STAGE_BYTES */
+    size_t at;
+    struct { void *host; size_t at, bytes; } fetch[CUDA_FETCHES];
+    uint32_t n, first_time, n_times;
+    cudaEvent_t begin[OPS_TIMES], end[OPS_TIMES];
+};
+
 struct cuda_plan;                 /* linear.c */
 
 struct cuda_stream {
@@ -43,6 +54,7 @@ struct cuda_stream {
     uint32_t next_stage, next_copy;
     void *down;                   /* pinned, CUDA_STAGE_BYTES: from the device */
     struct cuda_lists lists;
+    struct cuda_later later;
     void *room;                   /* device: what an op needs beside its arguments; lost with the next op */
     size_t room_bytes;
     struct cuda_plan *plan;
@@ -87,6 +99,16 @@ void *cuda_piece_put(struct cuda_piece *p, const void *from, size_t n);
 status cuda_piece_send(struct cuda_stream *s, struct cuda_piece *p, struct err *e);
 /* What n lists of `bytes` in all need. */
 static inline size_t cuda_piece_bytes(size_t bytes, size_t n) { return bytes + 16 * n; }
+
+/* later.c */
+status cuda_later_open(struct cuda_stream *s, struct err *e);
+void cuda_later_close(struct cuda_stream *s);
+/* After the host has waited for `main`: what was fetched is handed out, or where the wait failed forgotten. */
+void cuda_deliver(struct cuda_stream *s, bool came);
+status cuda_fetch(struct stream *st, void *host, const void *src, size_t bytes, struct err *e);
+status cuda_time_begin(struct stream *st, struct err *e);
+status cuda_time_end(struct stream *st, struct err *e);
+status cuda_time_read(struct stream *st, bool wait, double *seconds, struct err *e);
 
 /* linear.c */
 struct weight {

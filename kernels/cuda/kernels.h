@@ -200,8 +200,8 @@ status cuda_query_scores(void *stream, const struct cuda_query_scores_args *a, s
 
 /* ---- select.cu ------------------------------------------------------------------------------------------- */
 
-/* score[j] = (sum over g, ascending, of partial[g, j]) / rows, in f32: OmniDrop Eq. 5 with rows = H n_q. */
-struct cuda_score_args { const float *partial; uint32_t G, n; float rows; float *score; };
+/* score[j] = by x the sum over g, ascending, of partial[g, j], in f32: OmniDrop Eq. 5 with by = 1 / (H n_q). */
+struct cuda_score_args { const float *partial; uint32_t G, n; float by; float *score; };
 status cuda_score(void *stream, const struct cuda_score_args *a, struct err *e);
 
 struct cuda_select_args {
@@ -211,11 +211,28 @@ struct cuda_select_args {
     bool tds, relative;
     double lambda_div;
     int32_t max_chunk;
-    uint32_t *keep;               /* [n - k] */
+    uint32_t *keep;               /* [n - k]; may be NULL where there are ids */
     uint64_t *key;                /* [n] scratch */
     uint8_t *drop;                /* [n] scratch */
+    /* With ids the tokens are n_of of the n rows, those with mark[id[i]] & of; chunk is by id, and what is left, the other rows too,
+     * becomes lists as of list_rows: */
+    const uint32_t *id;           /* [n] or NULL */
+    const uint8_t *mark;
+    uint8_t *in;                  /* [n] scratch */
+    uint32_t n_of, first;
+    uint32_t *row, *out_id, *visible;   /* [n - k] each */
+    uint8_t of;
 };
 status cuda_select(void *stream, const struct cuda_select_args *a, struct err *e);
+
+struct cuda_list_rows_args {
+    const uint32_t *id;
+    const uint8_t *mark;          /* NULL: all; else one block, whatever n */
+    uint32_t n, first, place, n_out;
+    uint32_t *row, *out_id, *visible;   /* NULL: not asked for */
+    uint8_t of;
+};
+status cuda_list_rows(void *stream, const struct cuda_list_rows_args *a, struct err *e);
 
 /* ---- groups.cu ------------------------------------------------------------------------------------------- */
 

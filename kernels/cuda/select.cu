@@ -1,5 +1,5 @@
-/* kernels/cuda/select.cu - scores of tokens, and which of them go: OmniDrop Algorithm 1. See kernels.h and kernels/cpu/select.c.
- * One block. Values become unsigned keys of the same order, in memory; the k lowest are found by counting, 8 bits at a time
+/* kernels/cuda/select.cu - scores of tokens, which of them go (OmniDrop Algorithm 1), lists of rows. See kernels.h and
+ * kernels/cpu/select.c. One block. Values become unsigned keys of the same order, in memory; the k lowest are found by counting, 8 bits at a time
  * from the top (whole numbers, so the order of the atomic adds does not matter). Each thread owns a stretch of indices: a
  * scan over threads then gives the rank among equals, and the place in the list of survivors. The doubles of the second
  * choice are multiplied, added and divided with one rounding each, as the CPU does. */
@@ -15,7 +15,7 @@ KERNEL BOUNDS(256, 1) score_kernel(const cuda_score_args a)
     if (i >= a.n) return;
     float sum = 0.0f;
     for (uint32_t g = 0; g < a.G; g++) sum += a.partial[(uint64_t)g * a.n + i];
-    a.score[i] = sum / a.rows;
+    a.score[i] = sum * a.by;
 }
 
 status cuda_score(void *stream, const struct cuda_score_args *a, struct err *e)
@@ -105,13 +105,13 @@ DEVICE void mark_lowest(const uint64_t *key, const uint8_t *in, uint32_t n, uint
     __syncthreads();
 }
 
-/* The index of the greatest key, the lowest of equals. */
-DEVICE uint32_t arg_max(const uint64_t *key, uint32_t n, select_shared *s)
+/* The index of the greatest key among those with in[i] (NULL: all), the lowest of equals; no key is the greatest integer. */
+DEVICE uint32_t arg_max(const uint64_t *key, const uint8_t *in, uint32_t n, select_shared *s)
 {
     uint64_t best = 0;
     uint32_t at = 0, end;
     for (uint32_t i = stretch(n, &end); i < end; i++)
-        if (key[i] > best) best = key[i], at = i;
+        if ((in == NULL || in[i]) && key[i] + 1 > best) best = key[i] + 1, at = i;
     UNROLL for (uint32_t by = 1; by < WARP; by *= 2) {            /* lanes ascend: what lies below wins of equals */
         const uint64_t other = shuffle_up((uint32_t)(best >> 32), by) * ((uint64_t)1 << 32) + shuffle_up((uint32_t)best, by);
         const uint32_t other_at = shuffle_up(at, by);
@@ -126,39 +126,92 @@ DEVICE uint32_t arg_max(const uint64_t *key, uint32_t n, select_shared *s)
     return at;
 }
 
+/* Chunk of row i. */
+DEVICE double chunk_of(const cuda_select_args &a, uint32_t i) { return (double)a.chunk[a.id != NULL ? a.id[i] : i]; }
+
+DEVICE void put(uint32_t *list, uint32_t i, uint32_t v)
+{
+    if (list != NULL) list[i] = v;
+}
+
 KERNEL BOUNDS(THREADS, 1) select_kernel(const cuda_select_args a)
 {
     SHARED(struct select_shared, s);
-    const uint32_t n = a.n;
+    const uint32_t n = a.n, n_of = a.id != NULL ? a.n_of : n;
+    const uint8_t *in = a.id != NULL ? a.in : NULL;
     uint32_t all, end;
-    for (uint32_t i = threadIdx.x; i < n; i += THREADS) a.key[i] = key_of(a.score[i]);
+    for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
+        a.key[i] = key_of(a.score[i]);
+        if (in != NULL) a.in[i] = (a.mark[a.id[i]] & a.of) != 0;
+    }
     __syncthreads();
     if (a.tds && a.k > 0) {
-        const uint32_t best = arg_max(a.key, n, &s);
-        mark_lowest(a.key, NULL, n, a.k < n - a.k ? 2 * a.k : n, a.drop, &s);
+        const uint32_t best = arg_max(a.key, in, n, &s);
+        mark_lowest(a.key, in, n, a.k < n_of - a.k ? 2 * a.k : n_of, a.drop, &s);
         const double farthest = a.max_chunk > 1 ? a.max_chunk : 1, most = a.score[best];
         const double unit = a.relative && most > 0 && most < INFINITY ? most : 1;
         for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
             if (!a.drop[i]) continue;
-            const double apart = (double)a.chunk[best] - (double)a.chunk[i];
+            const double apart = chunk_of(a, best) - chunk_of(a, i);
             const double D = div_rn(apart < 0 ? -apart : apart, farthest);
             a.key[i] = key_of(add_rn(div_rn(a.score[i], unit), mul_rn(a.lambda_div, D)));
         }
         __syncthreads();
         mark_lowest(a.key, a.drop, n, a.k, a.drop, &s);
     } else {
-        mark_lowest(a.key, NULL, n, a.k, a.drop, &s);
+        mark_lowest(a.key, in, n, a.k, a.drop, &s);
     }
     uint32_t kept = 0;
     const uint32_t begin = stretch(n, &end);
     for (uint32_t i = begin; i < end; i++) kept += !a.drop[i];
     uint32_t place = sum_before(kept, &s, &all);
-    for (uint32_t i = begin; i < end; i++)
-        if (!a.drop[i]) a.keep[place++] = i;
+    for (uint32_t i = begin; i < end; i++) {
+        if (a.drop[i] || place >= n - a.k) continue;
+        put(a.keep, place, i);
+        if (a.id != NULL) {
+            put(a.row, place, a.first + i);
+            put(a.out_id, place, a.id[i]);
+            put(a.visible, place, i + 1);
+        }
+        place++;
+    }
 }
 
 status cuda_select(void *stream, const struct cuda_select_args *a, struct err *e)
 {
     if (a->k > a->n) return err_set(e, E_ARG, "selection: %u tokens to drop of %u", a->k, a->n);
     return launch("select", select_kernel, dim3(a->n > 0), THREADS, 0, stream, *a, e);
+}
+
+/* ---- lists ----------------------------------------------------------------------------------------------- */
+
+DEVICE void put_row(const cuda_list_rows_args &a, uint32_t i, uint32_t at)
+{
+    if (at >= a.n_out) return;
+    put(a.row, at, a.first + i);
+    put(a.out_id, at, a.id[i]);
+    put(a.visible, at, a.place + i + 1);
+}
+
+KERNEL BOUNDS(256, 1) all_rows_kernel(const cuda_list_rows_args a)
+{
+    const uint32_t i = blockIdx.x * 256 + threadIdx.x;
+    if (i < a.n) put_row(a, i, i);
+}
+
+KERNEL BOUNDS(THREADS, 1) marked_rows_kernel(const cuda_list_rows_args a)
+{
+    SHARED(struct select_shared, s);
+    uint32_t all, end, n = 0;
+    const uint32_t begin = stretch(a.n, &end);
+    for (uint32_t i = begin; i < end; i++) n += (a.mark[a.id[i]] & a.of) != 0;
+    uint32_t at = sum_before(n, &s, &all);
+    for (uint32_t i = begin; i < end; i++)
+        if (a.mark[a.id[i]] & a.of) put_row(a, i, at++);
+}
+
+status cuda_list_rows(void *stream, const struct cuda_list_rows_args *a, struct err *e)
+{
+    if (a->mark == NULL) return launch("all_rows", all_rows_kernel, dim3(blocks_of(a->n, 256)), 256, 0, stream, *a, e);
+    return launch("marked_rows", marked_rows_kernel, dim3(a->n > 0), THREADS, 0, stream, *a, e);
 }

@@ -62,12 +62,15 @@ static size_t pagerank_scratch(const struct stream *st, uint32_t H, uint32_t n)
 
 /* ---- rows ------------------------------------------------------------------------------------------------ */
 
-/* One list of n words. */
-static status send_list(struct cuda_stream *s, const void *list, size_t n, const void **out, struct err *e)
+/* One list of n words; there: it is on the device already. */
+static status send_list(struct cuda_stream *s, const void *list, size_t n, bool there, const void **out, struct err *e)
 {
     struct cuda_piece p;
     TRY(cuda_enter(s, e));
-    if (list == NULL) n = 0;
+    if (list == NULL || there) {
+        *out = list;
+        return OK;
+    }
     TRY(cuda_piece_begin(s, cuda_piece_bytes(n * 4, 1), &p, e));
     *out = cuda_piece_put(&p, list, n * 4);
     return cuda_piece_send(s, &p, e);
@@ -82,7 +85,7 @@ static status embed(struct stream *st, const struct embed_args *a, struct err *e
     for (uint32_t i = 0; i < a->n; i++)
         if (a->id[i] < 0 || (uint32_t)a->id[i] >= w->n)
             return err_set(e, E_ARG, "token %d at place %u: the table has %u rows", a->id[i], i, w->n);
-    TRY(send_list(s, a->id, a->n, &id, e));
+    TRY(send_list(s, a->id, a->n, false, &id, e));
     return cuda_embed(s->main, &(struct cuda_embed_args){ w->data, w->compute, id, a->n, w->k, a->y, cuda_columns(w->k) }, e);
 }
 
@@ -93,7 +96,7 @@ static status norm(struct stream *st, const struct norm_args *a, struct err *e)
     if (a->out->k != a->group * a->d || a->out->rows != a->rows || (a->row != NULL && a->group != 1))
         return err_set(e, E_ARG, "a norm of %u rows of %u x %u goes to an operand of %u x %u", a->rows, a->group, a->d, a->out->rows,
                        a->out->k);
-    TRY(send_list(s, a->row, a->rows, &row, e));
+    TRY(send_list(s, a->row, a->rows, a->row_on_device, &row, e));
     return cuda_norm(s->main, &(struct cuda_norm_args){ .x = a->x, .row = row, .rows = a->rows, .d = a->d, .group = a->group, .w = a->w,
                                                         .b = a->b, .eps = a->eps, .out = a->out->data, .out_dtype = a->out->compute,
                                                         .ldo = cuda_columns(a->out->k) }, e);
@@ -133,18 +136,23 @@ static status im2col(struct stream *st, const struct im2col_args *a, struct err 
                                                             .out_dtype = a->out->compute, .ldo = cuda_columns(a->out->k) }, e);
 }
 
-static status move(struct stream *st, const float *x, const uint32_t *row, bool gather, uint32_t n, uint32_t d, float *y, struct err *e)
+static status move(struct stream *st, const float *x, const uint32_t *row, bool there, bool gather, uint32_t n, uint32_t d, float *y,
+                   struct err *e)
 {
     struct cuda_stream *s = cuda_stream_of(st);
     const void *list;
-    TRY(send_list(s, row, n, &list, e));
+    TRY(send_list(s, row, n, there, &list, e));
     return cuda_move(s->main, &(struct cuda_move_args){ .x = x, .from = gather ? list : NULL, .to = gather ? NULL : list, .n = n, .d = d,
                                                         .y = y }, e);
 }
-static status gather(struct stream *st, const struct gather_args *a, struct err *e) { return move(st, a->x, a->row, true, a->n, a->d,
-                                                                                                  a->y, e); }
-static status scatter(struct stream *st, const struct scatter_args *a, struct err *e) { return move(st, a->x, a->row, false, a->n, a->d,
-                                                                                                    a->y, e); }
+static status gather(struct stream *st, const struct gather_args *a, struct err *e)
+{
+    return move(st, a->x, a->row, a->row_on_device, true, a->n, a->d, a->y, e);
+}
+static status scatter(struct stream *st, const struct scatter_args *a, struct err *e)
+{
+    return move(st, a->x, a->row, false, false, a->n, a->d, a->y, e);
+}
 
 static status add_rows(struct stream *st, const struct add_rows_args *a, struct err *e)
 {
@@ -179,7 +187,7 @@ static status rope(struct stream *st, const struct rope_args *a, struct err *e)
     struct cuda_stream *s = cuda_stream_of(st);
     const void *row;
     if (a->D % 2 != 0) return err_set(e, E_ARG, "rope: head dim %u is odd", a->D);
-    TRY(send_list(s, a->row, a->n, &row, e));
+    TRY(send_list(s, a->row, a->n, a->row_on_device, &row, e));
     return cuda_rope(s->main, &(struct cuda_rope_args){ a->x, a->ldx, a->n, a->heads, a->D, a->cos, a->sin, row }, e);
 }
 
@@ -206,12 +214,12 @@ static status kv_write(struct stream *st, const struct kv_write_args *a, struct 
     }
     TRY(cuda_enter(s, e));
     TRY(cuda_piece_begin(s, cuda_piece_bytes(a->n_seqs * sizeof(struct cuda_seq) + n_pages * 4 + n_items * sizeof(struct cuda_kv_item) +
-                                             (size_t)n * 4, 4), &p, e));
+                                             (a->row_on_device ? 0 : (size_t)n * 4), 4), &p, e));
     struct cuda_kv_write_args k = { .kv = a->kv, .ldkv = a->ldkv, .cos = a->cos, .sin = a->sin, .pages = pages(&a->shape) };
     k.seq = cuda_piece_room(&p, a->n_seqs * sizeof(struct cuda_seq), &seqs);
     k.page = cuda_piece_room(&p, n_pages * 4, &lists);
     k.item = cuda_piece_room(&p, n_items * sizeof(struct cuda_kv_item), &items);
-    k.row = cuda_piece_put(&p, a->row, (size_t)n * 4);
+    k.row = a->row_on_device ? a->row : cuda_piece_put(&p, a->row, (size_t)n * 4);
     struct cuda_seq *seq = seqs;
     struct cuda_kv_item *item = items;
     uint32_t *page = lists, at = 0;
@@ -290,6 +298,14 @@ static status dense_pack(struct cuda_stream *s, const struct operand *o, struct 
     return cuda_pack(s->main, &(struct cuda_pack_args){ s->room, o->k, o->rows, o->k, o->data, o->compute, cuda_columns(o->k) }, e);
 }
 
+/* Keys that some row of sequence i sees: what its last row does, or where only the device knows that, all there are. */
+static uint32_t seen(const struct attention_args *a, uint32_t i)
+{
+    const uint32_t end = a->seq_start[i + 1];
+    if (end == a->seq_start[i]) return 0;
+    return a->visible_on_device ? a->view[i].n_rows : a->visible[end - 1];
+}
+
 /* Sequences s0 .. s1 of a batch: their lists, and one launch. out: its first row. */
 static status attend_some(struct cuda_stream *s, const struct attention_args *a, uint32_t s0, uint32_t s1, bool decode, void *out,
                           enum dtype out_dtype, struct err *e)
@@ -301,10 +317,10 @@ static status attend_some(struct cuda_stream *s, const struct attention_args *a,
     for (uint32_t i = s0; i < s1; i++) {
         const uint32_t n = a->seq_start[i + 1] - a->seq_start[i];
         if (n == 0) continue;
-        n_pages += pages_of(a->visible[a->seq_start[i + 1] - 1]);
+        n_pages += pages_of(seen(a, i));
         n_tiles += decode ? splits_of(a->visible[a->seq_start[i]]) : tiles_of(n * group);
     }
-    TRY(cuda_piece_begin(s, cuda_piece_bytes(n_seqs * (sizeof(struct cuda_seq) + 4) + 4 * (n_pages + rows) +
+    TRY(cuda_piece_begin(s, cuda_piece_bytes(n_seqs * (sizeof(struct cuda_seq) + 4) + 4 * (n_pages + (a->visible_on_device ? 0 : rows)) +
                                              n_tiles * sizeof(struct cuda_tile), 5), &p, e));
     struct cuda_attention_args k = { .q = a->q + (size_t)row0 * a->ldq, .ldq = a->ldq, .H = a->H, .scale = a->scale,
                                      .pages = pages(&a->shape), .n_seqs = n_seqs, .n_tiles = (uint32_t)n_tiles, .out = out,
@@ -313,12 +329,12 @@ static status attend_some(struct cuda_stream *s, const struct attention_args *a,
     k.page = cuda_piece_room(&p, n_pages * 4, &lists);
     k.tile = cuda_piece_room(&p, n_tiles * sizeof(struct cuda_tile), &tiles);
     k.first_item = cuda_piece_room(&p, n_seqs * (size_t)4, &firsts);
-    k.visible = cuda_piece_put(&p, a->visible + row0, rows * (size_t)4);
+    k.visible = a->visible_on_device ? a->visible + row0 : cuda_piece_put(&p, a->visible + row0, rows * (size_t)4);
     struct cuda_seq *seq = seqs;
     struct cuda_tile *tile = tiles;
     uint32_t *page = lists, *first = firsts, at = 0, done = 0;
     for (uint32_t i = s0; i < s1; i++) {
-        const uint32_t row = a->seq_start[i], n = a->seq_start[i + 1] - row, see = n > 0 ? a->visible[row + n - 1] : 0;
+        const uint32_t row = a->seq_start[i], n = a->seq_start[i + 1] - row, see = seen(a, i);
         const uint32_t used = pages_of(see), step = decode ? (uint32_t)CUDA_SPLIT_PAGES : (uint32_t)CUDA_TILE_ROWS;
         seq[i - s0] = (struct cuda_seq){ row - row0, n, see, at };
         first[i - s0] = done;
@@ -345,8 +361,9 @@ static status attend(struct stream *st, const struct attention_args *a, bool dec
     if (a->out->rows != rows || a->out->k != a->H * a->shape.D)
         return err_set(e, E_ARG, "attention of %u rows of %u x %u goes to an operand of %u x %u", rows, a->H, a->shape.D, a->out->rows,
                        a->out->k);
+    if (decode && a->visible_on_device) return err_set(e, E_ARG, "decode attention: what rows see is a list on the host");
     for (uint32_t i = 0; i < a->n_seqs; i++) {
-        const uint32_t n = a->seq_start[i + 1] - a->seq_start[i], last = n > 0 ? a->visible[a->seq_start[i + 1] - 1] : 0;
+        const uint32_t n = a->seq_start[i + 1] - a->seq_start[i], last = seen(a, i);
         if (last > a->view[i].n_rows || (decode && n != 1))
             return err_set(e, E_ARG, "attention: sequence %u has %u rows, the last sees %u of %u keys", i, n, last, a->view[i].n_rows);
     }
@@ -400,15 +417,15 @@ static status query_scores(struct stream *st, const struct query_scores_args *a,
     struct cuda_piece p;
     const uint32_t n_pages = pages_of(a->view.n_rows), splits = (n_pages + CUDA_STATS_PAGES - 1) / CUDA_STATS_PAGES;
     TRY(shape_check(&a->shape, e));
-    if (a->n_q > 0 && (a->visible[a->n_q - 1] > a->view.n_rows || !(a->scale > 0)))
-        return err_set(e, E_ARG, "scores, scale %g: the last row sees %u of %u keys", (double)a->scale, a->visible[a->n_q - 1],
-                       a->view.n_rows);
+    const uint32_t last = a->n_q == 0 || a->visible_on_device ? 0 : a->visible[a->n_q - 1];
+    if (last > a->view.n_rows || !(a->scale > 0))
+        return err_set(e, E_ARG, "scores, scale %g: the last row sees %u of %u keys", (double)a->scale, last, a->view.n_rows);
     TRY(cuda_enter(s, e));
     TRY(cuda_piece_begin(s, cuda_piece_bytes(4 * ((size_t)n_pages + a->n_q), 2), &p, e));
     struct cuda_query_scores_args k = { .q = a->q, .ldq = a->ldq, .n_q = a->n_q, .H = a->H, .scale = a->scale, .pages = pages(&a->shape),
                                         .n_keys = a->view.n_rows, .partial = a->partial, .n_splits = splits };
     k.page = cuda_piece_put(&p, a->view.page, 4 * (size_t)n_pages);
-    k.visible = cuda_piece_put(&p, a->visible, 4 * (size_t)a->n_q);
+    k.visible = a->visible_on_device ? a->visible : cuda_piece_put(&p, a->visible, 4 * (size_t)a->n_q);
     k.lse = a->scratch;
     k.part = k.lse + ((size_t)a->n_q * a->H + 1) / 2 * 2;           /* of pairs */
     TRY(cuda_piece_send(s, &p, e));
@@ -438,6 +455,40 @@ static status select_op(struct stream *st, const struct select_args *a, struct e
     TRY(cuda_piece_send(s, &p, e));
     TRY(cuda_select(s->main, &k, e));
     return cuda_download(st, a->keep, k.keep, 4 * (n - a->k), e);
+}
+
+static size_t choose_scratch(const struct stream *st, uint32_t n)
+{
+    (void)st;
+    return (size_t)n * 10 + 3 * 256;
+}
+
+static status list_rows(struct stream *st, const struct list_rows_args *a, struct err *e)
+{
+    struct cuda_stream *s = cuda_stream_of(st);
+    if (a->n_out > a->n || (a->mark == NULL && a->n_out != a->n))
+        return err_set(e, E_ARG, "list: %u rows were to be picked of %u", a->n_out, a->n);
+    TRY(cuda_enter(s, e));
+    return cuda_list_rows(s->main, &(struct cuda_list_rows_args){ .id = a->id, .mark = a->mark, .n = a->n, .first = a->first,
+                                                                  .place = a->place, .n_out = a->n_out, .row = a->row,
+                                                                  .out_id = a->out_id, .visible = a->visible, .of = a->of }, e);
+}
+
+static status choose(struct stream *st, const struct choose_args *a, struct err *e)
+{
+    struct cuda_stream *s = cuda_stream_of(st);
+    char *at = a->scratch;
+    if (a->k > a->n_of || a->n_of > a->n)
+        return err_set(e, E_ARG, "selection: %u tokens to drop of %u among %u rows", a->k, a->n_of, a->n);
+    TRY(cuda_enter(s, e));
+    struct cuda_select_args k = { .score = a->score, .chunk = a->chunk, .n = a->n, .k = a->k, .tds = a->tds, .relative = a->relative,
+                                  .lambda_div = a->lambda_div, .max_chunk = a->max_chunk, .id = a->id, .mark = a->mark, .of = a->of,
+                                  .n_of = a->n_of, .first = a->first, .row = a->row, .out_id = a->out_id, .visible = a->visible };
+    k.key = cuda_take(&at, 8 * (size_t)a->n);
+    k.drop = cuda_take(&at, a->n);
+    k.in = cuda_take(&at, a->n);
+    TRY(cuda_score(s->main, &(struct cuda_score_args){ a->partial, a->G, a->n, a->by, a->score }, e));
+    return cuda_select(s->main, &k, e);
 }
 
 static status cosine(struct stream *st, const struct cosine_args *a, struct err *e)
@@ -598,11 +649,16 @@ const struct ops cuda_ops = {
     .release = cuda_release,
     .upload = cuda_upload,
     .download = cuda_download,
+    .fetch = cuda_fetch,
     .sync = cuda_sync,
+    .time_begin = cuda_time_begin,
+    .time_end = cuda_time_end,
+    .time_read = cuda_time_read,
     .operand_bytes = cuda_operand_bytes,
     .page_bytes = pages_bytes,
     .attention_scratch = cuda_attention_scratch,
     .select_scratch = select_scratch,
+    .choose_scratch = choose_scratch,
     .pair_scratch = pair_scratch,
     .pagerank_scratch = pagerank_scratch,
     .weight_create = cuda_weight_create,
@@ -620,6 +676,8 @@ const struct ops cuda_ops = {
     .segment_attention = segment_attention,
     .query_scores = query_scores,
     .select = select_op,
+    .list_rows = list_rows,
+    .choose = choose,
     .cosine = cosine,
     .means = means,
     .nearest = nearest,

@@ -4,7 +4,8 @@
  * Device memory is a range of its own that nobody may touch but kernels, copies and products while they run: host code that reads
  * or writes it ends with a sentence that says so, and a kernel or a product that is given host memory does too. Memory begins and ends
  * as NaN. What a stream is given is done as late as it may: when somebody waits, or now and then before; so a host buffer that is used
- * again too early, or an event that is missing between two streams, is seen. */
+ * again too early, or an event that is missing between two streams, is seen. What was launched and when the host waited is kept in a
+ * list, fake_cuda_log, for tests that ask. */
 #include "tests/kernels/simt.h"
 
 #include <signal.h>
@@ -83,6 +84,15 @@ void need_device(const void *p, size_t n, const char *what)
     if (!inside(device_block, n_device, p, n)) die(what, p);
 }
 
+/* Names of kernels, "product", and "wait ..." for each time that the host stood still. */
+const unsigned LOG_MAX = 1 << 16;
+const char *host_log[LOG_MAX];
+unsigned n_log;
+void note(const char *what)
+{
+    if (n_log < LOG_MAX) host_log[n_log++] = what;
+}
+
 uint64_t random_state = 0x9e3779b97f4a7c15u;
 unsigned below(unsigned n)
 {
@@ -154,7 +164,7 @@ struct work {
     uint64_t mark;
 };
 struct CUstream_st { struct work *first, **last; uint64_t given, done; struct CUstream_st *next; };
-struct CUevent_st { struct CUstream_st *stream; uint64_t mark; };
+struct CUevent_st { struct CUstream_st *stream; uint64_t mark; unsigned flags; };
 
 static struct CUstream_st *streams;
 
@@ -185,7 +195,10 @@ static void run_to(struct CUstream_st *s, uint64_t mark)
 
 static void run_all()
 {
-    for (struct CUstream_st *s = streams; s != NULL; s = s->next) run_to(s, s->given);
+    for (struct CUstream_st *s = streams; s != NULL; s = s->next) {
+        if (s->done < s->given) note("wait for all, to free something");
+        run_to(s, s->given);
+    }
 }
 
 static struct work *give(struct CUstream_st *s, int kind)
@@ -227,6 +240,7 @@ static void enqueue(void *stream, const char *name, void (*call)(const void *), 
             die("a kernel is given host memory", p);
         }
     }
+    note(name);
     struct work *w = give((struct CUstream_st *)stream, work::A_KERNEL);
     w->name = name, w->call = call, w->arg = arg, w->grid = grid, w->threads = threads, w->dynamic = dynamic;
 }
@@ -345,6 +359,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
+    note("wait for a stream");
     run_to(s, s->given);
     return cudaSuccess;
 }
@@ -357,9 +372,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
     return cudaSuccess;
 }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned)
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags)
 {
     *out = (struct CUevent_st *)calloc(1, sizeof **out);
+    (*out)->flags = flags;
     return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t e) { free(e); return cudaSuccess; }
@@ -373,8 +389,38 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
-    if (e->stream) run_to(e->stream, e->mark);
+    if (e->stream && e->stream->done < e->mark) {
+        note("wait for an event");
+        run_to(e->stream, e->mark);
+    }
     return cudaSuccess;
+}
+
+/* Whoever asks again and again sees it done some time. */
+cudaError_t cudaEventQuery(cudaEvent_t e)
+{
+    struct CUstream_st *s = e->stream;
+    if (s && s->done < e->mark && below(4) == 0) run_to(s, s->done + below((unsigned)(e->mark - s->done) + 1));
+    return s && s->done < e->mark ? cudaErrorNotReady : cudaSuccess;
+}
+
+/* Every piece of work takes a hundredth of a millisecond. */
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end)
+{
+    if (begin->stream == NULL || end->stream == NULL || (begin->flags | end->flags) & cudaEventDisableTiming)
+        return cudaErrorInvalidResourceHandle;
+    if (begin->stream->done < begin->mark || end->stream->done < end->mark) return cudaErrorNotReady;
+    *ms = 0.01f * (float)(end->mark - begin->mark);
+    return cudaSuccess;
+}
+
+/* The list so far, which `clear` begins anew. */
+__attribute__((visibility("default"))) unsigned fake_cuda_log(const char *const **list, int clear)
+{
+    const unsigned n = n_log;
+    if (list != NULL) *list = host_log;
+    if (clear) n_log = 0;
+    return n;
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s)
@@ -530,6 +576,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
     need_device(workspace, workspace_bytes, "a product's workspace is not within device memory");
     const bool biased = d->epilogue == CUBLASLT_EPILOGUE_BIAS;
     if (biased) need_device(d->bias, y->rows * to, "a product's bias is not within device memory");
+    note("product");
     struct work *w = give(s, work::A_PRODUCT);
     w->product = { A, B, biased ? d->bias : NULL, D, a->type, y->type, y->rows, y->cols, a->rows, a->ld, b->ld, y->ld,
                    *(const float *)alpha,

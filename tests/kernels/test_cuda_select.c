@@ -1,5 +1,6 @@
 /* tests/kernels/test_cuda_select.c - kernels/cuda/select.cu on the CPU (simt.h): random scores full of ties, NaN, infinities and
- * -0 against the CPU's op, which must agree exactly. */
+ * -0 against the CPU's op, which must agree exactly; the same among rows that are no tokens, and lists of rows. */
+#include "tests/kernels/choice.h"
 #include "tests/kernels/cuda.h"
 
 static void test_select(void **state)
@@ -49,17 +50,51 @@ static void test_score(void **state)
         for (uint32_t i = 0; i < n; i++) {
             want[i] = 0;
             for (uint32_t g = 0; g < G; g++) want[i] += partial[(size_t)g * n + i];
-            want[i] /= 448.0f;
+            want[i] *= 1.0f / 448.0f;
         }
-        const struct cuda_score_args a = { partial, G, n, 448.0f, score };
+        const struct cuda_score_args a = { partial, G, n, 1.0f / 448.0f, score };
         TWIN_OK(cuda_score(NULL, &a, e));
         twin_same(score, want, n, "score");
         free(partial), free(score), free(want);
     }
 }
 
+static void test_lists(void **state)
+{
+    (void)state;
+    twin_seed("lists");
+    struct stream *cpu = twin_open(NULL, 1);
+    for (uint32_t v = 0; v < 120; v++) {
+        struct choice_case c = choice_make(v < 100 ? 90 : v < 115 ? 3000 : 9000);
+        const uint32_t n = c.a.n;
+        uint32_t *row = twin_alloc(n * sizeof *row), *id = twin_alloc(n * sizeof *id), *see = twin_alloc(n * sizeof *see);
+        choice_want(&c, cpu);
+        struct cuda_select_args a = { .score = c.want_score, .chunk = c.chunk, .n = n, .k = c.a.k, .tds = c.a.tds,
+                                      .relative = c.a.relative, .lambda_div = c.a.lambda_div, .max_chunk = c.a.max_chunk,
+                                      .key = twin_alloc(n * sizeof(uint64_t)), .drop = twin_alloc(n), .id = c.id, .mark = c.mark,
+                                      .in = twin_alloc(n), .n_of = c.a.n_of, .first = c.a.first, .row = row, .out_id = id, .visible = see,
+                                      .of = c.a.of };
+        TWIN_OK(cuda_select(NULL, &a, e));
+        choice_check(&c, c.want_score, row, id, see, "choose");
+        struct cuda_list_rows_args l = { .id = c.id, .mark = c.mark, .n = n, .first = 7, .place = 3, .n_out = c.n_marked, .row = row,
+                                         .out_id = id, .of = 1 };
+        TWIN_OK(cuda_list_rows(NULL, &l, e));
+        for (uint32_t i = 0, j = 0; i < n; i++) {
+            if (c.mark[c.id[i]] != 1) continue;
+            assert_true(row[j] == 7 + i && id[j] == c.id[i]);
+            j++;
+        }
+        l.mark = NULL, l.n_out = n, l.visible = see;
+        TWIN_OK(cuda_list_rows(NULL, &l, e));
+        for (uint32_t i = 0; i < n; i++) assert_true(row[i] == 7 + i && id[i] == c.id[i] && see[i] == 4 + i);
+        free(row), free(id), free(see), free(a.key), free(a.drop), free(a.in);
+        choice_free(&c);
+    }
+    cpu->ops->close(&cpu);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_select), cmocka_unit_test(test_score) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_select), cmocka_unit_test(test_score), cmocka_unit_test(test_lists) };
     return cmocka_run_group_tests_name("cuda select", tests, NULL, NULL);
 }

@@ -1,9 +1,10 @@
 /* tests/kernels/test_select.c - which tokens go: OmniDrop Algorithm 1.
  * Method: the selections of tests/data/vectors/omnidrop.json, random scores full of ties, NaN and -0
- * against a sort by the rule's own words, and scores over their maximum by hand. */
+ * against a sort by the rule's own words, and scores over their maximum by hand; the same choice with
+ * nothing on the host, against select. */
 #include <jansson.h>
 
-#include "tests/kernels/twin.h"
+#include "tests/kernels/choice.h"
 
 static void run(struct stream *st, const struct select_args *args, uint32_t *keep)
 {
@@ -174,9 +175,55 @@ static void test_over_the_maximum(void **state)
     st->ops->close(&st);
 }
 
+/* Tokens among other rows, and the lists of what is left. */
+static void test_choose(void **state)
+{
+    (void)state;
+    twin_seed("choose");
+    struct stream *st = twin_open(NULL, 1);
+    const struct ops *ops = st->ops;
+    struct err why = { 0 };
+    for (uint32_t v = 0; v < 1500; v++) {
+        struct choice_case c = choice_make(v < 1450 ? 60 : 5000);
+        const uint32_t n = c.a.n;
+        uint32_t *row = twin_alloc(n * sizeof *row), *id = twin_alloc(n * sizeof *id),
+                 *see = twin_alloc(n * sizeof *see);
+        float *score = twin_floats(n);
+        struct choose_args a = c.a;
+        choice_want(&c, st);
+        a.partial = c.partial, a.id = c.id, a.mark = c.mark, a.chunk = c.chunk, a.score = score;
+        a.row = row, a.out_id = id, a.visible = see;
+        a.scratch = twin_alloc(ops->choose_scratch(st, n));
+        TWIN_OK(ops->choose(st, &a, e));
+        choice_check(&c, score, row, id, see, "choose");
+        a.n_of++;
+        assert_int_equal(ops->choose(st, &a, &why), E_ARG);
+        const struct list_rows_args all = {
+            .id = c.id, .n = n, .first = 7, .place = 3, .n_out = n, .row = row, .out_id = id, .visible = see
+        };
+        TWIN_OK(ops->list_rows(st, &all, e));
+        for (uint32_t i = 0; i < n; i++)
+            assert_true(row[i] == 7 + i && id[i] == c.id[i] && see[i] == 4 + i);
+        struct list_rows_args some = all;
+        some.mark = c.mark, some.of = 1, some.n_out = c.n_marked, some.row = NULL;
+        TWIN_OK(ops->list_rows(st, &some, e));
+        for (uint32_t i = 0, j = 0; i < n; i++) {
+            if (c.mark[c.id[i]] != 1) continue;
+            assert_true(id[j] == c.id[i] && see[j] == 4 + i);
+            j++;
+        }
+        some.n_out++;
+        if (c.n_marked < n) assert_int_equal(ops->list_rows(st, &some, &why), E_ARG);
+        free(row), free(id), free(see), free(score), free(a.scratch);
+        choice_free(&c);
+    }
+    st->ops->close(&st);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_vectors), cmocka_unit_test(test_rule),
-                                        cmocka_unit_test(test_over_the_maximum) };
+                                        cmocka_unit_test(test_over_the_maximum),
+                                        cmocka_unit_test(test_choose) };
     return cmocka_run_group_tests_name("select", tests, NULL, NULL);
 }

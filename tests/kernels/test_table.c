@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "kernels/device.h"
-#include "tests/kernels/twin.h"
+#include "tests/kernels/choice.h"
 
 enum { CPU, CUDA, SIDES };
 static struct stream *side[SIDES];
@@ -429,6 +429,137 @@ static void test_choices(void **state)
     free(x), free(row);
 }
 
+/* What a device has chosen by itself, as lists that its other ops take: as the host's own lists. */
+static void test_device_lists(void **state)
+{
+    (void)state;
+    twin_seed("device lists");
+    enum { D = 8, G = 2, H = 4, WIDTH = 2 * G * D, MOST = 150 };
+    for (uint32_t v = 0; v < 60; v++) {
+        struct choice_case c = choice_make(MOST);
+        const uint32_t n = c.a.n, left = n - c.a.k;
+        float *x = twin_random_floats(MOST * H * D), *kv = twin_random_floats(MOST * WIDTH), *angle = twin_random_floats(c.n_ids * D / 2);
+        choice_want(&c, side[CPU]);
+        if (left == 0) goto next;
+        for (uint32_t i = 0; i < n; i++) c.want_row[i] -= i < left ? c.a.first : 0;
+        c.a.first = 0;
+        EACH_SIDE(s) {
+            const struct ops *ops = side[s]->ops;
+            struct stream *st = side[s];
+            struct kv_shape shape = { .G = G, .D = D, .dtype = DT_F32, .page_tokens = ops->page_tokens,
+                                      .page_bytes = ops->page_bytes(st, G, D, DT_F32) };
+            uint32_t page[16], zero = 0, start[] = { 0, left }, lists[3][MOST];
+            for (uint32_t i = 0; i < 16; i++) page[i] = 15 - i;
+            shape.base = room(s, 16 * shape.page_bytes);
+            const struct kv_view view = { page, left };
+            uint32_t *row = room(s, 4 * left), *id = room(s, 4 * left), *see = room(s, 4 * left);
+            float *score = room(s, 4 * n), *X = floats_there(s, x, MOST * H * D), *KV = floats_there(s, kv, MOST * WIDTH),
+                  *cs = floats_there(s, angle, c.n_ids * D / 2), *W = floats_there(s, x, H * D), *y = room(s, MOST * H * D * 4);
+            struct choose_args a = c.a;
+            a.partial = floats_there(s, c.partial, a.G * n), a.id = there(s, c.id, 4 * n), a.mark = there(s, c.mark, c.n_ids);
+            a.chunk = there(s, c.chunk, c.n_ids * 4), a.score = score, a.row = row, a.out_id = id, a.visible = see;
+            a.scratch = room(s, ops->choose_scratch(st, n));
+            TWIN_OK(ops->choose(st, &a, e));
+            float *got = twin_floats(n);
+            TWIN_OK(ops->fetch(st, got, score, 4 * n, e));
+            TWIN_OK(ops->fetch(st, lists[0], row, 4 * left, e));
+            TWIN_OK(ops->fetch(st, lists[1], id, 4 * left, e));
+            TWIN_OK(ops->fetch(st, lists[2], see, 4 * left, e));
+            if (v % 2) TWIN_OK(ops->sync(st, e));
+            else free(back(s, score, n));
+            choice_check(&c, got, lists[0], lists[1], lists[2], s == CPU ? "the CPU's choice" : "CUDA's choice");
+            free(got);
+            TWIN_OK(ops->list_rows(st, &(struct list_rows_args){ .id = id, .n = left, .n_out = left, .visible = see }, e));
+            /* all the ops that take them, once with the host's lists and once with the device's */
+            float *out[2][6];
+            void *scratch = room(s, ops->attention_scratch(st, H, D, MOST, MOST));
+            uint32_t ask = 0;
+            while (ask < 5 && ask < left) ask++;
+            for (int d = 0; d < 2; d++) {
+                const uint32_t *r = d ? row : c.want_row, *ids = d ? id : c.want_id, *sees = see;
+                uint32_t iota[MOST];
+                for (uint32_t i = 0; i < left; i++) iota[i] = i + 1;
+                if (!d) sees = iota;
+                struct operand o = operand(s, left, H * D, DT_F32);
+                TWIN_OK(ops->norm(st, &(struct norm_args){ .x = X, .row = r, .rows = left, .d = H * D, .group = 1, .w = W, .eps = 1e-3f,
+                                                           .out = &o, .row_on_device = d }, e));
+                out[d][0] = unpack(s, &o);
+                TWIN_OK(ops->gather(st, &(struct gather_args){ X, r, left, H * D, y, d }, e));
+                out[d][1] = back(s, y, left * H * D);
+                TWIN_OK(ops->rope(st, &(struct rope_args){ .x = y, .ldx = H * D, .n = left, .heads = H, .D = D, .cos = cs, .sin = cs,
+                                                           .row = ids, .row_on_device = d }, e));
+                out[d][2] = back(s, y, left * H * D);
+                TWIN_OK(ops->kv_write(st, &(struct kv_write_args){ .kv = KV, .ldkv = WIDTH, .cos = cs, .sin = cs, .row = ids,
+                                                                   .shape = shape, .n_seqs = 1, .seq_start = start, .kv_start = &zero,
+                                                                   .view = &view, .row_on_device = d }, e));
+                o = operand(s, left, H * D, DT_F32);
+                struct attention_args at = { .q = y, .ldq = H * D, .H = H, .scale = 0.2f, .shape = shape, .n_seqs = 1, .seq_start = start,
+                                             .visible = sees, .view = &view, .out = &o, .scratch = scratch, .visible_on_device = d };
+                TWIN_OK(ops->attention(st, &at, e));
+                out[d][3] = unpack(s, &o);
+                const struct query_scores_args q = { .q = y, .ldq = H * D, .n_q = ask, .H = H, .scale = 0.2f, .shape = shape, .view = view,
+                                                     .visible = sees, .partial = KV, .scratch = scratch, .visible_on_device = d };
+                TWIN_OK(ops->query_scores(st, &q, e));
+                out[d][4] = back(s, KV, G * left);
+                TWIN_OK(ops->upload(st, KV, kv, MOST * WIDTH * 4, e));
+                struct err why;
+                if (s == CUDA && d) assert_int_equal(ops->attention_decode(st, &at, &why), E_ARG);
+            }
+            const size_t sizes[] = { left * H * D, left * H * D, left * H * D, left * H * D, G * left };
+            static const char *const what[] = { "norm", "gather", "rope", "attention", "scores" };
+            for (int i = 0; i < 5; i++) twin_same(out[1][i], out[0][i], sizes[i], what[i]), free(out[0][i]), free(out[1][i]);
+            const void *all[] = { shape.base, row, id, see, score, X, KV, cs, W, y, a.partial, a.id, a.mark, a.chunk, a.scratch, scratch };
+            for (size_t i = 0; i < sizeof all / sizeof *all; i++) gone(s, all[i]);
+        }
+next:
+        free(x), free(kv), free(angle);
+        choice_free(&c);
+    }
+    struct err why;
+    const struct choose_args bad = { .n = 3, .n_of = 2, .k = 3 };
+    assert_int_equal(side[CUDA]->ops->choose(side[CUDA], &bad, &why), E_ARG);
+    const struct list_rows_args more = { .n = 3, .n_out = 4 };
+    assert_int_equal(side[CUDA]->ops->list_rows(side[CUDA], &more, &why), E_ARG);
+}
+
+/* More of what comes later than there is room for, and times. */
+static void test_later(void **state)
+{
+    (void)state;
+    twin_seed("later");
+    enum { N = 1 << 20, MANY = 9 };
+    EACH_SIDE(s) {
+        const struct ops *ops = side[s]->ops;
+        struct stream *st = side[s];
+        float *x = twin_random_floats(N), *X = floats_there(s, x, N), *got[MANY], *last = NULL;
+        double seconds = 0;
+        struct err why;
+        for (int i = 0; i < MANY; i++) {
+            got[i] = twin_floats(N);
+            TWIN_OK(ops->fetch(st, got[i], X + i, (N - (size_t)i) * sizeof *x, e));
+        }
+        TWIN_OK(ops->fetch(st, NULL, X, 0, e));
+        last = back(s, X, 1);
+        for (int i = 0; i < MANY; i++) twin_same(got[i], x + i, N - (size_t)i, "fetched"), free(got[i]);
+        TWIN_OK(ops->time_read(st, true, &seconds, e));
+        assert_true(isnan(seconds));
+        for (int i = 0; i < OPS_TIMES; i++) {
+            TWIN_OK(ops->time_begin(st, e));
+            TWIN_OK(ops->mean_pairs(st, &(struct mean_pairs_args){ X, 100, 16, X + 65536 }, e));
+            TWIN_OK(ops->time_end(st, e));
+        }
+        assert_int_equal(ops->time_begin(st, &why), E_ARG);
+        for (int i = 0; i < OPS_TIMES; i++) {
+            TWIN_OK(ops->time_read(st, i % 2 == 0, &seconds, e));
+            if (i % 2 == 0) assert_true(seconds > 0);
+            else if (isnan(seconds)) i--;                         /* not over yet */
+        }
+        TWIN_OK(ops->time_read(st, false, &seconds, e));
+        assert_true(isnan(seconds));
+        gone(s, X), free(x), free(last);
+    }
+}
+
 /* Lists beyond the ring, and rings that come round long before the device has passed them. */
 static void test_lists(void **state)
 {
@@ -506,7 +637,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_memory), cmocka_unit_test(test_linear),   cmocka_unit_test(test_rows_alone), cmocka_unit_test(test_rows),
         cmocka_unit_test(test_pages),  cmocka_unit_test(test_segments), cmocka_unit_test(test_choices),    cmocka_unit_test(test_lists),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_refused), cmocka_unit_test(test_device_lists), cmocka_unit_test(test_later),
     };
     return cmocka_run_group_tests_name("the table of CUDA", tests, open_sides, close_sides);
 }

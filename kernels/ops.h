@@ -452,6 +452,13 @@ struct ops {
     status (*page_copy)(struct stream *st, const struct page_copy_args *a, struct err *e);
     status (*kv_compact)(struct stream *st, const struct kv_compact_args *a, struct err *e);
 
+    /* Round ops that come again and again alike, but for the lists that they take: one token of so many sequences. A device may
+     * hold back what stands between and run it as one with step_end; what cannot wait (a download, a sync, other ops than a
+     * decoder's) ends the holding back, not the step. Not nested. owner, rows: steps that are alike have both alike.
+     * drop: an op has failed, and what was held back is not run. E_DEVICE: as of an op. The CPU's do nothing. */
+    void (*step_begin)(struct stream *st, const void *owner, uint32_t rows);
+    status (*step_end)(struct stream *st, bool drop, struct err *e);
+
     /* Human-readable: "AMD EPYC, avx512-bf16, 2 threads". */
     void (*describe)(const struct stream *st, char *text, size_t cap);
     void (*close)(struct stream **st);

@@ -54,6 +54,13 @@ status device_memory(struct stream *st, uint64_t *free_bytes, uint64_t *total, s
     return OK;
 }
 
+struct device_steps device_steps(struct stream *st)
+{
+    char why[512];
+    const struct cuda_backend *b = strcmp(st->ops->name, "cuda") == 0 ? backend(why, sizeof why) : NULL;
+    return b != NULL ? b->steps(st) : (struct device_steps){ 0 };
+}
+
 /* E_MODEL with what is missing, the driver named too. */
 static status cuda_open(const struct stream_options *o, struct stream **out, struct err *e)
 {

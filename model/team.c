@@ -413,6 +413,8 @@ static status do_step(struct team *t, const struct task *k, struct err *e)
     status st = k->failed;
     struct task at = *k;
     at.list[L_POS_H] = at.list[L_POS_W] = k->list[L_POS];
+    const bool alone = t->comm == NULL;        /* else ranks meet between its ops */
+    if (alone) t->ops->step_begin(t->st, t->dc, n);
     if (st == OK) st = step_room(t, n, e);
     if (st == OK) st = do_angles(t, &at, e);
     decoder_fail(t->dc, st);
@@ -433,6 +435,10 @@ static status do_step(struct team *t, const struct task *k, struct err *e)
         b.decode = true;
         st = decoder_layer(t->dc, l, &b, x, t->start, t->visible, e);
         if (t->check && t->comm) st = settle_layer(t, st, l, x, n, e);
+    }
+    if (alone) {
+        const status ended = t->ops->step_end(t->st, st != OK, e);
+        if (st == OK) st = ended;
     }
     return st;
 }

@@ -148,6 +148,13 @@ static void cpu_describe(const struct stream *st, char *text, size_t cap)
     snprintf(text, cap, "%s, %s, %d thread%s", model, s->isa->name, n, n == 1 ? "" : "s");
 }
 
+static void cpu_step_begin(struct stream *st, const void *owner, uint32_t rows) { (void)st, (void)owner, (void)rows; }
+static status cpu_step_end(struct stream *st, bool drop, struct err *e)
+{
+    (void)st, (void)drop, (void)e;
+    return OK;
+}
+
 static void cpu_close(struct stream **st)
 {
     struct cpu_stream *s = (struct cpu_stream *)*st;
@@ -206,6 +213,8 @@ static const struct ops cpu_ops = {
     .mean_pairs = cpu_mean_pairs,
     .page_copy = cpu_page_copy,
     .kv_compact = cpu_kv_compact,
+    .step_begin = cpu_step_begin,
+    .step_end = cpu_step_end,
     .describe = cpu_describe,
     .close = cpu_close,
 };

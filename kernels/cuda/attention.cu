@@ -91,6 +91,7 @@ template <int STEPS> KERNEL BOUNDS(THREADS, 3) decode_kernel(const prefill_job j
     SHARED(struct decode_shared, s);
     const cuda_attention_args &a = j.a;
     const cuda_tile item = a.tile[blockIdx.x];
+    if (item.row == CUDA_NO_TILE) return;
     const cuda_seq seq = a.seq[item.seq];
     const uint32_t g = blockIdx.y, t = threadIdx.x, warp = t / WARP, l = t % WARP, group = j.group, first = item.row;
     const uint32_t see = a.visible[seq.row], *page = a.page + seq.page, all = (see + PAGE - 1) / PAGE;

@@ -18,13 +18,19 @@ status cuda_check(cudaError_t rc, const char *what, struct err *e)
 }
 
 /* A thread's device is the thread's own affair, and a stream is opened on one and used on another. */
-status cuda_enter(struct cuda_stream *s, struct err *e)
+status cuda_join(struct cuda_stream *s, struct err *e)
 {
     static _Thread_local int current = -1;
     if (current == s->device) return OK;
     TRY(cuda_check(cudaSetDevice(s->device), "choosing the device", e));
     current = s->device;
     return OK;
+}
+
+status cuda_enter(struct cuda_stream *s, struct err *e)
+{
+    TRY(cuda_join(s, e));
+    return cuda_step_flush(s, e);
 }
 
 /* ---- memory ---------------------------------------------------------------------------------------------- */
@@ -102,9 +108,25 @@ status cuda_stage_send(struct cuda_stage *g, void *dst, size_t bytes, cudaStream
     return cuda_check(cudaEventRecord(g->read, on), "marking a copy", e);
 }
 
+/* A step's few floats go with its lists, and from there to their place. */
+#define HELD_BYTES ((size_t)256 << 10)
+CUDA_LAUNCHER(move)
+static status upload_held(struct cuda_stream *s, void *dst, const struct cuda_piece *p, size_t n, struct err *e)
+{
+    cuda_step_sent(s, p);
+    return CUDA_RUN(s, run_move, (&(struct cuda_move_args){ .x = (const float *)(const void *)p->device, .n = 1, .d = (uint32_t)n,
+                                                            .y = dst }), e);
+}
+
 status cuda_upload(struct stream *st, void *dst, const void *host, size_t bytes, struct err *e)
 {
     struct cuda_stream *s = cuda_stream_of(st);
+    struct cuda_piece p;
+    if (bytes > 0 && bytes <= HELD_BYTES && bytes % sizeof(float) == 0 && cuda_step_piece(s, bytes, &p)) {
+        TRY(cuda_join(s, e));
+        memcpy(p.host, host, p.at = bytes);
+        return upload_held(s, dst, &p, bytes / sizeof(float), e);
+    }
     TRY(cuda_enter(s, e));
     for (size_t at = 0; at < bytes; at += CUDA_STAGE_BYTES) {
         const size_t n = bytes - at < CUDA_STAGE_BYTES ? bytes - at : CUDA_STAGE_BYTES;
@@ -169,6 +191,8 @@ static status lists_room(struct cuda_stream *s, size_t half, struct err *e)
 status cuda_piece_begin(struct cuda_stream *s, size_t bytes, struct cuda_piece *p, struct err *e)
 {
     struct cuda_lists *l = &s->lists;
+    if (cuda_step_piece(s, bytes, p)) return OK;
+    TRY(cuda_step_flush(s, e));
     if (bytes > l->half) TRY(lists_room(s, 2 * bytes, e));
     if (l->at + bytes > l->half) {                                /* on to the other half, once it has been passed */
         TRY(cuda_check(cudaEventRecord(l->passed[l->now], s->main), "marking lists", e));
@@ -201,6 +225,11 @@ status cuda_piece_send(struct cuda_stream *s, struct cuda_piece *p, struct err *
 {
     if (p->at > p->bytes) return err_set(e, E_INTERNAL, "lists of %zu bytes in a piece of %zu", p->at, p->bytes);
     if (p->at == 0) return OK;
+    if (p->held) {
+        if (!cuda_step_open(s)) return err_set(e, E_INTERNAL, "lists of a step that is over");
+        cuda_step_sent(s, p);
+        return OK;
+    }
     s->lists.at += (p->at + 255) / 256 * 256;
     return cuda_check(cudaMemcpyAsync(p->device, p->host, p->at, cudaMemcpyHostToDevice, s->main), "copying lists", e);
 }
@@ -214,6 +243,7 @@ void cuda_close(struct stream **st)
     if (*st == NULL) return;
     struct cuda_stream *s = cuda_stream_of(*st);
     if (s->main != NULL) cuda_sync(*st, NULL);
+    cuda_steps_close(s);
     cuda_products_close(s);
     lists_free(s);
     cuda_later_close(s);
@@ -293,6 +323,7 @@ status cuda_open(const struct stream_options *o, struct stream **out, struct err
     if (code == OK) code = make_streams(s, e);
     if (code == OK) code = cuda_later_open(s, e);
     if (code == OK) code = cuda_products_open(s, e);
+    if (code == OK) code = cuda_steps_open(s, e);
     if (code != OK) {
         cuda_close(&st);
         return code;
@@ -302,4 +333,5 @@ status cuda_open(const struct stream_options *o, struct stream **out, struct err
 }
 
 __attribute__((visibility("default"))) extern const struct cuda_backend omnidrop_cuda_backend;
-const struct cuda_backend omnidrop_cuda_backend = { sizeof(struct ops), sizeof(struct attention_args), cuda_open, cuda_memory };
+const struct cuda_backend omnidrop_cuda_backend = { sizeof(struct ops), sizeof(struct attention_args), cuda_open, cuda_memory,
+                                                           cuda_steps_read };

@@ -3,7 +3,7 @@
 #ifndef KERNELS_CUDA_BACKEND_H
 #define KERNELS_CUDA_BACKEND_H
 
-#include "kernels/ops.h"
+#include "kernels/device.h"
 
 #define CUDA_BACKEND_FILE   "omnidrop-cuda.so"
 #define CUDA_BACKEND_SYMBOL "omnidrop_cuda_backend"
@@ -13,6 +13,7 @@ struct cuda_backend {
     /* E_MODEL: no driver, no device, or one that the kernels were not built for. */
     status (*open)(const struct stream_options *o, struct stream **out, struct err *e);
     status (*memory)(struct stream *st, uint64_t *free_bytes, uint64_t *total, struct err *e);
+    struct device_steps (*steps)(struct stream *st);
 };
 
 #endif

@@ -1,6 +1,6 @@
 /* kernels/cuda/inside.h - what the host code of the CUDA backend shares: backend.c (a device, its memory, copies), later.c (what the
- * host learns without waiting), linear.c (weights and products), table.c (the ops). C11 over the CUDA runtime and cuBLASLt; kernels
- * are called by kernels.h alone.
+ * host learns without waiting), linear.c (weights and products), table.c (the ops), steps.c (a step's ops, held back and run as a
+ * graph). C11 over the CUDA runtime and cuBLASLt; kernels are called by kernels.h alone.
  *
  * One stream, `main`, has all work in order; `copy` brings weights and joins it by events. Host lists (rows, pages, tiles) of an op
  * go to the device in one copy, out of a ring of pinned memory that is used again when the device has passed it. Nothing waits for
@@ -13,6 +13,8 @@
 
 #include "base/threads.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/room.h"
+#include "kernels/device.h"
 
 enum { CUDA_STAGES = 4, CUDA_COPIES = 2 };
 #define CUDA_STAGE_BYTES ((size_t)8 << 20)
@@ -40,6 +42,7 @@ struct cuda_later {
 };
 
 struct cuda_plan;                 /* linear.c */
+struct cuda_steps;                /* steps.c */
 
 struct cuda_stream {
     struct stream base;
@@ -60,12 +63,15 @@ struct cuda_stream {
     struct cuda_plan *plan;
     size_t n_plans, plan_cap;
     bool one_plan;
+    struct cuda_steps *steps;     /* NULL: every op is a launch of its own */
 };
 
 static inline struct cuda_stream *cuda_stream_of(const struct stream *st) { return (struct cuda_stream *)(uintptr_t)st; }
 
-/* Every op begins with it: the device of this thread. */
+/* Every op begins with it: the device of this thread, and what a step holds back is run before this. */
 status cuda_enter(struct cuda_stream *s, struct err *e);
+/* Or with this, where all that it launches goes through CUDA_RUN: then it may be held back itself. */
+status cuda_join(struct cuda_stream *s, struct err *e);
 /* OK, or E_DEVICE with what was done and CUDA's own words. */
 status cuda_check(cudaError_t rc, const char *what, struct err *e);
 
@@ -90,8 +96,8 @@ status cuda_room(struct cuda_stream *s, size_t bytes, struct err *e);
 /* Places in s->room one behind the other, each at a multiple of 256; NULL as base counts. */
 void *cuda_take(char **at, size_t bytes);
 
-/* A piece of the lists that one op fills and sends. */
-struct cuda_piece { char *host, *device; size_t at, bytes; };
+/* A piece of the lists that one op fills and sends. held: with those of the whole step. */
+struct cuda_piece { char *host, *device; size_t at, bytes; bool held; };
 status cuda_piece_begin(struct cuda_stream *s, size_t bytes, struct cuda_piece *p, struct err *e);
 /* n bytes at *host to be written; returns where they will be on the device. NULL with n == 0. */
 void *cuda_piece_room(struct cuda_piece *p, size_t n, void **host);
@@ -128,6 +134,39 @@ struct weight_shape cuda_weight_shape(const struct weight *w);
 status cuda_linear(struct stream *st, const struct linear_args *a, struct err *e);
 status cuda_products_open(struct cuda_stream *s, struct err *e);
 void cuda_products_close(struct cuda_stream *s);
+
+/* steps.c, which see. Made by cuda_steps_open unless OMNIDROP_CUDA_GRAPHS=0. */
+status cuda_steps_open(struct cuda_stream *s, struct err *e);
+void cuda_steps_close(struct cuda_stream *s);
+void cuda_step_begin(struct stream *st, const void *owner, uint32_t rows);
+status cuda_step_end(struct stream *st, bool drop, struct err *e);
+struct device_steps cuda_steps_read(struct stream *st);
+/* Is one being held back? */
+bool cuda_step_open(const struct cuda_stream *s);
+/* Runs what is held back, each launch by itself; so go those that follow until the step's end. */
+status cuda_step_flush(struct cuda_stream *s, struct err *e);
+/* A piece of the step's lists; false: none is open, or it has no room for these. */
+bool cuda_step_piece(struct cuda_stream *s, size_t bytes, struct cuda_piece *p);
+void cuda_step_sent(struct cuda_stream *s, const struct cuda_piece *p);
+/* How many places a list of `need` gets, at most `most` (unless need is more): in a step more than it needs now, so that the steps
+ * that follow launch the same. */
+uint32_t cuda_step_room(struct cuda_stream *s, uint32_t need, uint32_t most);
+
+/* One launch, with all that it is given by value: now, or with the step. Arguments are compared as bytes. */
+typedef status (*cuda_launcher)(struct cuda_stream *s, const void *args, struct err *e);
+status cuda_run(struct cuda_stream *s, cuda_launcher launcher, const void *args, size_t bytes, struct err *e);
+#define CUDA_RUN(s, launcher, a, e)                                      \
+    ({                                                                   \
+        __typeof__(*(a)) run_ = *(a);                                    \
+        __builtin_clear_padding(&run_);                                  \
+        cuda_run(s, launcher, &run_, sizeof run_, e);                    \
+    })
+/* run_x: cuda_x of kernels.h as such a launcher. */
+#define CUDA_LAUNCHER(x)                                                                  \
+    static status run_##x(struct cuda_stream *s, const void *args, struct err *e)         \
+    {                                                                                     \
+        return cuda_##x(s->main, args, e);                                                \
+    }
 
 /* table.c */
 extern const struct ops cuda_ops;

@@ -136,6 +136,7 @@ status cuda_kv_compact(void *stream, const struct cuda_kv_compact_args *a, struc
 /* On tensor cores with pages of bf16, heads of 64 or 128 dims and, in decode, at most 16 heads a KV head; others by the plain
  * kernels, to 256 dims. */
 enum { CUDA_TILE_ROWS = 128, CUDA_SPLIT_PAGES = 4 };
+#define CUDA_NO_TILE UINT32_MAX   /* as `row` of a tile of decode: there is nothing to do */
 
 /* Prefill: the rows of a sequence times the heads of a group from `row` on, a multiple of CUDA_TILE_ROWS; in any order, the last
  * are begun first, so rows that see most keys go to the end. Decode: the pages of a row from page `row` of its view on, a multiple
@@ -150,7 +151,7 @@ struct cuda_attention_args {
     struct cuda_pages pages;
     const struct cuda_seq *seq;   /* row, n_rows: query rows; decode: one each */
     const uint32_t *page, *visible;   /* visible: [batch rows] */
-    const struct cuda_tile *tile; /* decode: in order of sequences, then pages */
+    const struct cuda_tile *tile; /* decode: in order of sequences, then pages; those of nothing behind them */
     uint32_t n_seqs, n_tiles;
     void *out;                    /* [rows, H * D] */
     enum dtype out_dtype;

@@ -271,11 +271,11 @@ static void plan_free(struct cuda_plan *p)
 }
 
 /* A model has some forty, so they are looked through. */
-static status plan_of(struct cuda_stream *s, const struct plan_key *key, struct cuda_plan **out, struct err *e)
+static status plan_of(struct cuda_stream *s, const struct plan_key *key, size_t *out, struct err *e)
 {
     for (size_t i = 0; i < s->n_plans; i++)
         if (memcmp(&s->plan[i].key, key, sizeof *key) == 0) {
-            *out = &s->plan[i];
+            *out = i;
             return OK;
         }
     struct cuda_plan p = { .key = *key };
@@ -287,7 +287,7 @@ static status plan_of(struct cuda_stream *s, const struct plan_key *key, struct 
         return st;
     }
     s->plan[s->n_plans] = p;
-    *out = &s->plan[s->n_plans++];
+    *out = s->n_plans++;
     return OK;
 }
 
@@ -309,11 +309,44 @@ void cuda_products_close(struct cuda_stream *s)
 
 /* ---- products -------------------------------------------------------------------------------------------- */
 
-static cublasStatus_t multiply(struct cuda_stream *s, const struct cuda_plan *p, const cublasLtMatmulAlgo_t *algo, const void *w,
-                               const void *x, float beta, void *y)
+/* All of a product that cuBLASLt is given. */
+struct product_args {
+    size_t plan;
+    const void *w, *x, *bias;     /* bias NULL: none */
+    void *y;
+    size_t ldy;
+    uint32_t rows;
+    float beta;
+};
+
+static cublasStatus_t multiply(struct cuda_stream *s, const struct cuda_plan *p, const cublasLtMatmulAlgo_t *algo,
+                               const struct product_args *a)
 {
     const float one = 1;
-    return cublasLtMatmul(s->lt, p->product, &one, w, p->w, x, p->x, &beta, y, p->y, y, p->y, algo, s->workspace, WORKSPACE_BYTES, s->main);
+    return cublasLtMatmul(s->lt, p->product, &one, a->w, p->w, a->x, p->x, &a->beta, a->y, p->y, a->y, p->y, algo, s->workspace,
+                          WORKSPACE_BYTES, s->main);
+}
+
+static status run_product(struct cuda_stream *s, const void *args, struct err *e)
+{
+    const struct product_args *a = args;
+    const struct cuda_plan *p = &s->plan[a->plan];
+    const uint64_t columns = a->rows;
+    const int64_t ld = (int64_t)a->ldy;
+    cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
+    SET_LAYOUT(p->x, COLS, columns);
+    SET_LAYOUT(p->y, COLS, columns);
+    SET_LAYOUT(p->y, LD, ld);
+    if (a->bias != NULL) SET_PRODUCT(p, BIAS_POINTER, a->bias);
+    STEP(multiply(s, p, &p->algo, a));
+    if (rc == CUBLAS_STATUS_NOT_SUPPORTED || rc == CUBLAS_STATUS_INVALID_VALUE) {   /* not for so many rows: what there is for these */
+        cublasLtMatmulAlgo_t other;
+        TRY(choose(s, p, &other, e));
+        rc = multiply(s, p, &other, a);
+    }
+    if (rc == CUBLAS_STATUS_SUCCESS) return OK;
+    return err_set(e, E_DEVICE, "a product of %u rows, %u columns over %u of %s: cuBLASLt says %s", a->rows, p->key.n, p->key.k,
+                   p->key.compute == DT_BF16 ? "bf16" : "f32", cublasLtGetStatusString(rc));
 }
 
 /* y [rows, ldy] of type y_type (+)= x W^T (+ bias). few: by the plan of few rows. */
@@ -323,27 +356,13 @@ static status product(struct cuda_stream *s, const struct weight *w, const void 
     const size_t step = ldy * dtype_size(y_type);
     const uint32_t align = (((uintptr_t)y | step) & 15) == 0 ? 16 : (uint32_t)dtype_size(y_type);
     const struct plan_key key = { w->rows, w->k, w->compute, y_type, bias, add, few, align };
-    const uint64_t columns = rows;
-    const int64_t ld = (int64_t)ldy;
-    const float beta = add ? 1 : 0;
-    const void *const bias_at = w->bias;
-    struct cuda_plan *p = NULL;
-    TRY(plan_of(s, &key, &p, e));
-    cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
-    SET_LAYOUT(p->x, COLS, columns);
-    SET_LAYOUT(p->y, COLS, columns);
-    SET_LAYOUT(p->y, LD, ld);
-    if (bias) SET_PRODUCT(p, BIAS_POINTER, bias_at);
-    STEP(multiply(s, p, &p->algo, w->data, x, beta, y));
-    if (rc == CUBLAS_STATUS_NOT_SUPPORTED || rc == CUBLAS_STATUS_INVALID_VALUE) {   /* not for so many rows: what there is for these */
-        cublasLtMatmulAlgo_t other;
-        TRY(choose(s, p, &other, e));
-        rc = multiply(s, p, &other, w->data, x, beta, y);
-    }
-    if (rc == CUBLAS_STATUS_SUCCESS) return OK;
-    return err_set(e, E_DEVICE, "a product of %u rows, %u columns over %u of %s: cuBLASLt says %s", rows, w->rows, w->k,
-                   w->compute == DT_BF16 ? "bf16" : "f32", cublasLtGetStatusString(rc));
+    struct product_args a = { .w = w->data, .x = x, .bias = bias ? w->bias : NULL, .y = y, .ldy = ldy, .rows = rows, .beta = add ? 1 : 0 };
+    TRY(plan_of(s, &key, &a.plan, e));
+    return CUDA_RUN(s, run_product, &a, e);
 }
+
+CUDA_LAUNCHER(swiglu)
+CUDA_LAUNCHER(gelu)
 
 static bool to_operand(enum linear_mode m) { return m == LINEAR_GELU_OPERAND || m == LINEAR_SWIGLU; }
 
@@ -377,9 +396,9 @@ static status to_operands(struct cuda_stream *s, const struct linear_args *a, bo
         void *out = (char *)a->out->data + (size_t)r * columns * dtype_size(a->out->compute);
         const bool gated = a->mode == LINEAR_SWIGLU;
         TRY(product(s, w, (const char *)a->x->data + r * in, n, few, gated && w->bias, false, s->room, type, w->rows, e));
-        const struct cuda_swiglu_args swiglu = { s->room, type, n, columns, out, a->out->compute };
-        const struct cuda_gelu_args gelu = { s->room, w->rows, w->bias, n, w->n, out, columns, a->out->compute, columns };
-        TRY(gated ? cuda_swiglu(s->main, &swiglu, e) : cuda_gelu(s->main, &gelu, e));
+        struct cuda_swiglu_args swiglu = { s->room, type, n, columns, out, a->out->compute };
+        struct cuda_gelu_args gelu = { s->room, w->rows, w->bias, n, w->n, out, columns, a->out->compute, columns };
+        TRY(gated ? CUDA_RUN(s, run_swiglu, &swiglu, e) : CUDA_RUN(s, run_gelu, &gelu, e));
     }
     return OK;
 }
@@ -391,11 +410,11 @@ status cuda_linear(struct stream *st, const struct linear_args *a, struct err *e
     const uint32_t rows = a->x->rows;
     const bool few = rows <= FEW && !s->one_plan, gelu = a->mode == LINEAR_GELU;
     TRY(linear_check(a, e));
-    TRY(cuda_enter(s, e));
+    TRY(cuda_join(s, e));
     if (rows == 0) return OK;
     if (to_operand(a->mode)) return to_operands(s, a, few, e);
     TRY(product(s, w, a->x->data, rows, few, w->bias && !gelu, a->mode == LINEAR_ADD, a->y, DT_F32, a->ldy, e));
     if (!gelu) return OK;
-    const struct cuda_gelu_args g = { a->y, a->ldy, w->bias, rows, w->n, a->y, a->ldy, DT_F32, 0 };
-    return cuda_gelu(s->main, &g, e);
+    struct cuda_gelu_args g = { a->y, a->ldy, w->bias, rows, w->n, a->y, a->ldy, DT_F32, 0 };
+    return CUDA_RUN(s, run_gelu, &g, e);
 }

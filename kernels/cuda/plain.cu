@@ -82,7 +82,7 @@ template <class T, class Out> KERNEL BOUNDS(THREADS, 1) paged_kernel(const paged
     SHARED(struct plain_shared, shared);
     const cuda_attention_args &a = j.a;
     const cuda_tile tile = a.tile[blockIdx.x];
-    if (j.decode && tile.row != 0) return;                            /* the first pages' block takes all */
+    if (j.decode && tile.row != 0) return;                            /* the first pages' block takes all; CUDA_NO_TILE is not 0 either */
     const cuda_seq s = a.seq[tile.seq];
     const uint32_t g = blockIdx.y, D = a.pages.D, n = s.n_rows * j.group, to = tile.row + (j.decode ? n : (uint32_t)ROWS);
     const paged_keys<T> keys = { &a.pages, a.page + s.page, g, j.bands };

@@ -9,6 +9,15 @@
 /* Splits of decode attention that one launch works through: its scratch does not grow with the batch. */
 #define DECODE_TILES 4096u
 
+/* What a step of decode may hold back (inside.h). */
+CUDA_LAUNCHER(embed)
+CUDA_LAUNCHER(norm)
+CUDA_LAUNCHER(pack)
+CUDA_LAUNCHER(rope)
+CUDA_LAUNCHER(kv_write)
+CUDA_LAUNCHER(attention)
+CUDA_LAUNCHER(attention_decode)
+
 static uint32_t pages_of(uint32_t rows) { return (rows + CUDA_PAGE_TOKENS - 1) / CUDA_PAGE_TOKENS; }
 static uint32_t tiles_of(uint32_t rows) { return (rows + CUDA_TILE_ROWS - 1) / CUDA_TILE_ROWS; }
 static uint32_t splits_of(uint32_t rows) { return (pages_of(rows) + CUDA_SPLIT_PAGES - 1) / CUDA_SPLIT_PAGES; }
@@ -34,12 +43,16 @@ static uint32_t decode_tiles(uint32_t n, uint32_t max_keys)
     return (uint32_t)(all < DECODE_TILES ? all : each > DECODE_TILES ? each : DECODE_TILES);
 }
 
-/* The most of: parts and statistics of decode; rows' log-sum-exp of segments and scores, and the parts of those. */
+/* Places of statistics of splits, before the sums: as many whatever a launch has, so that the sums begin where they always do. */
+static size_t stats_tiles(uint32_t splits) { return splits > DECODE_TILES ? splits : DECODE_TILES; }
+
+/* The most of: statistics and parts of decode; rows' log-sum-exp of segments and scores, and the parts of those. */
 static size_t cuda_attention_scratch(const struct stream *st, uint32_t H, uint32_t D, uint32_t n, uint32_t max_keys)
 {
     (void)st;
     const size_t splits = (pages_of(max_keys) + CUDA_STATS_PAGES - 1) / CUDA_STATS_PAGES, rows = (size_t)n * H;
-    const size_t decode = (size_t)decode_tiles(n, max_keys) * H * (D + 2), other = rows + 2 * splits * rows;
+    const size_t decode = (stats_tiles(splits_of(max_keys)) * (size_t)2 + (size_t)decode_tiles(n, max_keys) * D) * H;
+    const size_t other = rows + 2 * splits * rows;
     return (decode > other ? decode : other) * sizeof(float) + 512;
 }
 
@@ -66,7 +79,7 @@ static size_t pagerank_scratch(const struct stream *st, uint32_t H, uint32_t n)
 static status send_list(struct cuda_stream *s, const void *list, size_t n, bool there, const void **out, struct err *e)
 {
     struct cuda_piece p;
-    TRY(cuda_enter(s, e));
+    TRY(cuda_join(s, e));
     if (list == NULL || there) {
         *out = list;
         return OK;
@@ -86,7 +99,8 @@ static status embed(struct stream *st, const struct embed_args *a, struct err *e
         if (a->id[i] < 0 || (uint32_t)a->id[i] >= w->n)
             return err_set(e, E_ARG, "token %d at place %u: the table has %u rows", a->id[i], i, w->n);
     TRY(send_list(s, a->id, a->n, false, &id, e));
-    return cuda_embed(s->main, &(struct cuda_embed_args){ w->data, w->compute, id, a->n, w->k, a->y, cuda_columns(w->k) }, e);
+    struct cuda_embed_args k = { w->data, w->compute, id, a->n, w->k, a->y, cuda_columns(w->k) };
+    return CUDA_RUN(s, run_embed, &k, e);
 }
 
 static status norm(struct stream *st, const struct norm_args *a, struct err *e)
@@ -97,17 +111,17 @@ static status norm(struct stream *st, const struct norm_args *a, struct err *e)
         return err_set(e, E_ARG, "a norm of %u rows of %u x %u goes to an operand of %u x %u", a->rows, a->group, a->d, a->out->rows,
                        a->out->k);
     TRY(send_list(s, a->row, a->rows, a->row_on_device, &row, e));
-    return cuda_norm(s->main, &(struct cuda_norm_args){ .x = a->x, .row = row, .rows = a->rows, .d = a->d, .group = a->group, .w = a->w,
-                                                        .b = a->b, .eps = a->eps, .out = a->out->data, .out_dtype = a->out->compute,
-                                                        .ldo = cuda_columns(a->out->k) }, e);
+    struct cuda_norm_args k = { .x = a->x, .row = row, .rows = a->rows, .d = a->d, .group = a->group, .w = a->w, .b = a->b, .eps = a->eps,
+                                .out = a->out->data, .out_dtype = a->out->compute, .ldo = cuda_columns(a->out->k) };
+    return CUDA_RUN(s, run_norm, &k, e);
 }
 
 static status pack(struct stream *st, const struct pack_args *a, struct err *e)
 {
     struct cuda_stream *s = cuda_stream_of(st);
-    TRY(cuda_enter(s, e));
-    return cuda_pack(s->main, &(struct cuda_pack_args){ a->x, a->ldx, a->rows, a->k, a->out->data, a->out->compute, cuda_columns(a->k) },
-                     e);
+    struct cuda_pack_args k = { a->x, a->ldx, a->rows, a->k, a->out->data, a->out->compute, cuda_columns(a->k) };
+    TRY(cuda_join(s, e));
+    return CUDA_RUN(s, run_pack, &k, e);
 }
 
 static status im2col(struct stream *st, const struct im2col_args *a, struct err *e)
@@ -141,6 +155,7 @@ static status move(struct stream *st, const float *x, const uint32_t *row, bool 
 {
     struct cuda_stream *s = cuda_stream_of(st);
     const void *list;
+    TRY(cuda_enter(s, e));
     TRY(send_list(s, row, n, there, &list, e));
     return cuda_move(s->main, &(struct cuda_move_args){ .x = x, .from = gather ? list : NULL, .to = gather ? NULL : list, .n = n, .d = d,
                                                         .y = y }, e);
@@ -188,7 +203,8 @@ static status rope(struct stream *st, const struct rope_args *a, struct err *e)
     const void *row;
     if (a->D % 2 != 0) return err_set(e, E_ARG, "rope: head dim %u is odd", a->D);
     TRY(send_list(s, a->row, a->n, a->row_on_device, &row, e));
-    return cuda_rope(s->main, &(struct cuda_rope_args){ a->x, a->ldx, a->n, a->heads, a->D, a->cos, a->sin, row }, e);
+    struct cuda_rope_args k = { a->x, a->ldx, a->n, a->heads, a->D, a->cos, a->sin, row };
+    return CUDA_RUN(s, run_rope, &k, e);
 }
 
 static status shape_check(const struct kv_shape *s, struct err *e)
@@ -203,36 +219,37 @@ static status kv_write(struct stream *st, const struct kv_write_args *a, struct 
     struct cuda_stream *s = cuda_stream_of(st);
     struct cuda_piece p;
     void *seqs, *lists, *items;
-    size_t n_pages = 0, n_items = 0;
+    size_t n_items = 0;
     const uint32_t n = a->seq_start[a->n_seqs], D = a->shape.D;
     TRY(shape_check(&a->shape, e));
     if (D % 2 != 0) return err_set(e, E_ARG, "keys of head dim %u: it must be even", D);
     for (uint32_t i = 0; i < a->n_seqs; i++) {
         const uint32_t rows = a->seq_start[i + 1] - a->seq_start[i], from = a->kv_start[i];
-        n_pages += pages_of(from + rows);
         if (rows > 0) n_items += pages_of(from + rows) - from / CUDA_PAGE_TOKENS;
     }
-    TRY(cuda_enter(s, e));
-    TRY(cuda_piece_begin(s, cuda_piece_bytes(a->n_seqs * sizeof(struct cuda_seq) + n_pages * 4 + n_items * sizeof(struct cuda_kv_item) +
+    TRY(cuda_join(s, e));
+    TRY(cuda_piece_begin(s, cuda_piece_bytes(a->n_seqs * sizeof(struct cuda_seq) + n_items * 4 + n_items * sizeof(struct cuda_kv_item) +
                                              (a->row_on_device ? 0 : (size_t)n * 4), 4), &p, e));
     struct cuda_kv_write_args k = { .kv = a->kv, .ldkv = a->ldkv, .cos = a->cos, .sin = a->sin, .pages = pages(&a->shape) };
     k.seq = cuda_piece_room(&p, a->n_seqs * sizeof(struct cuda_seq), &seqs);
-    k.page = cuda_piece_room(&p, n_pages * 4, &lists);
+    k.page = cuda_piece_room(&p, n_items * 4, &lists);
     k.item = cuda_piece_room(&p, n_items * sizeof(struct cuda_kv_item), &items);
     k.row = a->row_on_device ? a->row : cuda_piece_put(&p, a->row, (size_t)n * 4);
     struct cuda_seq *seq = seqs;
     struct cuda_kv_item *item = items;
     uint32_t *page = lists, at = 0;
     for (uint32_t i = 0; i < a->n_seqs; i++) {
-        const uint32_t rows = a->seq_start[i + 1] - a->seq_start[i], from = a->kv_start[i], used = pages_of(from + rows);
-        seq[i] = (struct cuda_seq){ a->seq_start[i], rows, from, at };
-        if (used > 0) memcpy(page + at, a->view[i].page, used * sizeof *page);
-        for (uint32_t j = from / CUDA_PAGE_TOKENS; rows > 0 && j < used; j++) *item++ = (struct cuda_kv_item){ i, j };
-        at += used;
+        const uint32_t rows = a->seq_start[i + 1] - a->seq_start[i], from = a->kv_start[i], first = from / CUDA_PAGE_TOKENS;
+        const uint32_t used = pages_of(from + rows);
+        seq[i] = (struct cuda_seq){ a->seq_start[i], rows, from, at - first };    /* place `first` of the view is at `at`, modulo 2^32 */
+        for (uint32_t j = first; rows > 0 && j < used; j++) {
+            *item++ = (struct cuda_kv_item){ i, j };
+            page[at++] = a->view[i].page[j];
+        }
     }
     k.n_items = (uint32_t)n_items;
     TRY(cuda_piece_send(s, &p, e));
-    return cuda_kv_write(s->main, &k, e);
+    return CUDA_RUN(s, run_kv_write, &k, e);
 }
 
 static status page_copy(struct stream *st, const struct page_copy_args *a, struct err *e)
@@ -295,7 +312,8 @@ static enum dtype dense_type(const struct operand *o) { return cuda_columns(o->k
 static status dense_pack(struct cuda_stream *s, const struct operand *o, struct err *e)
 {
     if (cuda_columns(o->k) == o->k) return OK;
-    return cuda_pack(s->main, &(struct cuda_pack_args){ s->room, o->k, o->rows, o->k, o->data, o->compute, cuda_columns(o->k) }, e);
+    struct cuda_pack_args k = { s->room, o->k, o->rows, o->k, o->data, o->compute, cuda_columns(o->k) };
+    return CUDA_RUN(s, run_pack, &k, e);
 }
 
 /* Keys that some row of sequence i sees: what its last row does, or where only the device knows that, all there are. */
@@ -320,6 +338,11 @@ static status attend_some(struct cuda_stream *s, const struct attention_args *a,
         n_pages += pages_of(seen(a, i));
         n_tiles += decode ? splits_of(a->visible[a->seq_start[i]]) : tiles_of(n * group);
     }
+    const size_t stats = (size_t)stats_tiles((uint32_t)n_tiles) * a->H * 2;
+    if (decode) {
+        n_pages = cuda_step_room(s, (uint32_t)n_pages, UINT32_MAX);
+        n_tiles = cuda_step_room(s, (uint32_t)n_tiles, DECODE_TILES);
+    }
     TRY(cuda_piece_begin(s, cuda_piece_bytes(n_seqs * (sizeof(struct cuda_seq) + 4) + 4 * (n_pages + (a->visible_on_device ? 0 : rows)) +
                                              n_tiles * sizeof(struct cuda_tile), 5), &p, e));
     struct cuda_attention_args k = { .q = a->q + (size_t)row0 * a->ldq, .ldq = a->ldq, .H = a->H, .scale = a->scale,
@@ -342,10 +365,11 @@ static status attend_some(struct cuda_stream *s, const struct attention_args *a,
         for (uint32_t x = 0; n > 0 && x < (decode ? used : n * group); x += step) tile[done++] = (struct cuda_tile){ i - s0, x };
         at += used;
     }
-    k.part = a->scratch;
-    k.part_stats = k.part + n_tiles * a->H * a->shape.D;
+    while (done < n_tiles) tile[done++] = (struct cuda_tile){ 0, CUDA_NO_TILE };
+    k.part_stats = a->scratch;
+    k.part = k.part_stats + stats;
     TRY(cuda_piece_send(s, &p, e));
-    return (decode ? cuda_attention_decode : cuda_attention)(s->main, &k, e);
+    return CUDA_RUN(s, decode ? run_attention_decode : run_attention, &k, e);
 }
 
 static status attend(struct stream *st, const struct attention_args *a, bool decode, struct err *e)
@@ -367,7 +391,7 @@ static status attend(struct stream *st, const struct attention_args *a, bool dec
         if (last > a->view[i].n_rows || (decode && n != 1))
             return err_set(e, E_ARG, "attention: sequence %u has %u rows, the last sees %u of %u keys", i, n, last, a->view[i].n_rows);
     }
-    TRY(cuda_enter(s, e));
+    TRY(cuda_join(s, e));
     TRY(dense_out(s, a->out, &out, e));
     const enum dtype type = dense_type(a->out);
     for (uint32_t s0 = 0, s1; s0 < a->n_seqs; s0 = s1) {
@@ -691,6 +715,8 @@ const struct ops cuda_ops = {
     .mean_pairs = mean_pairs,
     .page_copy = page_copy,
     .kv_compact = kv_compact,
+    .step_begin = cuda_step_begin,
+    .step_end = cuda_step_end,
     .describe = cuda_describe,
     .close = cuda_close,
 };

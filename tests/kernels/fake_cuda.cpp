@@ -5,9 +5,15 @@
  * or writes it ends with a sentence that says so, and a kernel or a product that is given host memory does too. Memory begins and ends
  * as NaN. What a stream is given is done as late as it may: when somebody waits, or now and then before; so a host buffer that is used
  * again too early, or an event that is missing between two streams, is seen. What was launched and when the host waited is kept in a
- * list, fake_cuda_log, for tests that ask. */
+ * list, fake_cuda_log, for tests that ask.
+ *
+ * Capture and graphs are as the runtime's documentation says. While a stream is captured the thread that began it may not allocate,
+ * free or wait, nor record an event: what does ends the program. A node keeps its kernel's arguments by value and its copy's addresses, so
+ * pinned memory is read when the graph runs; launches of one graph run in order. FAKE_CUDA_FAILS=capture, instantiate or graph makes the
+ * end of a capture, an instantiation or the launch of a graph fail. */
 #include "tests/kernels/simt.h"
 
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -149,7 +155,7 @@ void multiply(const struct product *p)
 
 struct work {
     struct work *next;
-    enum { A_COPY, A_KERNEL, A_PRODUCT, A_WAIT } kind;
+    enum { A_COPY, A_KERNEL, A_PRODUCT, A_WAIT, A_GRAPH } kind;
     void *to;
     const void *from;
     size_t bytes;
@@ -162,26 +168,62 @@ struct work {
     struct product product;
     struct CUstream_st *other;
     uint64_t mark;
+    struct CUgraphExec_st *exec;
 };
-struct CUstream_st { struct work *first, **last; uint64_t given, done; struct CUstream_st *next; };
+struct CUstream_st {
+    struct work *first, **last;
+    uint64_t given, done;
+    struct CUstream_st *next;
+    struct CUgraph_st *into;      /* captured; by whom */
+    pthread_t by;
+};
+struct CUgraph_st { struct work *first, **last; unsigned users; };
+/* The last launch, so that another waits for it. The handle may be gone before they have run. */
+struct CUgraphExec_st { struct CUgraph_st *graph; struct CUstream_st *stream; uint64_t mark; unsigned users; };
 struct CUevent_st { struct CUstream_st *stream; uint64_t mark; unsigned flags; };
 
 static struct CUstream_st *streams;
 
 static void run_to(struct CUstream_st *s, uint64_t mark);
 
+static void graph_drop(struct CUgraph_st *g)
+{
+    if (--g->users > 0) return;
+    for (struct work *w = g->first, *next; w != NULL; w = next) {
+        next = w->next;
+        free(w->arg);
+        free(w);
+    }
+    free(g);
+}
+
+static void exec_drop(struct CUgraphExec_st *x)
+{
+    if (--x->users > 0) return;
+    graph_drop(x->graph);
+    free(x);
+}
+
+static void do_work(const struct work *w)
+{
+    switch (w->kind) {
+    case work::A_COPY: memmove(w->to, w->from, w->bytes); break;
+    case work::A_PRODUCT: multiply(&w->product); break;
+    case work::A_KERNEL: simt_run(w->name, w->call, w->arg, w->grid, w->threads, w->dynamic); break;
+    case work::A_WAIT: run_to(w->other, w->mark); break;
+    case work::A_GRAPH:
+        if (w->other != NULL) run_to(w->other, w->mark);
+        for (const struct work *node = w->exec->graph->first; node != NULL; node = node->next) do_work(node);
+        exec_drop(w->exec);
+    }
+}
+
 static void run_one(struct CUstream_st *s)
 {
     struct work *w = s->first;
     s->first = w->next;
     if (s->first == NULL) s->last = &s->first;
-    if (w->kind == work::A_WAIT) {
-        run_to(w->other, w->mark);
-    } else {
-        if (w->kind == work::A_COPY) memmove(w->to, w->from, w->bytes);
-        if (w->kind == work::A_PRODUCT) multiply(&w->product);
-        if (w->kind == work::A_KERNEL) simt_run(w->name, w->call, w->arg, w->grid, w->threads, w->dynamic);
-    }
+    do_work(w);
     free(w->arg);
     free(w);
     s->done++;
@@ -201,9 +243,32 @@ static void run_all()
     }
 }
 
+/* What the thread that captures a stream may not do. */
+static void not_in_capture(const char *what)
+{
+    for (struct CUstream_st *s = streams; s != NULL; s = s->next)
+        if (s->into != NULL && pthread_equal(s->by, pthread_self())) die(what, s);
+}
+
+static bool made_to_fail(const char *what)
+{
+    const char *v = getenv("FAKE_CUDA_FAILS");
+    return v != NULL && strcmp(v, what) == 0;
+}
+
 static struct work *give(struct CUstream_st *s, int kind)
 {
     if (s == NULL) die("work on no stream", NULL);
+    if (s->into != NULL) {
+        struct work *w = (struct work *)calloc(1, sizeof *w);
+        if (w == NULL) die("no memory", NULL);
+        if (!pthread_equal(s->by, pthread_self())) die("another thread's work on a stream that is captured", s);
+        if (kind == work::A_WAIT || kind == work::A_GRAPH) die("a wait or a graph within a capture, which is not played", s);
+        w->kind = (decltype(w->kind))kind;
+        *s->into->last = w;
+        s->into->last = &w->next;
+        return w;
+    }
     for (struct CUstream_st *t = streams; t != NULL; t = t->next)
         if (below(16) == 0) run_to(t, t->done + below((unsigned)(t->given - t->done) + 1));
     struct work *w = (struct work *)calloc(1, sizeof *w);
@@ -251,7 +316,8 @@ extern "C" {
 
 const char *cudaGetErrorString(cudaError_t e)
 {
-    return e == cudaErrorMemoryAllocation ? "out of memory" : e == cudaSuccess ? "no error" : "invalid argument";
+    return e == cudaErrorMemoryAllocation ? "out of memory" : e == cudaErrorStreamCaptureInvalidated ? "capture invalidated" :
+           e == cudaSuccess ? "no error" : "invalid argument";
 }
 cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
@@ -277,6 +343,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
 cudaError_t cudaMalloc(void **out, size_t bytes)
 {
     begin();
+    not_in_capture("cudaMalloc while a stream is captured");
     const size_t n = (bytes + 255) / 256 * 256;
     unsigned char *at = REGION;
     size_t i = 0;
@@ -297,6 +364,7 @@ cudaError_t cudaMalloc(void **out, size_t bytes)
 cudaError_t cudaFree(void *p)
 {
     if (p == NULL) return cudaSuccess;
+    not_in_capture("cudaFree while a stream is captured");
     run_all();
     for (size_t i = 0; i < n_device; i++)
         if (device_block[i].p == p) {
@@ -315,6 +383,7 @@ cudaError_t cudaFree(void *p)
 cudaError_t cudaMallocHost(void **out, size_t bytes)
 {
     begin();
+    not_in_capture("cudaMallocHost while a stream is captured");
     if (n_host == BLOCKS) return cudaErrorMemoryAllocation;
     *out = malloc(bytes);
     memset(*out, 0xff, bytes);
@@ -324,6 +393,7 @@ cudaError_t cudaMallocHost(void **out, size_t bytes)
 
 cudaError_t cudaFreeHost(void *p)
 {
+    not_in_capture("cudaFreeHost while a stream is captured");
     run_all();
     for (size_t i = 0; i < n_host; i++)
         if (host_block[i].p == p) {
@@ -359,6 +429,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
+    not_in_capture("cudaStreamSynchronize while a stream is captured");
     note("wait for a stream");
     run_to(s, s->given);
     return cudaSuccess;
@@ -382,6 +453,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t e) { free(e); return cudaSuccess; }
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
+    if (s->into != NULL) die("an event recorded within a capture, which is not played", e);
     e->stream = s;
     e->mark = s->given;
     return cudaSuccess;
@@ -389,6 +461,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
+    not_in_capture("cudaEventSynchronize while a stream is captured");
     if (e->stream && e->stream->done < e->mark) {
         note("wait for an event");
         run_to(e->stream, e->mark);
@@ -400,6 +473,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e)
 cudaError_t cudaEventQuery(cudaEvent_t e)
 {
     struct CUstream_st *s = e->stream;
+    not_in_capture("cudaEventQuery while a stream is captured");
     if (s && s->done < e->mark && below(4) == 0) run_to(s, s->done + below((unsigned)(e->mark - s->done) + 1));
     return s && s->done < e->mark ? cudaErrorNotReady : cudaSuccess;
 }
@@ -421,6 +495,70 @@ __attribute__((visibility("default"))) unsigned fake_cuda_log(const char *const 
     if (list != NULL) *list = host_log;
     if (clear) n_log = 0;
     return n;
+}
+
+/* ---- graphs ---------------------------------------------------------------------------------------------- */
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode)
+{
+    if (s == NULL || s->into != NULL) return cudaErrorInvalidValue;
+    s->into = (struct CUgraph_st *)calloc(1, sizeof *s->into);
+    s->into->last = &s->into->first;
+    s->into->users = 1;
+    s->by = pthread_self();
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out)
+{
+    *out = NULL;
+    if (s == NULL || s->into == NULL) return cudaErrorInvalidValue;
+    if (!pthread_equal(s->by, pthread_self())) die("a capture ended by another thread", s);
+    struct CUgraph_st *g = s->into;
+    s->into = NULL;
+    if (made_to_fail("capture")) {
+        graph_drop(g);
+        return cudaErrorStreamCaptureInvalidated;
+    }
+    *out = g;
+    return cudaSuccess;
+}
+
+/* The graph's own handle may go at once. */
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t g, unsigned long long flags)
+{
+    not_in_capture("cudaGraphInstantiate while a stream is captured");
+    if (g == NULL || flags != 0) return cudaErrorInvalidValue;
+    if (made_to_fail("instantiate")) return cudaErrorMemoryAllocation;
+    *out = (struct CUgraphExec_st *)calloc(1, sizeof **out);
+    **out = { g, NULL, 0, 1 };
+    g->users++;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t g)
+{
+    graph_drop(g);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s)
+{
+    if (x == NULL) return cudaErrorInvalidValue;
+    if (made_to_fail("graph")) return cudaErrorMemoryAllocation;
+    note("graph");
+    struct work *w = give(s, work::A_GRAPH);
+    w->exec = x;
+    w->other = x->stream != s ? x->stream : NULL;         /* in one stream it is in order anyway */
+    w->mark = x->mark;
+    x->stream = s;
+    x->mark = s->given;
+    x->users++;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x)
+{
+    exec_drop(x);
+    return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s)

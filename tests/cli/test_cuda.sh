@@ -21,6 +21,21 @@ refuses "a pool of no pages" 2 'fewer than the . layers' env OMNIDROP_LIB="$so" 
 refuses "no shared object" 4 "no device 'cuda': omnidrop-cuda.so.*--device cpu" none --device cuda
 exits "auto does without" 0 '' none --device auto
 
+# Requests of several lengths side by side, some in two choices: decode steps as graphs and launch by launch.
+for i in 1 2 3 4 5 6 7; do
+    printf '{"custom_id": "%d", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "checkpoint", "max_tokens": %d, "n": %d, ' \
+        $i $((3 * i)) $((1 + i % 2))
+    printf '"temperature": 0.8, "seed": %d, "messages": [{"role": "user", "content": "Say %d."}]}}\n' $i $((i * i * i))
+done >"$dir/lines"
+for graphs in 0 1; do
+    OMNIDROP_CUDA_GRAPHS=$graphs OMNIDROP_LIB=$so "$bin" batch -q --device cuda -t 1 -m tests/goldens/odd-f16/checkpoint -i "$dir/lines" \
+        -o "$dir/answers$graphs" </dev/null
+    while read -r line; do "$json" custom_id response.body.choices <<<"$line" | tr '\n' ' '; echo; done <"$dir/answers$graphs" |
+        sort >"$dir/said$graphs"
+done
+is "answers with graphs and without" "$(cat "$dir/said1")" "$(cat "$dir/said0")"
+if [[ $(wc -c <"$dir/said1") -gt 400 ]]; then ok "there are some"; else not_ok "there are some" "$(cat "$dir/said1")"; fi
+
 # A server, and a question to it.
 OMNIDROP_LIB=$so "$bin" serve --device cuda -m tests/goldens/odd-f16/checkpoint -t 1 --port 0 2>"$dir/serve" &
 server=$!

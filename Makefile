@@ -130,6 +130,12 @@ $(BUILD)/tests/simt/omnidrop-cuda.so: $(CUDA_C) $(CUDA_H) $(wildcard tests/kerne
 	@echo "  SO   $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(NO_LUCK) -Itests/kernels/fake -fPIC -shared -fvisibility=hidden -o $@ $(CUDA_C) $(SIMT_OBJ) $(BUILD)/simt/fake_cuda.o -lm
 
+# comm/nccl.c over an NCCL of the tests, and MPI beside both, since OMNIDROP_LIB names one folder: ranks with a device each.
+$(BUILD)/tests/simt/omnidrop-nccl.so: comm/nccl.c comm/inside.h comm/comm.h base/err.h tests/kernels/fake_nccl.c $(wildcard tests/kernels/fake/*.h tests/kernels/fake_*.h) $(BUILD)/tests/simt/omnidrop-cuda.so
+	@echo "  SO   $@"; mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) -Itests/kernels/fake -fPIC -shared -fvisibility=hidden -o $@ comm/nccl.c tests/kernels/fake_nccl.c -L$(@D) -l:omnidrop-cuda.so -Wl,-rpath,'$$ORIGIN'
+	@ln -sf ../../omnidrop-mpi.so $(@D)/omnidrop-mpi.so
+
 # The machine code of each GPU stays beside the object, for tests/tidy/test_machine_code.sh.
 $(BUILD)/kernels/cuda/%.o: kernels/cuda/%.cu
 	@echo "  NVCC $<"; rm -rf $(@:.o=.code); mkdir -p $(@:.o=.code)
@@ -218,7 +224,7 @@ test: deps
 	@$(MAKE) --no-print-directory test-build
 	@tests/run.sh $(BUILD) "$(T)"
 
-test-build: all $(TEST_BIN) $(RUN_BIN) $(BUILD)/tests/simt/omnidrop-cuda.so
+test-build: all $(TEST_BIN) $(RUN_BIN) $(BUILD)/tests/simt/omnidrop-cuda.so $(BUILD)/tests/simt/omnidrop-nccl.so
 
 asan: deps
 	-@tools/install-python.sh

@@ -17,6 +17,7 @@
 #include "engine/engine.h"
 #include "engine/version.h"
 #include "kernels/ops.h"
+#include "model/link.h"
 
 #ifndef OMNIDROP_COMMIT
 #define OMNIDROP_COMMIT "unknown"
@@ -248,38 +249,46 @@ int ranks_agree(struct ranks *r, int code)
 
 struct row {                       /* what a rank says of itself; the same bytes on all, as they are of one build */
     char device[160], why[256];    /* why: not "" where it has no device */
+    char by[24], link[512];        /* what its group's tensors go by; of devices: model/link.h */
     double latency_s, bytes_s;     /* of an all-reduce of its group; 0: it is alone */
     uint32_t cpus, online;         /* it may run on so many of so many */
     uint32_t threads;              /* asked for; 0: one a CPU */
     uint32_t bound;                /* by mpirun */
 };
 
-static status probe_device(const struct cli *c, struct row *row, struct err *e)
+/* *st, and PROBE_FLOATS of its memory at *many: nothing may be lacking where others wait. */
+static status probe_device(const struct cli *c, struct row *row, struct stream **st, float **many, struct err *e)
 {
     uint64_t threads = 0;
-    struct stream *st = NULL;
     TRY(cli_uint(c, "threads", 0, 256, &threads, e));
     const struct stream_options o = { .device = cli_text(c, "device"), .isa = cli_text(c, "isa"), .n_threads = (int)threads };
-    TRY(stream_open(&o, &st, e));
-    st->ops->describe(st, row->device, sizeof row->device);
-    st->ops->close(&st);
-    return OK;
+    TRY(stream_open(&o, st, e));
+    (*st)->ops->describe(*st, row->device, sizeof row->device);
+    return (*st)->ops->alloc(*st, PROBE_FLOATS * sizeof **many, (void **)many, e);
 }
 
-static status probe_links(struct ranks *r, struct row *row, struct err *e)
+/* n floats of the device summed over the group, and there when it returns. */
+static status probe_sum(struct ranks *r, struct stream *st, float *x, size_t n, struct err *e)
 {
-    float one = 1, *many;
+    TRY(comm_all_reduce(r->tensor, st, x, n, e));
+    return st->ops->sync(st, e);
+}
+
+/* As the group's decoder is going to do it. */
+static status probe_links(struct ranks *r, struct stream *st, float *many, struct row *row, struct err *e)
+{
     if (r->tensor == NULL) return OK;
-    TRY(mem_alloc(&many, PROBE_FLOATS, sizeof *many, e));
-    status st = comm_all_reduce(r->tensor, NULL, &one, 1, e);
+    TRY(link_open(r->tensor, st, row->link, sizeof row->link, e));
+    status s = probe_sum(r, st, many, 1, e);
     double from = clock_s();
-    for (int i = 0; i < PROBES && st == OK; i++) st = comm_all_reduce(r->tensor, NULL, &one, 1, e);
+    for (int i = 0; i < PROBES && s == OK; i++) s = probe_sum(r, st, many, 1, e);
     row->latency_s = (clock_s() - from) / PROBES;
     from = clock_s();
-    if (st == OK) st = comm_all_reduce(r->tensor, NULL, many, PROBE_FLOATS, e);
+    if (s == OK) s = probe_sum(r, st, many, PROBE_FLOATS, e);
     row->bytes_s = (double)(PROBE_FLOATS * sizeof *many) / (clock_s() - from);
-    free(many);
-    return st;
+    snprintf(row->by, sizeof row->by, "%s", comm_name(r->tensor));
+    link_close(r->tensor, st);
+    return s;
 }
 
 static void say_row(const struct ranks *r, const struct cli *c, uint32_t i, const struct row *row)
@@ -287,7 +296,7 @@ static void say_row(const struct ranks *r, const struct cli *c, uint32_t i, cons
     const struct comm_peer *p = comm_peer(r->world, i);
     char link[64] = "";
     if (i % r->tp == 0 && row->bytes_s > 0)
-        snprintf(link, sizeof link, "  all-reduce %.0f us, %.2f GB/s", row->latency_s * 1e6, row->bytes_s / 1e9);
+        snprintf(link, sizeof link, "  all-reduce %.0f us, %.2f GB/s, %s", row->latency_s * 1e6, row->bytes_s / 1e9, row->by);
     cli_log(c, CLI_NOTE, "%4u  %-20.20s %8lld  %5u  %-14.14s %s%s", i, p->host, (long long)p->pid, i / r->tp, p->build,
             row->why[0] ? row->why : row->device, link);
 }
@@ -319,28 +328,51 @@ static void say_bound(const struct ranks *r, const struct cli *c, const struct r
     }
 }
 
+/* Why tensors of devices go through their hosts: once, where it is the same in all groups. */
+static void say_links(const struct ranks *r, const struct cli *c, const struct row *all)
+{
+    for (uint32_t i = 0; i < r->size; i += r->tp) {
+        const char *why = all[i].link;
+        if (why[0] == 0 || strcmp(all[i].by, "nccl") == 0) continue;
+        if (i == 0 || strcmp(why, all[i - r->tp].link) != 0) cli_log(c, CLI_NOTE, "group %u: %s", i / r->tp, why);
+    }
+}
+
+static void say_table(const struct ranks *r, const struct cli *c, const struct row *all)
+{
+    char versions[256] = "";
+    comm_versions(r->world, versions, sizeof versions);
+    cli_log(c, CLI_NOTE, "%u ranks in %u groups of %u; %s", r->size, r->dp, r->tp, versions);
+    cli_log(c, CLI_NOTE, "rank  host                      pid  group  build          device");
+    for (uint32_t i = 0; i < r->size; i++) say_row(r, c, i, &all[i]);
+    say_links(r, c, all);
+    say_bound(r, c, all);
+}
+
 /* One table on rank 0; E_MODEL where a rank lacks its device. */
 static status self_test(struct ranks *r, const struct cli *c, struct err *e)
 {
     struct row mine = { 0 }, *all = mem_must(r->size, sizeof *all);
     size_t *bytes = mem_must(r->size, sizeof *bytes);
+    struct stream *device = NULL;
+    float *many = NULL;
     struct err why;
     for (uint32_t i = 0; i < r->size; i++) bytes[i] = sizeof mine;
     look_at_cpus(c, &mine);
-    if (probe_device(c, &mine, &why) != OK) snprintf(mine.why, sizeof mine.why, "%.255s", why.text);
-    status st = probe_links(r, &mine, e);
-    if (st == OK) st = comm_all_gather(r->world, NULL, &mine, all, bytes, e);
-    if (st == OK && r->rank == 0) {
-        char versions[256] = "";
-        comm_versions(r->world, versions, sizeof versions);
-        cli_log(c, CLI_NOTE, "%u ranks in %u groups of %u; %s", r->size, r->dp, r->tp, versions);
-        cli_log(c, CLI_NOTE, "rank  host                      pid  group  build          device");
-        for (uint32_t i = 0; i < r->size; i++) say_row(r, c, i, &all[i]);
-        say_bound(r, c, all);
-    }
+    if (probe_device(c, &mine, &device, &many, &why) != OK) snprintf(mine.why, sizeof mine.why, "%.255s", why.text);
+    status st = comm_all_gather(r->world, NULL, &mine, all, bytes, e);
+    bool whole = st == OK;
+    for (uint32_t i = 0; whole && i < r->size; i++) whole = all[i].why[0] == 0;
+    if (whole) st = probe_links(r, device, many, &mine, e);
+    if (st == OK && whole) st = comm_all_gather(r->world, NULL, &mine, all, bytes, e);
+    if (st == OK && r->rank == 0) say_table(r, c, all);
     for (uint32_t i = 0; st == OK && i < r->size; i++)
         if (all[i].why[0])
             st = err_set(e, E_MODEL, "rank %u on %s has no device: %s", i, comm_peer(r->world, i)->host, all[i].why);
+    if (device) {
+        device->ops->release(device, many);
+        device->ops->close(&device);
+    }
     free(all);
     free(bytes);
     return st;

@@ -82,7 +82,7 @@ status comm_break(struct comm *c, enum broken what, const struct err *e)
     return e->code;
 }
 
-static status late_err(struct comm *c, const char *call, enum broken what, double waited, struct err *e)
+status comm_late(struct comm *c, const char *call, enum broken what, double waited, struct err *e)
 {
     struct err own_err;
     if (e == NULL) e = &own_err;
@@ -104,7 +104,7 @@ status wait_look(struct comm *c, struct wait *w, struct err *e)
     if (e == NULL) e = &own_err;
     if (watch_count(c->w->watch) != 0 && comm_check(c, w->call, waited, false, UINT32_MAX, e) != OK)
         return comm_break(c, BROKEN_TENSORS, e);
-    return waited < c->w->o.timeout_s ? OK : late_err(c, w->call, BROKEN_TENSORS, waited, e);
+    return waited < c->w->o.timeout_s ? OK : comm_late(c, w->call, BROKEN_TENSORS, waited, e);
 }
 
 status wait_turn_message(struct comm *c, struct wait *w, uint32_t peer, struct err *e)
@@ -114,7 +114,7 @@ status wait_turn_message(struct comm *c, struct wait *w, uint32_t peer, struct e
     struct err why;
     if (watch_gone(c->w->watch, c->member[peer], LEFT_GRACE_S, &why) || (c->w->rank != 0 && watch_gone(c->w->watch, 0, LEFT_GRACE_S, &why)))
         return gone_err(c, w->call, waited, &why, e);
-    return waited < c->w->o.timeout_s ? OK : late_err(c, w->call, BROKEN_MESSAGES, waited, e);
+    return waited < c->w->o.timeout_s ? OK : comm_late(c, w->call, BROKEN_MESSAGES, waited, e);
 }
 
 status comm_mpi_err(struct comm *c, const char *call, int rc, struct err *e)
@@ -561,115 +561,13 @@ out:
     return st;
 }
 
-/* ---- NCCL's communicators: those that a death must abort ---------------------------------------------------- */
-
-static pthread_mutex_t nccl_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct comm *nccl_comms;
-
-void comm_nccl_deaths(struct world *w, uint32_t rank)
-{
-    pthread_mutex_lock(&nccl_lock);
-    for (struct comm *c = nccl_comms; c != NULL; c = c->next_nccl)
-        for (uint32_t i = 0; c->w == w && i < c->size; i++)
-            if (c->member[i] == rank || rank == 0) {
-                c->nccl->abort(c->nccl_h);
-                break;
-            }
-    pthread_mutex_unlock(&nccl_lock);
-}
-
-static void nccl_detach(struct comm *c)
-{
-    if (c->nccl_h == NULL) return;
-    pthread_mutex_lock(&nccl_lock);
-    for (struct comm **at = &nccl_comms; *at != NULL; at = &(*at)->next_nccl)
-        if (*at == c) {
-            *at = c->next_nccl;
-            break;
-        }
-    pthread_mutex_unlock(&nccl_lock);
-    c->nccl->close(c->nccl_h);
-    c->nccl_h = NULL;
-}
-
-static status nccl_err(const struct comm *c, const struct nccl_lib *lib, const char *call, int rc, struct err *e)
-{
-    char text[256];
-    lib->text(c->nccl_h, rc, text, sizeof text);
-    return err_set(e, E_DEVICE, "%s on rank %u (pid %lld on host %s): NCCL says: %s", call, c->w->rank, (long long)own(c)->pid,
-                   own(c)->host, text);
-}
-
-/* Until what was begun is on the device's queue. */
-static status nccl_done(struct comm *c, const char *call, int rc, struct err *e)
-{
-    struct wait w;
-    wait_begin(&w, call);
-    while (rc == 0 && (rc = c->nccl->state(c->nccl_h)) == NCCL_IN_PROGRESS) {
-        TRY(wait_turn(c, &w, e));
-        rc = 0;
-    }
-    if (rc == 0) return OK;
-    TRY(comm_check(c, call, clock_s() - w.start, false, UINT32_MAX, e));      /* a death is the better reason */
-    nccl_err(c, c->nccl, call, rc, e);
-    return e ? comm_break(c, BROKEN_TENSORS, e) : E_DEVICE;
-}
-
-struct device_word { uint32_t ok, host; char bus[32], text[256]; };
-
-status comm_attach(struct comm *c, struct stream *st, void *native, int device, struct err *e)
-{
-    struct device_word mine = { .ok = 1, .host = c->w->host[c->w->rank] }, *all = mem_must(c->size, sizeof *all);
-    size_t *bytes = mem_must(c->size, sizeof *bytes);
-    uint8_t id[NCCL_ID_BYTES] = { 0 };
-    for (uint32_t i = 0; i < c->size; i++) bytes[i] = sizeof mine;
-    const struct nccl_lib *lib = plugin_symbol("omnidrop-nccl.so", NCCL_LIB_SYMBOL, true, mine.text, sizeof mine.text);
-    int rc = 0;
-    if (lib == NULL || lib->abi != NCCL_LIB_ABI) mine.ok = 0;
-    else if ((rc = lib->device(device, mine.bus)) != 0 || (c->rank == 0 && (rc = lib->id(id)) != 0)) {
-        lib->text(NULL, rc, mine.text, sizeof mine.text);
-        mine.ok = 0;
-    }
-    status s = comm_check(c, "comm_attach", 0, false, UINT32_MAX, e);
-    if (s == OK) s = c->ops->gather(c, "comm_attach", UINT32_MAX, &mine, all, bytes, e);
-    for (uint32_t i = 0; s == OK && i < c->size; i++) {
-        const struct comm_peer *p = comm_peer(c, i);
-        if (!all[i].ok)
-            s = err_set(e, E_MODEL, "rank %u (pid %lld on host %s) has no NCCL: %s; tensors go through host memory and MPI",
-                        p->world, (long long)p->pid, p->host, all[i].text);
-        for (uint32_t k = 0; s == OK && k < i; k++)
-            if (all[k].host == all[i].host && strcmp(all[k].bus, all[i].bus) == 0)
-                s = err_set(e, E_MODEL, "ranks %u and %u of host %s have one device (%s): NCCL wants one each; tensors go through "
-                            "host memory and MPI", comm_peer(c, k)->world, p->world, p->host, all[i].bus);
-    }
-    free(all);
-    free(bytes);
-    if (s != OK) return s;
-    TRY(c->ops->broadcast(c, 0, id, sizeof id, e));
-    c->nccl = lib;
-    rc = lib->open(id, (int)c->rank, (int)c->size, &c->nccl_h);
-    if (c->nccl_h == NULL) return nccl_err(c, lib, "comm_attach", rc, e);
-    pthread_mutex_lock(&nccl_lock);
-    c->next_nccl = nccl_comms;
-    nccl_comms = c;
-    pthread_mutex_unlock(&nccl_lock);
-    s = nccl_done(c, "comm_attach", rc, e);
-    if (s != OK) {
-        nccl_detach(c);
-        return s;
-    }
-    c->nccl_st = st;
-    c->nccl_stream = native;
-    return OK;
-}
-
 /* ---- closing ----------------------------------------------------------------------------------------------- */
 
 void comm_close(struct comm **cp)
 {
     struct comm *c = *cp;
     if (c == NULL) return;
-    nccl_detach(c);
+    comm_detach(c);
     if (!c->is_world) {
         comm_free(cp);
         return;
@@ -805,10 +703,10 @@ static status enter(struct comm *c, const char *call, uint32_t who, struct err *
 status comm_all_reduce(struct comm *c, struct stream *st, float *x, size_t n, struct err *e)
 {
     TRY(enter(c, "comm_all_reduce", UINT32_MAX, e));
-    if (n == 0 || c->size == 1) return OK;
+    if (n == 0 || (c->size == 1 && c->nccl_h == NULL)) return OK;
     switch (where(c, st)) {
     case ON_HOST: return c->ops->all_reduce(c, x, n, e);
-    case ON_DEVICE: return nccl_done(c, "comm_all_reduce", c->nccl->all_reduce(c->nccl_h, c->nccl_stream, x, n), e);
+    case ON_DEVICE: return comm_nccl_done(c, "comm_all_reduce", c->nccl->all_reduce(c->nccl_h, c->nccl_stream, x, n), e);
     default:
         TRY(stage(c, n * sizeof *x, e));
         TRY(fetch(st, c->stage, x, n * sizeof *x, e));
@@ -831,7 +729,7 @@ static status gather(struct comm *c, const char *call, struct stream *st, uint32
     switch (where(c, st)) {
     case ON_HOST: return c->ops->gather(c, call, root, mine, all, bytes, e);
     case ON_DEVICE:
-        return nccl_done(c, call, root == UINT32_MAX
+        return comm_nccl_done(c, call, root == UINT32_MAX
             ? c->nccl->all_gather(c->nccl_h, c->nccl_stream, (int)c->rank, (int)c->size, mine, all, bytes)
             : c->nccl->gather(c->nccl_h, c->nccl_stream, (int)c->rank, (int)c->size, (int)root, mine, all, bytes), e);
     default: {
@@ -860,10 +758,10 @@ status comm_broadcast(struct comm *c, struct stream *st, uint32_t root, void *x,
 {
     if (root >= c->size) return err_set(e, E_ARG, "comm_broadcast: no rank %u among %u", root, c->size);
     TRY(enter(c, "comm_broadcast", root, e));
-    if (bytes == 0 || c->size == 1) return OK;
+    if (bytes == 0 || (c->size == 1 && c->nccl_h == NULL)) return OK;
     switch (where(c, st)) {
     case ON_HOST: return c->ops->broadcast(c, root, x, bytes, e);
-    case ON_DEVICE: return nccl_done(c, "comm_broadcast", c->nccl->broadcast(c->nccl_h, c->nccl_stream, (int)root, x, bytes), e);
+    case ON_DEVICE: return comm_nccl_done(c, "comm_broadcast", c->nccl->broadcast(c->nccl_h, c->nccl_stream, (int)root, x, bytes), e);
     default:
         TRY(stage(c, bytes, e));
         if (c->rank == root) TRY(fetch(st, c->stage, x, bytes, e));
@@ -890,7 +788,7 @@ status comm_send(struct comm *c, struct stream *st, uint32_t to, const void *x, 
     TRY(one_to_one(c, "comm_send", to, e));
     switch (where(c, st)) {
     case ON_HOST: return c->ops->send(c, to, x, bytes, e);
-    case ON_DEVICE: return nccl_done(c, "comm_send", c->nccl->send(c->nccl_h, c->nccl_stream, (int)to, x, bytes), e);
+    case ON_DEVICE: return comm_nccl_done(c, "comm_send", c->nccl->send(c->nccl_h, c->nccl_stream, (int)to, x, bytes), e);
     default:
         TRY(stage(c, bytes, e));
         TRY(fetch(st, c->stage, x, bytes, e));
@@ -903,12 +801,10 @@ status comm_recv(struct comm *c, struct stream *st, uint32_t from, void *x, size
     TRY(one_to_one(c, "comm_recv", from, e));
     switch (where(c, st)) {
     case ON_HOST: return c->ops->recv(c, from, x, bytes, e);
-    case ON_DEVICE: return nccl_done(c, "comm_recv", c->nccl->recv(c->nccl_h, c->nccl_stream, (int)from, x, bytes), e);
+    case ON_DEVICE: return comm_nccl_done(c, "comm_recv", c->nccl->recv(c->nccl_h, c->nccl_stream, (int)from, x, bytes), e);
     default:
         TRY(stage(c, bytes, e));
         TRY(c->ops->recv(c, from, c->stage, bytes, e));
         return put_back(st, x, c->stage, bytes, e);
     }
 }
-
-bool comm_captures(const struct comm *c) { return c->nccl_h != NULL; }

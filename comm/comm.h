@@ -12,7 +12,8 @@
  * neither. MPI starts processes, exchanges ids and carries messages for all of them.
  *
  * Sums of host memory are taken in rank order, element by element in f32: every rank gets the same bits, run after run.
- * Pruning needs that (docs/architecture.md, Ranks). NCCL gives every rank the same bits too, in an order of its own.
+ * Pruning needs that (docs/architecture.md, Ranks). NCCL gives every rank the same bits too, in an order of its own, which of
+ * more than two ranks may differ with the place of an element in the tensor.
  *
  * Nothing hangs. A call returns E_DEVICE, with a text that names call, rank, host and how long it waited, when a member
  * of its group is dead or when options.timeout_s has passed. Death is seen by a watcher of its own (one thread, a TCP
@@ -27,7 +28,8 @@
  * when a whole *host* is lost it ends the job all the same. srun: `--kill-on-bad-exit=0 --no-kill`.
  *
  * Environment: OMNIDROP_LIB, the folder of the shared objects, first of all; OMNIDROP_COMM=wire, no shared memory for
- * tensors (to compare, and where /dev/shm is too small: it is left out by itself when it cannot be had).
+ * tensors (to compare, and where /dev/shm is too small: it is left out by itself when it cannot be had);
+ * OMNIDROP_COMM=staged, no NCCL.
  * Source: docs/architecture.md (Collectives, Ranks, Failure rules). */
 #ifndef COMM_COMM_H
 #define COMM_COMM_H
@@ -109,10 +111,16 @@ status comm_send(struct comm *c, struct stream *st, uint32_t to, const void *x, 
 status comm_recv(struct comm *c, struct stream *st, uint32_t from, void *x, size_t bytes, struct err *e);
 /* From now on the tensors of this device's stream go through NCCL, without the host; native: its cudaStream_t. Collective
  * over c. E_MODEL, on every rank alike: a rank has no omnidrop-nccl.so, or two of them share a device; c stays as it was,
- * which is host-staged. The stream's work behind a death ends with an error of the device, it does not hang. */
+ * which is host-staged. One rank: its collectives go through NCCL too, to try it. A call returns when its work is on the stream;
+ * who then waits for the stream must ask comm_look (kernels/device.h, device_guard), or a death or a rank that never comes would
+ * keep it waiting. */
 status comm_attach(struct comm *c, struct stream *st, void *native, int device, struct err *e);
-/* True: collectives on device memory may be captured into a graph. */
-bool comm_captures(const struct comm *c);
+/* E_DEVICE: a member is dead, NCCL has failed, or `waited` is over options.timeout_s. NCCL's work on the stream has been aborted
+ * then, so that the stream goes on, with tensors that are worth nothing. self: the group. */
+status comm_look(void *self, double waited, struct err *e);
+bool comm_attached(const struct comm *c);
+/* Host-staged again. Collective over c; what the stream was given is done before. comm_close does it too. */
+void comm_detach(struct comm *c);
 
 /* ---- messages ---------------------------------------------------------------------------------------------- */
 

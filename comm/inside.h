@@ -1,6 +1,7 @@
 /* comm/inside.h - what the files of comm/ share: the struct behind comm.h, the tables of the two shared objects, waiting.
  *
  *   comm.c      the world, groups, launchers, which backend a call goes to, staging of device memory
+ *   attach.c    NCCL: who may have it, waiting for what it does, its end
  *   self.c      the table of one rank
  *   host.c      the table of several ranks on host memory: point-to-point by MPI
  *   segment.c   the same inside one host: shared memory
@@ -41,7 +42,7 @@ struct mpi_lib {
 };
 #define MPI_LIB_SYMBOL "omnidrop_mpi"
 
-#define NCCL_LIB_ABI 1
+#define NCCL_LIB_ABI 2
 #define NCCL_ID_BYTES 128
 #define NCCL_IN_PROGRESS 7
 /* 0 or an error number of NCCL or CUDA. `h` is one communicator; stream a cudaStream_t. Communicators are nonblocking:
@@ -53,8 +54,9 @@ struct nccl_lib {
     int (*device)(int device, char bus[32]);             /* makes it current; its PCI bus id */
     int (*open)(const uint8_t id[NCCL_ID_BYTES], int rank, int size, void **h);
     int (*state)(void *h);
+    int (*finish)(void *h);                              /* begun; over when all ranks have come and all work is done */
     void (*abort)(void *h);                              /* kernels that wait for peers end; the handle stays readable */
-    void (*close)(void *h);                              /* after abort or when all is done */
+    void (*close)(void *h);                              /* after finish or abort */
     void (*text)(void *h, int rc, char *text, size_t cap);
     int (*all_reduce)(void *h, void *stream, float *x, size_t n);
     int (*all_gather)(void *h, void *stream, int rank, int size, const void *mine, void *all, const size_t *bytes);
@@ -129,7 +131,8 @@ struct comm {
     const struct nccl_lib *nccl;
     void *nccl_h, *nccl_stream;
     struct stream *nccl_st;
-    struct comm *next_nccl;            /* list of those that the watcher aborts at a death */
+    struct comm *next_nccl;            /* list of those that a death aborts */
+    bool doomed;                       /* it is to be */
 };
 
 /* ---- waiting ----------------------------------------------------------------------------------------------- */
@@ -155,6 +158,8 @@ status wait_turn_message(struct comm *c, struct wait *w, uint32_t peer, struct e
 status comm_check(struct comm *c, const char *call, double waited, bool messages, uint32_t peer, struct err *e);
 /* Remember that c's tensors, or messages, cannot be used; returns e->code. */
 status comm_break(struct comm *c, enum broken what, const struct err *e);
+/* The same for one that nobody has answered for `waited` seconds. */
+status comm_late(struct comm *c, const char *call, enum broken what, double waited, struct err *e);
 void nap(double seconds);
 status comm_mpi_err(struct comm *c, const char *call, int rc, struct err *e);
 
@@ -225,6 +230,11 @@ bool watch_gone(const struct watch *x, uint32_t r, double grace, struct err *why
 /* Of n world ranks the one that has been gone the longest: the others may have left because of it. UINT32_MAX: none. Those
  * with skip[i] (NULL: none) do not count, but rank[keep] does. */
 uint32_t watch_first(const struct watch *x, const uint32_t *rank, const uint8_t *skip, uint32_t keep, uint32_t n, double grace);
-void comm_nccl_deaths(struct world *w, uint32_t rank);    /* comm.c, from the watcher */
+
+/* ---- attach.c ---------------------------------------------------------------------------------------------- */
+
+/* Until what a call of NCCL began is on the device's queue; rc: what the call returned. */
+status comm_nccl_done(struct comm *c, const char *call, int rc, struct err *e);
+void comm_nccl_deaths(struct world *w, uint32_t rank);    /* from the watcher, which it does not hold up */
 
 #endif

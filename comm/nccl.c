@@ -1,7 +1,7 @@
 /* comm/nccl.c - omnidrop-nccl.so: the calls of NCCL and of the CUDA runtime that comm/ is made of (struct nccl_lib in
  * inside.h). Tensors on device memory only; who starts, who exchanges the id and who notices deaths is MPI and the watcher.
  *
- * Communicators are nonblocking, so that no call waits on the host for a peer; an abort comes from the watcher's thread,
+ * Communicators are nonblocking, so that no call waits on the host for a peer; an abort comes from a thread of its own,
  * ends the kernels that wait on the device, and leaves a handle that says no. Parts of different lengths are gathered by
  * grouped broadcasts. A sum has NCCL's order: the same bits on every rank and every run on the same machines, but not
  * those of rank order. */
@@ -79,6 +79,9 @@ static ncclComm_t hold(void *h)
     return NULL;
 }
 
+/* Calls of a group are only noted, or in progress like any other. */
+static bool goes_on(ncclResult_t rc) { return rc == ncclSuccess || rc == ncclInProgress; }
+
 /* In progress is no error: the caller asks for the state. */
 static int let_go(void *h, ncclResult_t rc)
 {
@@ -95,6 +98,13 @@ static int lib_state(void *h)
     const ncclResult_t rc = ncclCommGetAsyncError(comm, &now);
     let_go(h, rc);
     return rc != ncclSuccess ? (int)rc : (int)now;
+}
+
+static int lib_finish(void *h)
+{
+    ncclComm_t comm = hold(h);
+    if (comm == NULL) return (int)ncclRemoteError;
+    return let_go(h, ncclCommFinalize(comm));
 }
 
 static void lib_abort(void *h)
@@ -141,10 +151,10 @@ static int lib_all_gather(void *h, void *stream, int rank, int size, const void 
     if (even) return let_go(h, ncclAllGather(mine, all, bytes[0], ncclUint8, comm, stream));
     uint8_t *at = all;
     ncclResult_t rc = ncclGroupStart();
-    for (int i = 0; rc == ncclSuccess && i < size; at += bytes[i], i++)
+    for (int i = 0; goes_on(rc) && i < size; at += bytes[i], i++)
         if (bytes[i] > 0) rc = ncclBroadcast(i == rank ? mine : at, at, bytes[i], ncclUint8, i, comm, stream);
     const ncclResult_t end = ncclGroupEnd();
-    return let_go(h, rc != ncclSuccess && rc != ncclInProgress ? rc : end);
+    return let_go(h, goes_on(rc) ? end : rc);
 }
 
 static int lib_gather(void *h, void *stream, int rank, int size, int root, const void *mine, void *all, const size_t *bytes)
@@ -153,7 +163,7 @@ static int lib_gather(void *h, void *stream, int rank, int size, int root, const
     if (comm == NULL) return (int)ncclRemoteError;
     uint8_t *at = all;
     ncclResult_t rc = ncclGroupStart();
-    for (int i = 0; rank == root && rc == ncclSuccess && i < size; at += bytes[i], i++) {
+    for (int i = 0; rank == root && goes_on(rc) && i < size; at += bytes[i], i++) {
         if (i == root && mine != at)
             rc = cudaMemcpyAsync(at, mine, bytes[i], cudaMemcpyDeviceToDevice, stream) == cudaSuccess ? ncclSuccess
                                                                                                       : ncclUnhandledCudaError;
@@ -161,7 +171,7 @@ static int lib_gather(void *h, void *stream, int rank, int size, int root, const
     }
     if (rank != root && bytes[rank] > 0) rc = ncclSend(mine, bytes[rank], ncclUint8, root, comm, stream);
     const ncclResult_t end = ncclGroupEnd();
-    return let_go(h, rc != ncclSuccess && rc != ncclInProgress ? rc : end);
+    return let_go(h, goes_on(rc) ? end : rc);
 }
 
 static int lib_broadcast(void *h, void *stream, int root, void *x, size_t bytes)
@@ -193,6 +203,7 @@ const struct nccl_lib omnidrop_nccl = {
     .device = lib_device,
     .open = lib_open,
     .state = lib_state,
+    .finish = lib_finish,
     .abort = lib_abort,
     .close = lib_close,
     .text = lib_text,

@@ -12,6 +12,7 @@
 #include "base/mem.h"
 #include "engine/inside.h"
 #include "kernels/device.h"
+#include "model/link.h"
 
 #define EXACT_BYTES ((uint64_t)128 << 20)   /* bf16 models under this run in f32: dtype "auto" */
 #define BLOCK_ROWS 1032                     /* rows computed at once: 86 tiles of 12           */
@@ -277,17 +278,6 @@ static status open_stream(struct engine *en, const struct engine_options *o, str
     return OK;
 }
 
-/* Checkpoint, device, this rank's weights. */
-static status load(struct engine *en, const struct engine_options *o, bool leads, struct err *e)
-{
-    struct checkpoint ck;
-    TRY(checkpoint_open(en->info.model_dir, &ck, e));
-    status st = open_stream(en, o, e);
-    if (st == OK) st = open_model(en, o, &ck, leads, e);
-    checkpoint_close(&ck);
-    return st;
-}
-
 /* ---- several ranks ------------------------------------------------------------------------------------------ */
 
 /* What the leader tells the others to open. */
@@ -344,12 +334,16 @@ static status agree(struct comm *c, status st, struct err *e)
     return st != OK && met == OK ? st : met;
 }
 
-/* Everything that all ranks do. */
+/* Everything that all ranks do: checkpoint and device, the way between them, this rank's weights. */
 static status open_together(struct engine *en, const struct engine_options *o, bool leads, struct err *e)
 {
-    const status st = load(en, o, leads, e);
-    TRY(agree(en->comm, st, e));
-    return share_out(en, o, e);
+    struct checkpoint ck;
+    const status opened = checkpoint_open(en->info.model_dir, &ck, e);
+    status st = agree(en->comm, opened == OK ? open_stream(en, o, e) : opened, e);
+    if (st == OK) st = agree(en->comm, link_open(en->comm, en->st, en->info.link, sizeof en->info.link, e), e);
+    if (st == OK) st = agree(en->comm, open_model(en, o, &ck, leads, e), e);
+    if (opened == OK) checkpoint_close(&ck);
+    return st == OK ? share_out(en, o, e) : st;
 }
 
 static bool check_asked(const struct engine_options *o)
@@ -367,7 +361,7 @@ status engine_open(const struct engine_options *options, struct engine **out, st
     if (e == NULL) e = &why;
     status st = mem_alloc(&en, 1, sizeof *en, e);
     if (st != OK) return st;
-    en->comm = o.comm && comm_size(o.comm) > 1 ? o.comm : NULL;
+    en->comm = o.comm && (comm_size(o.comm) > 1 || o.one_rank_too) ? o.comm : NULL;
     o.check_ranks = check_asked(&o);
     st = open_start(en, &o, e);
     TRY_GOTO(st, tell(en, &o, st, e), undo);
@@ -460,6 +454,7 @@ void engine_close(struct engine **pen)
         audio_tower_destroy(&en->audio);
         vision_tower_destroy(&en->vision);
         decoder_destroy(&en->dec);
+        link_close(en->comm, en->st);
         en->ops->close(&en->st);
     }
     tokenizer_free(&en->tok);

@@ -39,6 +39,7 @@ struct engine_options {
     struct comm *comm;             /* the ranks of this engine: its rank 0 opens it, the others call engine_work. One rank: it
                                       is alone, and shares its host as comm_peer.n_local says. Borrowed for the engine's
                                       life. NULL: alone on its host                                               */
+    bool one_rank_too;             /* a comm of one rank is used all the same, where it has NCCL: to try that on one GPU      */
     bool check_ranks;              /* compare over ranks what must be equal, after every layer: slow. Also by the
                                       environment's OMNIDROP_CHECK_RANKS=1                                        */
     bool textbook_order;           /* whole layers first, then the drop: same results, for tests                 */
@@ -59,6 +60,7 @@ struct engine_info {
     char model_name[256];          /* last part of the folder's name  */
     bool bundled;                  /* nobody named it                 */
     char device[256];              /* "cpu: avx512-bf16, 2 threads"   */
+    char link[512];                /* how tensors of devices get from rank to rank: model/link.h */
     enum dtype compute, kv_dtype;
     uint32_t max_model_len;
     uint32_t page_tokens, n_pages;

@@ -31,7 +31,7 @@ static const struct cuda_backend *backend(char *why, size_t cap)
 {
     const struct cuda_backend *b = plugin_symbol(CUDA_BACKEND_FILE, CUDA_BACKEND_SYMBOL, false, why, cap);
     if (b == NULL) return NULL;
-    if (b->ops_bytes == sizeof(struct ops) && b->args_bytes == sizeof(struct attention_args)) return b;
+    if (b->ops_bytes == sizeof(struct ops) && b->args_bytes == sizeof(struct attention_args) && b->own_bytes == sizeof *b) return b;
     snprintf(why, cap, "%s: of another version of this program", CUDA_BACKEND_FILE);
     return NULL;
 }
@@ -54,11 +54,29 @@ status device_memory(struct stream *st, uint64_t *free_bytes, uint64_t *total, s
     return OK;
 }
 
-struct device_steps device_steps(struct stream *st)
+static const struct cuda_backend *backend_of(const struct stream *st)
 {
     char why[512];
-    const struct cuda_backend *b = strcmp(st->ops->name, "cuda") == 0 ? backend(why, sizeof why) : NULL;
+    return strcmp(st->ops->name, "cuda") == 0 ? backend(why, sizeof why) : NULL;
+}
+
+struct device_steps device_steps(struct stream *st)
+{
+    const struct cuda_backend *b = backend_of(st);
     return b != NULL ? b->steps(st) : (struct device_steps){ 0 };
+}
+
+bool device_native(struct stream *st, void **native, int *device)
+{
+    const struct cuda_backend *b = backend_of(st);
+    if (b != NULL) b->native(st, native, device);
+    return b != NULL;
+}
+
+void device_guard(struct stream *st, device_look *look, void *self)
+{
+    const struct cuda_backend *b = backend_of(st);
+    if (b != NULL) b->guard(st, look, self);
 }
 
 /* E_MODEL with what is missing, the driver named too. */

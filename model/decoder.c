@@ -135,7 +135,7 @@ static status slices(struct decoder *dc, struct comm *c, struct err *e)
     TRY(decoder_slice_of(&dc->s, c ? comm_rank(c) : 0, size, &dc->own, e));
     TRY(mem_alloc(&dc->all, size, sizeof *dc->all, e));
     for (uint32_t r = 0; r < size; r++) TRY(decoder_slice_of(&dc->s, r, size, &dc->all[r], e));
-    dc->comm = size > 1 ? c : NULL;
+    dc->comm = size > 1 || (c && comm_attached(c)) ? c : NULL;
     dc->memory = strcmp(dc->ops->name, "cpu") == 0 ? NULL : dc->st;
     return OK;
 }

@@ -47,7 +47,7 @@ struct team {
     const struct ops *ops;
     struct comm *comm;             /* NULL: alone */
     uint32_t rank, size, L, d, D;
-    bool check, serving;           /* serving: workers have been given a task */
+    bool check, serving, alone;    /* serving: workers have been given a task; alone: the decoder meets nobody, not even by NCCL */
     struct kv_shape kv;
     struct team_rows **rows;       /* by id; NULL: free */
     size_t rows_cap;
@@ -413,7 +413,7 @@ static status do_step(struct team *t, const struct task *k, struct err *e)
     status st = k->failed;
     struct task at = *k;
     at.list[L_POS_H] = at.list[L_POS_W] = k->list[L_POS];
-    const bool alone = t->comm == NULL;        /* else ranks meet between its ops */
+    const bool alone = t->alone;               /* else ranks meet between its ops */
     if (alone) t->ops->step_begin(t->st, t->dc, n);
     if (st == OK) st = step_room(t, n, e);
     if (st == OK) st = do_angles(t, &at, e);
@@ -684,6 +684,7 @@ status team_open(struct decoder *dc, struct comm *c, bool check, struct team **o
     *t = (struct team){ .dc = dc, .st = decoder_stream(dc), .ops = decoder_stream(dc)->ops, .size = 1, .L = s->L, .d = s->d,
                         .D = s->D, .check = check, .kv = decoder_kv_shape(dc) };
     *out = t;
+    t->alone = c == NULL || (comm_size(c) == 1 && !comm_attached(c));
     if (c == NULL || comm_size(c) == 1) return OK;
     t->comm = c;
     t->rank = comm_rank(c);

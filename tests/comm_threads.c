@@ -249,3 +249,22 @@ status comm_take(struct comm *c, uint32_t from, uint32_t tag, double wait_s, str
     free(l);
     return OK;
 }
+
+/* Threads share the host's memory: no device is anyone's own. */
+status comm_attach(struct comm *c, struct stream *st, void *native, int device, struct err *e)
+{
+    (void)c, (void)st, (void)native, (void)device;
+    return err_set(e, E_MODEL, "ranks that are threads have no NCCL");
+}
+void comm_detach(struct comm *c) { (void)c; }
+bool comm_attached(const struct comm *c)
+{
+    (void)c;
+    return false;
+}
+void comm_versions(const struct comm *c, char *text, size_t cap) { snprintf(text, cap, "%s", comm_name(c)); }
+status comm_look(void *self, double waited, struct err *e)
+{
+    (void)self, (void)waited, (void)e;
+    return OK;
+}

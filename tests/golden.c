@@ -549,6 +549,7 @@ static void run_dir(const struct engine_options *base, const char *dir)
         fail_text(dir, "checkpoint", e.text);
         return;
     }
+    if (engine_info(en)->link[0]) printf("tensors between ranks: %s\n", engine_info(en)->link);
     for (uint32_t r = 0; engine_info(en)->n_ranks > 1 && r < engine_info(en)->n_ranks; r++)
         printf("rank %u: %.1f MB of decoder weights, %.1f MB resident\n", r, (double)engine_rank(en, r)->weight_bytes / 1e6,
                (double)engine_rank(en, r)->resident_bytes / 1e6);
@@ -597,6 +598,7 @@ int main(int argc, char **argv)
         else if (strcmp(argv[i], "--dtype") == 0) o.dtype = value, i++;
         else if (strcmp(argv[i], "--threads") == 0) o.n_threads = atoi(value), i++;
         else if (strcmp(argv[i], "--tp") == 0) tp = atoi(value), i++;
+        else if (strcmp(argv[i], "--nccl") == 0) o.one_rank_too = true;
         else if (strcmp(argv[i], "--pack") == 0) pack = value, i++;
         else if (strcmp(argv[i], "--make-pack") == 0) make_pack = value, i++;
         else if (argv[i][0] == '-') {
@@ -605,10 +607,11 @@ int main(int argc, char **argv)
         } else dir[n_dirs++] = argv[i];
     }
     if (n_dirs == 0) {
-        fprintf(stderr, "usage: golden [--device D] [--isa I] [--threads N] [--dtype T] [--textbook] [--tp N] "
+        fprintf(stderr, "usage: golden [--device D] [--isa I] [--threads N] [--dtype T] [--textbook] [--tp N | --nccl] "
                         "[--pack DIR | --make-pack DIR] DIR...\n");
         return 2;
     }
+    if (o.one_rank_too && comm_self_open(&world, NULL) == OK) o.comm = world;
     if (tp != 1) {
         struct err e;
         const struct comm_options co = { .build = "golden" };

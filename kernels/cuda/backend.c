@@ -4,7 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "kernels/cuda/inside.h"
 
@@ -33,6 +35,42 @@ status cuda_enter(struct cuda_stream *s, struct err *e)
     return cuda_step_flush(s, e);
 }
 
+/* Asks for the work in place of waiting for it, since nothing ends a wait of the runtime's own. Without pause at first, as it does. At
+ * the end once more: what ended may have been broken off. */
+static status wait_looking(struct cuda_stream *s, cudaEvent_t event, const char *what, struct err *e)
+{
+    const double start = clock_s(), often = 1e-3, patient = 20e-3;
+    for (double next = often;;) {
+        const cudaError_t rc = event ? cudaEventQuery(event) : cudaStreamQuery(s->main);
+        const double waited = clock_s() - start;
+        if (rc == cudaSuccess) return s->look(s->look_self, 0, e);
+        if (rc != cudaErrorNotReady) return cuda_check(rc, what, e);
+        cudaGetLastError();        /* not ready is no error of the next call */
+        if (waited < next) continue;
+        TRY(s->look(s->look_self, waited, e));
+        if (waited > patient) nanosleep(&(struct timespec){ .tv_nsec = 50000 }, NULL);
+        next = waited + often;
+    }
+}
+
+status cuda_wait(struct cuda_stream *s, cudaEvent_t event, const char *what, struct err *e)
+{
+    if (s->look != NULL) return wait_looking(s, event, what, e);
+    return cuda_check(event ? cudaEventSynchronize(event) : cudaStreamSynchronize(s->main), what, e);
+}
+
+static void native(struct stream *st, void **cuda_stream, int *device)
+{
+    *cuda_stream = cuda_stream_of(st)->main;
+    *device = cuda_stream_of(st)->device;
+}
+
+static void guard(struct stream *st, device_look *look, void *self)
+{
+    cuda_stream_of(st)->look = look;
+    cuda_stream_of(st)->look_self = self;
+}
+
 /* ---- memory ---------------------------------------------------------------------------------------------- */
 
 static status no_memory(size_t bytes, cudaError_t rc, struct err *e)
@@ -54,10 +92,12 @@ status cuda_alloc(struct stream *st, size_t bytes, void **out, struct err *e)
     return rc == cudaSuccess ? OK : no_memory(bytes, rc, e);
 }
 
-/* What still runs ends first: cudaFree waits. */
+/* What still runs ends first: cudaFree waits, and where that may be for ever we wait before, as then there is an end. */
 void cuda_release(struct stream *st, void *p)
 {
-    if (p == NULL || cuda_enter(cuda_stream_of(st), NULL) != OK) return;
+    struct cuda_stream *s = cuda_stream_of(st);
+    if (p == NULL || cuda_enter(s, NULL) != OK) return;
+    if (s->look != NULL) cuda_wait(s, NULL, "freeing memory", NULL);
     cudaFree(p);
 }
 
@@ -95,7 +135,7 @@ void *cuda_take(char **at, size_t bytes)
 status cuda_stage_next(struct cuda_stream *s, struct cuda_stage **out, struct err *e)
 {
     struct cuda_stage *g = &s->stage[s->next_stage++ % CUDA_STAGES];
-    if (g->used) TRY(cuda_check(cudaEventSynchronize(g->read), "waiting for a copy to the device", e));
+    if (g->used) TRY(cuda_wait(s, g->read, "waiting for a copy to the device", e));
     g->used = false;
     *out = g;
     return OK;
@@ -140,7 +180,7 @@ status cuda_upload(struct stream *st, void *dst, const void *host, size_t bytes,
 
 static status wait_for_main(struct cuda_stream *s, struct err *e)
 {
-    const status st = cuda_check(cudaStreamSynchronize(s->main), "running what was asked for", e);
+    const status st = cuda_wait(s, NULL, "running what was asked for", e);
     cuda_deliver(s, st == OK);
     return st;
 }
@@ -199,7 +239,7 @@ status cuda_piece_begin(struct cuda_stream *s, size_t bytes, struct cuda_piece *
         l->used[l->now] = true;
         l->now ^= 1;
         l->at = 0;
-        if (l->used[l->now]) TRY(cuda_check(cudaEventSynchronize(l->passed[l->now]), "waiting for lists to be read", e));
+        if (l->used[l->now]) TRY(cuda_wait(s, l->passed[l->now], "waiting for lists to be read", e));
     }
     const size_t at = l->now * l->half + l->at;
     *p = (struct cuda_piece){ .host = l->host + at, .device = l->device + at, .bytes = bytes };
@@ -333,5 +373,5 @@ status cuda_open(const struct stream_options *o, struct stream **out, struct err
 }
 
 __attribute__((visibility("default"))) extern const struct cuda_backend omnidrop_cuda_backend;
-const struct cuda_backend omnidrop_cuda_backend = { sizeof(struct ops), sizeof(struct attention_args), cuda_open, cuda_memory,
-                                                           cuda_steps_read };
+const struct cuda_backend omnidrop_cuda_backend = { sizeof(struct ops), sizeof(struct attention_args), sizeof(struct cuda_backend),
+                                                    cuda_open, cuda_memory, cuda_steps_read, native, guard };

@@ -9,11 +9,14 @@
 #define CUDA_BACKEND_SYMBOL "omnidrop_cuda_backend"
 
 struct cuda_backend {
-    uint32_t ops_bytes, args_bytes;   /* sizes of struct ops and of struct attention_args: of one build with the program */
+    uint32_t ops_bytes, args_bytes, own_bytes;   /* sizes of struct ops, attention_args and this: of one build with the program */
     /* E_MODEL: no driver, no device, or one that the kernels were not built for. */
     status (*open)(const struct stream_options *o, struct stream **out, struct err *e);
     status (*memory)(struct stream *st, uint64_t *free_bytes, uint64_t *total, struct err *e);
     struct device_steps (*steps)(struct stream *st);
+    /* st's cudaStream_t and its device's number, for a library that gives it work (NCCL). */
+    void (*native)(struct stream *st, void **cuda_stream, int *device);
+    void (*guard)(struct stream *st, device_look *look, void *self);       /* device_guard */
 };
 
 #endif

@@ -64,6 +64,8 @@ struct cuda_stream {
     size_t n_plans, plan_cap;
     bool one_plan;
     struct cuda_steps *steps;     /* NULL: every op is a launch of its own */
+    device_look *look;            /* of who waits; NULL: nobody is asked */
+    void *look_self;
 };
 
 static inline struct cuda_stream *cuda_stream_of(const struct stream *st) { return (struct cuda_stream *)(uintptr_t)st; }
@@ -76,6 +78,8 @@ status cuda_join(struct cuda_stream *s, struct err *e);
 status cuda_check(cudaError_t rc, const char *what, struct err *e);
 
 /* backend.c */
+/* Until `event`, or with NULL all that main was given, is over. */
+status cuda_wait(struct cuda_stream *s, cudaEvent_t event, const char *what, struct err *e);
 status cuda_alloc(struct stream *st, size_t bytes, void **out, struct err *e);
 void cuda_release(struct stream *st, void *p);
 status cuda_upload(struct stream *st, void *dst, const void *host, size_t bytes, struct err *e);

@@ -80,7 +80,7 @@ status cuda_time_read(struct stream *st, bool wait, double *seconds, struct err 
     *seconds = NAN;
     if (l->n_times == 0) return OK;
     TRY(cuda_enter(s, e));
-    if (wait) TRY(cuda_check(cudaEventSynchronize(l->end[i]), "waiting for work to end", e));
+    if (wait) TRY(cuda_wait(s, l->end[i], "waiting for work to end", e));
     const cudaError_t over = cudaEventQuery(l->end[i]);
     if (over == cudaErrorNotReady) return OK;
     TRY(cuda_check(over, "asking whether work has ended", e));

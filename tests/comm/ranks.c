@@ -10,6 +10,10 @@
  *   ranks late               one rank does not come
  *   ranks link CALL          the link between two hosts is cut while all are inside CALL; RANKS_LOG names the file for the lines
  *   ranks bench              all-reduce by size, ours and MPI_Allreduce's
+ *   ranks device             the calls on memory of CUDA devices, through NCCL where each rank has one (SIMT_DEVICES of the fake)
+ *   ranks device-death HOW V rank V is killed or stopped while all wait for their device, which waits for the others'
+ *   ranks device-late        one rank does not come
+ *   ranks device-fails       NCCL fails on rank 1 (FAKE_NCCL_FAIL=1)
  * Goal of death: every other rank's call returns E_DEVICE with the dead rank's name within SILENCE + 1 s. */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -26,11 +30,13 @@
 
 #include "base/clock.h"
 #include "base/threads.h"
+#include "base/plugin.h"
 #include "comm/comm.h"
-#include "kernels/ops.h"
+#include "kernels/cuda/backend.h"
 
 #define BEAT 0.2
 #define SILENCE 1.5
+#define LATE 10                    /* device-late gives up after so long */
 
 static struct comm *world;
 static uint32_t me, np;
@@ -154,24 +160,80 @@ static status fake_download(struct stream *st, void *host, const void *src, size
     return OK;
 }
 static status fake_sync(struct stream *st, struct err *e) { (void)st, (void)e; return OK; }
-static const struct ops fake_ops = { .name = "fake", .upload = fake_upload, .download = fake_download, .sync = fake_sync };
+static status fake_alloc(struct stream *st, size_t n, void **out, struct err *e)
+{
+    (void)st, (void)e;
+    *out = malloc(n);
+    return OK;
+}
+static void fake_release(struct stream *st, void *p)
+{
+    (void)st;
+    free(p);
+}
+static const struct ops fake_ops = { .name = "fake", .upload = fake_upload, .download = fake_download, .sync = fake_sync,
+                                     .alloc = fake_alloc, .release = fake_release };
 static struct stream fake = { .ops = &fake_ops };
+
+/* n bytes where st computes (NULL: the host); put and take away what the host has at `host`. */
+static void *place(struct stream *st, const void *host, size_t n)
+{
+    void *p = NULL;
+    if (st == NULL) p = malloc(n);
+    else CALL(st->ops->alloc(st, n, &p, &call_err));
+    if (st == NULL) memcpy(p, host, n);
+    else CALL(st->ops->upload(st, p, host, n, &call_err));
+    return p;
+}
+static void displace(struct stream *st, void *p, void *host, size_t n)
+{
+    if (st == NULL) memcpy(host, p, n);
+    else CALL(st->ops->download(st, host, p, n, &call_err));
+    if (st == NULL) free(p);
+    else st->ops->release(st, p);
+}
 
 /* ---- collectives --------------------------------------------------------------------------------------------- */
 
+/* NCCL's sums: near the serial one, and the same on all ranks. */
+static void near_floats(struct comm *c, const float *x, uint64_t k, size_t n, const uint32_t *rank)
+{
+    const uint32_t size = comm_size(c);
+    uint64_t mine = 1, all[64];
+    size_t bytes[64];
+    for (size_t i = 0; i < n; i++) {
+        double sum = 0, large = 0;
+        uint32_t bits;
+        for (uint32_t r = 0; r < size; r++) {
+            sum += value(rank[r], k, i);
+            large += fabs((double)value(rank[r], k, i));
+        }
+        if (!(fabs(x[i] - sum) <= 1e-6 * large)) {
+            bad("all_reduce of %zu: element %zu is %g, not %g", n, i, (double)x[i], sum);
+            break;
+        }
+        memcpy(&bits, &x[i], sizeof bits);
+        mine = mix(mine ^ bits);
+    }
+    for (uint32_t r = 0; r < size; r++) bytes[r] = sizeof mine;
+    CALL(comm_all_gather(c, NULL, &mine, all, bytes, &call_err));
+    for (uint32_t r = 0; r < size; r++) CHECK(all[r] == mine);
+}
+
 static void reduces(struct comm *c, struct stream *st, uint64_t k, size_t n)
 {
-    float *x = malloc((n + 1) * sizeof *x);
+    float *host = malloc((n + 1) * sizeof *host);
     uint32_t *rank = malloc(comm_size(c) * sizeof *rank);
     for (uint32_t r = 0; r < comm_size(c); r++) rank[r] = comm_peer(c, r)->world;
-    for (size_t i = 0; i < n; i++) x[i] = value(me, k, i);
-    x[n] = 42;
-    if (st) coded((uint8_t *)x, (uint8_t *)x, n * sizeof *x);
+    for (size_t i = 0; i < n; i++) host[i] = value(me, k, i);
+    host[n] = 42;
+    float *x = place(st, host, (n + 1) * sizeof *host);
     CALL(comm_all_reduce(c, st, x, n, &call_err));
-    if (st) coded((uint8_t *)x, (uint8_t *)x, n * sizeof *x);
-    if (!same_floats(x, k, n, rank, comm_size(c))) bad("all_reduce of %zu: not the serial sum's bits", n);
-    CHECK(x[n] == 42);
-    free(x);
+    displace(st, x, host, (n + 1) * sizeof *host);
+    if (st && comm_attached(c)) near_floats(c, host, k, n, rank);
+    else if (!same_floats(host, k, n, rank, comm_size(c))) bad("all_reduce of %zu: not the serial sum's bits", n);
+    CHECK(host[n] == 42);
+    free(host);
     free(rank);
 }
 
@@ -180,43 +242,50 @@ static void gathers(struct comm *c, struct stream *st, uint64_t k, size_t most, 
     const uint32_t size = comm_size(c), mine = comm_rank(c);
     uint64_t s = seed + k;
     size_t *bytes = malloc(size * sizeof *bytes), total = 0, start = 0;
+    const bool even = draw(&s) % 3 == 0;
     for (uint32_t r = 0; r < size; r++) {
-        bytes[r] = draw(&s) % 4 ? some_length(&s, most) : 0;
+        bytes[r] = even && r > 0 ? bytes[0] : draw(&s) % 4 ? some_length(&s, most) : 0;
         if (r == mine) start = total;
         total += bytes[r];
     }
-    uint8_t *all = malloc(total + 1), *own = in_place ? all + start : malloc(bytes[mine] + 1);
-    memset(all, 0xee, total + 1);
-    for (size_t i = 0; i < bytes[mine]; i++) own[i] = byte(mine, k, i) ^ (st ? 0x5a : 0);
+    uint8_t *host = malloc(total + 1), *host_own = malloc(bytes[mine] + 1);
+    memset(host, 0xee, total + 1);
+    for (size_t i = 0; i < bytes[mine]; i++) host_own[i] = byte(mine, k, i);
+    if (in_place) memcpy(host + start, host_own, bytes[mine]);
+    uint8_t *all = place(st, host, total + 1), *own = in_place ? all + start : place(st, host_own, bytes[mine] + 1);
     if (root == UINT32_MAX) CALL(comm_all_gather(c, st, own, all, bytes, &call_err));
     else CALL(comm_gather(c, st, root, own, all, bytes, &call_err));
+    displace(st, all, host, total + 1);
+    if (!in_place) displace(st, own, host_own, bytes[mine] + 1);
     if (root == UINT32_MAX || root == mine) {
-        const uint8_t *at = all;
+        const uint8_t *at = host;
         for (uint32_t r = 0; r < size; at += bytes[r], r++)
             for (size_t i = 0; i < bytes[r]; i++)
-                if (at[i] != (byte(r, k, i) ^ (st ? 0x5a : 0))) {
+                if (at[i] != byte(r, k, i)) {
                     bad("gather: byte %zu of %zu of rank %u is wrong", i, bytes[r], r);
                     break;
                 }
     }
-    CHECK(all[total] == 0xee);
-    if (!in_place) free(own);
-    free(all);
+    CHECK(host[total] == 0xee);
+    free(host_own);
+    free(host);
     free(bytes);
 }
 
 static void broadcasts(struct comm *c, struct stream *st, uint64_t k, size_t n)
 {
     const uint32_t root = (uint32_t)(k % comm_size(c));
-    uint8_t *x = malloc(n + 1);
-    for (size_t i = 0; i < n; i++) x[i] = comm_rank(c) == root ? byte(root, k, i) ^ (st ? 0x5a : 0) : 0;
+    uint8_t *host = malloc(n + 1);
+    for (size_t i = 0; i < n; i++) host[i] = comm_rank(c) == root ? byte(root, k, i) : 0;
+    uint8_t *x = place(st, host, n);
     CALL(comm_broadcast(c, st, root, x, n, &call_err));
+    displace(st, x, host, n);
     for (size_t i = 0; i < n; i++)
-        if (x[i] != (byte(root, k, i) ^ (st ? 0x5a : 0))) {
+        if (host[i] != byte(root, k, i)) {
             bad("broadcast: byte %zu of %zu from %u", i, n, root);
             break;
         }
-    free(x);
+    free(host);
 }
 
 /* Everyone to its neighbour, the even ones first. */
@@ -224,8 +293,9 @@ static void passes(struct comm *c, struct stream *st, uint64_t k, size_t n)
 {
     const uint32_t size = comm_size(c), mine = comm_rank(c), next = (mine + 1) % size, prev = (mine + size - 1) % size;
     if (size == 1) return;
-    uint8_t *out = malloc(n + 1), *in = malloc(n + 1);
-    for (size_t i = 0; i < n; i++) out[i] = byte(mine, k, i) ^ (st ? 0x5a : 0);
+    uint8_t *host = malloc(n + 1);
+    for (size_t i = 0; i < n; i++) host[i] = byte(mine, k, i);
+    uint8_t *out = place(st, host, n), *in = place(st, host, n);
     for (int turn = 0; turn < 2; turn++) {
         const bool send = (mine % 2 == 0) == (turn == 0);
         if (size % 2 == 1 && mine == size - 1) {            /* an odd ring: the last one receives, then sends */
@@ -234,13 +304,14 @@ static void passes(struct comm *c, struct stream *st, uint64_t k, size_t n)
         } else if (send) CALL(comm_send(c, st, next, out, n, &call_err));
         else CALL(comm_recv(c, st, prev, in, n, &call_err));
     }
+    displace(st, out, host, n);
+    displace(st, in, host, n);
     for (size_t i = 0; i < n; i++)
-        if (in[i] != (byte(prev, k, i) ^ (st ? 0x5a : 0))) {
+        if (host[i] != byte(prev, k, i)) {
             bad("send and recv: byte %zu of %zu", i, n);
             break;
         }
-    free(out);
-    free(in);
+    free(host);
 }
 
 static void collectives(struct comm *c, struct stream *st, int rounds, uint64_t *s)
@@ -490,7 +561,7 @@ static void arguments(void)
     CALL(comm_broadcast(world, NULL, 0, NULL, 0, &call_err));
     const struct comm_peer *p = comm_peer(world, me);
     CHECK(p->world == me && p->pid == getpid() && p->local < p->n_local && p->host[0] != 0 && strcmp(p->build, "b1") == 0);
-    CHECK(!comm_captures(world) && !comm_dead(world, 0, NULL));
+    CHECK(!comm_attached(world) && !comm_dead(world, 0, NULL));
     char v[256];
     comm_versions(world, v, sizeof v);
     if (me == 0) printf("# %s; %s\n", comm_name(world), v);
@@ -733,6 +804,145 @@ static int link_cut(const char *call)
     comm_exit(world, 3);
 }
 
+/* ---- devices ------------------------------------------------------------------------------------------------------ */
+
+static const struct cuda_backend *backend;
+static struct stream *gpu;
+
+static bool gpu_open(void)
+{
+    char why[512];
+    void *native;
+    int number;
+    backend = plugin_symbol(CUDA_BACKEND_FILE, CUDA_BACKEND_SYMBOL, false, why, sizeof why);
+    if (backend == NULL) bad("%s", why);
+    else CALL(backend->open(&(struct stream_options){ .n_threads = 1 }, &gpu, &call_err));
+    if (gpu == NULL) return false;
+    backend->native(gpu, &native, &number);
+    const status st = comm_attach(world, gpu, native, number, &call_err);
+    if (st == OK) backend->guard(gpu, comm_look, world);
+    else if (st != E_MODEL || strstr(call_err.text, "tensors go through host memory and MPI") == NULL) bad("%s", call_err.text);
+    if (me == 0) printf("# %s%s%s\n", comm_name(world), st == OK ? "" : ": ", st == OK ? "" : call_err.text);
+    return true;
+}
+
+static void gpu_close(void)
+{
+    CALL(gpu->ops->sync(gpu, &call_err));
+    comm_detach(world);
+    backend->guard(gpu, NULL, NULL);
+    gpu->ops->close(&gpu);
+    CHECK(!comm_attached(world));
+}
+
+/* Many sums behind each other, without a wait of the host: all of them are in one pipe. */
+static void row_of_sums(void)
+{
+    enum { N = 5000, SUMS = 20 };
+    float *host = malloc(N * sizeof *host);
+    for (size_t i = 0; i < N; i++) host[i] = (float)(i % 97);
+    float *x = place(gpu, host, N * sizeof *host);
+    for (int k = 0; k < SUMS; k++) CALL(comm_all_reduce(world, gpu, x, N, &call_err));
+    displace(gpu, x, host, N * sizeof *host);
+    double by = 1;
+    for (int k = 0; k < SUMS; k++) by *= np;
+    for (size_t i = 0; i < N; i++)
+        if (fabs(host[i] - by * (double)(i % 97)) > 1e-5 * by * (double)(i % 97)) {
+            bad("sum %zu after %d of them is %g", i, SUMS, (double)host[i]);
+            break;
+        }
+    free(host);
+}
+
+static int device(void)
+{
+    uint64_t s = seed;
+    const char *devices = getenv("SIMT_DEVICES"), *off = getenv("OMNIDROP_COMM");
+    const bool own = devices != NULL && atoi(devices) >= (int)np && (off == NULL || strcmp(off, "staged") != 0);
+    if (gpu_open()) {
+        CHECK(comm_attached(world) == own);
+        row_of_sums();
+        collectives(world, gpu, 40, &s);
+        CHECK(strcmp(comm_name(world), own ? "nccl" : np == 1 ? "self" : "mpi, host-staged") == 0);
+        gpu_close();
+    }
+    part("collectives on memory of devices");
+    /* A second time, as an engine that is opened again; and the end without the calls that end it in good order. */
+    if (gpu_open()) collectives(world, gpu, 5, &s);
+    part("the same on a device that was opened again");
+    comm_close(&world);
+    if (gpu) {
+        backend->guard(gpu, NULL, NULL);
+        gpu->ops->close(&gpu);
+    }
+    return 0;
+}
+
+/* What a rank that waits for its device hears when another one does not come: st, and how long it took. */
+static status gpu_loop(double most, double *took, struct err *e)
+{
+    enum { N = 30000 };
+    float *x = NULL;
+    status st = gpu->ops->alloc(gpu, N * sizeof *x, (void **)&x, e);
+    double start = clock_s();
+    while (st == OK && clock_s() - start < most) {
+        st = comm_all_reduce(world, gpu, x, N, e);
+        if (st == OK) st = gpu->ops->sync(gpu, e);
+    }
+    *took = clock_s() - start;
+    return st;
+}
+
+static int device_death(uint32_t victim)
+{
+    const double delay = 0.4;
+    struct err e = { 0 };
+    double took;
+    char name[64];
+    CHECK(gpu_open() && comm_attached(world));
+    part("up");
+    const double start = clock_s();
+    if (me == victim) die_in(delay);
+    const status st = gpu_loop(20, &took, &e);
+    if (me == victim) pause();
+    const double late = clock_s() - died_at(start + delay);
+    snprintf(name, sizeof name, "rank %u (pid %lld on host ", victim, (long long)comm_peer(world, victim)->pid);
+    float one = 1;
+    struct err again;
+    const bool ok = st == E_DEVICE && strstr(e.text, name) != NULL && late < SILENCE + 1 + slack() &&
+                    comm_all_reduce(world, gpu, &one, 1, &again) == E_DEVICE;
+    /* The device goes on, and can be closed. */
+    const double closing = clock_s();
+    comm_detach(world);
+    backend->guard(gpu, NULL, NULL);
+    gpu->ops->close(&gpu);
+    say(ok && clock_s() - closing < 5 + slack(), "%s of rank %u: rank %u, whose device waits for it, knows after %.2f s: %s", how, victim,
+        me, late, st == OK ? "no error" : e.text);
+    const struct timespec d = { .tv_sec = me == 0, .tv_nsec = 300000000 };
+    nanosleep(&d, NULL);
+    leave_dead(victim);
+    return 0;
+}
+
+/* Rank 1 does not come, or NCCL fails on it; all live. */
+static int device_trouble(bool late)
+{
+    struct err e = { 0 };
+    double took = 0;
+    CHECK(gpu_open() && comm_attached(world));
+    const struct timespec d = { .tv_sec = late ? LATE + 4 : 1 };
+    if (me == 1 && late) nanosleep(&d, NULL);
+    const status st = gpu_loop(30, &took, &e);
+    const bool lately = st == E_DEVICE && took >= LATE && strstr(e.text, "waiting for the device: no answer within 1") != NULL;
+    const bool failed = st == E_DEVICE && strstr(e.text, "NCCL says: remote process exited") != NULL;
+    if (late && me != 1) say(lately, "rank %u waits for its device: %s", me, e.text);
+    if (!late && me == 1) say(failed, "rank 1: %s", e.text);
+    comm_detach(world);
+    backend->guard(gpu, NULL, NULL);
+    gpu->ops->close(&gpu);
+    comm_exit(world, 0);
+}
+
 /* Rank 1 comes late to a sum: the others give up, say so, and do not believe the group again. */
 static int late(void)
 {
@@ -846,8 +1056,9 @@ int main(int argc, char **argv)
 {
     const char *mode = argc > 1 ? argv[1] : "calls", *rank = getenv("OMPI_COMM_WORLD_RANK");
     struct err e = { 0 };
-    const bool short_time = strcmp(mode, "late") == 0, builds = strcmp(mode, "builds") == 0;
-    const struct comm_options o = { .beat_s = BEAT, .silence_s = SILENCE, .timeout_s = short_time ? 1 : 60,
+    const bool builds = strcmp(mode, "builds") == 0;
+    const double patience = strcmp(mode, "late") == 0 ? 1 : strcmp(mode, "device-late") == 0 ? LATE : 60;
+    const struct comm_options o = { .beat_s = BEAT, .silence_s = SILENCE, .timeout_s = patience,
                                     .build = builds && rank != NULL && atoi(rank) == 1 ? "b2" : "b1" };
     const char *s = getenv("SEED");
     seed = s ? strtoull(s, NULL, 10) : (uint64_t)getppid() * 1000 + (uint64_t)(clock_s() / 3600);
@@ -876,6 +1087,10 @@ int main(int argc, char **argv)
     if (strcmp(mode, "link") == 0 && argc > 2) return link_cut(argv[2]);
     if (strcmp(mode, "bench") == 0) return bench();
     if (strcmp(mode, "cpus") == 0) return cpus();
+    if (strcmp(mode, "device") == 0) return device();
+    if (strcmp(mode, "device-death") == 0 && argc > 3) return device_death((uint32_t)atoi(argv[3]));
+    if (strcmp(mode, "device-late") == 0) return device_trouble(true);
+    if (strcmp(mode, "device-fails") == 0) return device_trouble(false);
     fprintf(stderr, "ranks: no mode %s\n", mode);
     comm_exit(world, 2);
 }

@@ -95,7 +95,7 @@ static void test_calls(void **state)
     assert_int_equal(comm_peer(c, 0)->pid, getpid());
     assert_int_equal(comm_peer(c, 0)->n_local, 1);
     assert_true(comm_peer(c, 0)->host[0] != 0);
-    assert_false(comm_captures(c));
+    assert_false(comm_attached(c));
     assert_false(comm_dead(c, 0, &e));
     uint32_t r;
     assert_false(comm_any_dead(c, &r, &e));

@@ -4,8 +4,9 @@
  * Device memory is a range of its own that nobody may touch but kernels, copies and products while they run: host code that reads
  * or writes it ends with a sentence that says so, and a kernel or a product that is given host memory does too. Memory begins and ends
  * as NaN. What a stream is given is done as late as it may: when somebody waits, or now and then before; so a host buffer that is used
- * again too early, or an event that is missing between two streams, is seen. What was launched and when the host waited is kept in a
- * list, fake_cuda_log, for tests that ask.
+ * again too early, or an event that is missing between two streams, is seen. Work that waits for another process (fake_nccl.c) is tried
+ * again and again by a thread, since a device goes on while its host does something else. What was launched and when the host waited is
+ * kept in a list, fake_cuda_log, for tests that ask.
  *
  * Capture and graphs are as the runtime's documentation says. While a stream is captured the thread that began it may not allocate,
  * free or wait, nor record an event: what does ends the program. A node keeps its kernel's arguments by value and its copy's addresses, so
@@ -22,6 +23,7 @@
 
 #include "base/bf16.h"
 #include "tests/kernels/fake/cublasLt.h"
+#include "tests/kernels/fake_cuda.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -43,6 +45,13 @@ const size_t REGION_BYTES = (size_t)2 << 30, GAP = 512, BLOCKS = 1 << 14;
     fprintf(stderr, "fake CUDA: %s (%p)\n", what, p);
     abort();
 }
+
+/* One thread at a time; held by who looks at blocks and streams. */
+pthread_mutex_t gate = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+struct hold {
+    hold() { pthread_mutex_lock(&gate); }
+    ~hold() { pthread_mutex_unlock(&gate); }
+};
 
 struct block { unsigned char *p; size_t n; };
 struct block *device_block, *host_block;      /* in order of addresses */
@@ -155,7 +164,7 @@ void multiply(const struct product *p)
 
 struct work {
     struct work *next;
-    enum { A_COPY, A_KERNEL, A_PRODUCT, A_WAIT, A_GRAPH } kind;
+    enum { A_COPY, A_KERNEL, A_PRODUCT, A_WAIT, A_GRAPH, A_MEETING } kind;
     void *to;
     const void *from;
     size_t bytes;
@@ -166,13 +175,14 @@ struct work {
     unsigned threads;
     size_t dynamic;
     struct product product;
+    bool (*step)(void *);
     struct CUstream_st *other;
     uint64_t mark;
     struct CUgraphExec_st *exec;
 };
 struct CUstream_st {
     struct work *first, **last;
-    uint64_t given, done;
+    uint64_t given, done, meeting;    /* meeting: the last work that waits for another process, counted as given and done */
     struct CUstream_st *next;
     struct CUgraph_st *into;      /* captured; by whom */
     pthread_t by;
@@ -184,7 +194,7 @@ struct CUevent_st { struct CUstream_st *stream; uint64_t mark; unsigned flags; }
 
 static struct CUstream_st *streams;
 
-static void run_to(struct CUstream_st *s, uint64_t mark);
+static bool run_some(struct CUstream_st *s, uint64_t mark);
 
 static void graph_drop(struct CUgraph_st *g)
 {
@@ -204,35 +214,68 @@ static void exec_drop(struct CUgraphExec_st *x)
     free(x);
 }
 
-static void do_work(const struct work *w)
+/* SIMT_KERNELS=file: the names of the kernels that ran, each once. */
+static void tell(const char *name)
 {
-    switch (w->kind) {
-    case work::A_COPY: memmove(w->to, w->from, w->bytes); break;
-    case work::A_PRODUCT: multiply(&w->product); break;
-    case work::A_KERNEL: simt_run(w->name, w->call, w->arg, w->grid, w->threads, w->dynamic); break;
-    case work::A_WAIT: run_to(w->other, w->mark); break;
-    case work::A_GRAPH:
-        if (w->other != NULL) run_to(w->other, w->mark);
-        for (const struct work *node = w->exec->graph->first; node != NULL; node = node->next) do_work(node);
-        exec_drop(w->exec);
+    static const char *known[128];
+    const char *file = getenv("SIMT_KERNELS");
+    if (file == NULL) return;
+    for (const char **k = known; k < known + 128; k++) {
+        if (*k != NULL && strcmp(*k, name) == 0) return;
+        if (*k != NULL) continue;
+        FILE *f = fopen(file, "a");
+        if (f == NULL) die("SIMT_KERNELS can not be written", NULL);
+        fprintf(f, "%s\n", *k = name);
+        fclose(f);
+        return;
     }
 }
 
-static void run_one(struct CUstream_st *s)
+/* false: it waits for somebody, and stays. */
+static bool do_work(const struct work *w)
+{
+    switch (w->kind) {
+    case work::A_COPY: memmove(w->to, w->from, w->bytes); return true;
+    case work::A_PRODUCT: multiply(&w->product); return true;
+    case work::A_KERNEL:
+        tell(w->name);
+        simt_run(w->name, w->call, w->arg, w->grid, w->threads, w->dynamic);
+        return true;
+    case work::A_WAIT: return run_some(w->other, w->mark);
+    case work::A_MEETING: return w->step(w->arg);
+    case work::A_GRAPH:
+        if (w->other != NULL && !run_some(w->other, w->mark)) return false;
+        for (const struct work *node = w->exec->graph->first; node != NULL; node = node->next) do_work(node);
+        exec_drop(w->exec);
+    }
+    return true;
+}
+
+static bool run_one(struct CUstream_st *s)
 {
     struct work *w = s->first;
+    if (!do_work(w)) return false;
     s->first = w->next;
     if (s->first == NULL) s->last = &s->first;
-    do_work(w);
     free(w->arg);
     free(w);
     s->done++;
+    return true;
 }
 
+static bool run_some(struct CUstream_st *s, uint64_t mark)
+{
+    const struct hold here;
+    const struct at_work now;
+    while (s->done < mark)
+        if (!run_one(s)) return false;
+    return true;
+}
+
+/* By a host that waits, which holds nothing. */
 static void run_to(struct CUstream_st *s, uint64_t mark)
 {
-    const struct at_work now;
-    while (s->done < mark) run_one(s);
+    while (!run_some(s, mark)) usleep(100);
 }
 
 static void run_all()
@@ -263,14 +306,15 @@ static struct work *give(struct CUstream_st *s, int kind)
         struct work *w = (struct work *)calloc(1, sizeof *w);
         if (w == NULL) die("no memory", NULL);
         if (!pthread_equal(s->by, pthread_self())) die("another thread's work on a stream that is captured", s);
-        if (kind == work::A_WAIT || kind == work::A_GRAPH) die("a wait or a graph within a capture, which is not played", s);
+        if (kind == work::A_WAIT || kind == work::A_GRAPH || kind == work::A_MEETING)
+            die("a wait, a graph or a call of NCCL within a capture, which is not played", s);
         w->kind = (decltype(w->kind))kind;
         *s->into->last = w;
         s->into->last = &w->next;
         return w;
     }
     for (struct CUstream_st *t = streams; t != NULL; t = t->next)
-        if (below(16) == 0) run_to(t, t->done + below((unsigned)(t->given - t->done) + 1));
+        if (below(16) == 0) run_some(t, t->done + below((unsigned)(t->given - t->done) + 1));
     struct work *w = (struct work *)calloc(1, sizeof *w);
     if (w == NULL) die("no memory", NULL);
     w->kind = (decltype(w->kind))kind;
@@ -292,6 +336,7 @@ static bool plain(uint64_t v)
 static void enqueue(void *stream, const char *name, void (*call)(const void *), void *arg, const void *args, size_t bytes, dim3 grid,
                     unsigned threads, size_t dynamic)
 {
+    const struct hold here;
     for (size_t at = 0; at + 8 <= bytes; at += 8) {
         uint64_t v;
         unsigned char in_core;
@@ -310,6 +355,47 @@ static void enqueue(void *stream, const char *name, void (*call)(const void *), 
     w->name = name, w->call = call, w->arg = arg, w->grid = grid, w->threads = threads, w->dynamic = dynamic;
 }
 
+/* ---- work that waits for other processes ------------------------------------------------------------------- */
+
+/* No further than to the last of it, so that what comes behind is done as late as ever. */
+static void *go_on(void *)
+{
+    for (;;) {
+        usleep(500);
+        const struct hold here;
+        for (struct CUstream_st *s = streams; s != NULL; s = s->next)
+            if (s->done < s->meeting) run_some(s, s->meeting);
+    }
+    return NULL;
+}
+
+void fake_cuda_meeting(cudaStream_t s, bool (*step)(void *), void *arg)
+{
+    static bool going;
+    pthread_t t;
+    const struct hold here;
+    struct work *w = give(s, work::A_MEETING);
+    w->step = step, w->arg = arg;
+    s->meeting = s->given;
+    if (!going && pthread_create(&t, NULL, go_on, NULL) != 0) die("no thread", NULL);
+    if (!going) pthread_detach(t);
+    going = true;
+}
+
+void fake_cuda_device_memory(const void *p, size_t n, const char *what)
+{
+    const struct hold here;
+    if (n > 0) need_device(p, n, what);
+}
+
+bool fake_cuda_stream(cudaStream_t s)
+{
+    const struct hold here;
+    for (struct CUstream_st *t = streams; t != NULL; t = t->next)
+        if (t == s) return true;
+    return false;
+}
+
 extern "C" {
 
 /* ---- the runtime ----------------------------------------------------------------------------------------- */
@@ -320,20 +406,36 @@ const char *cudaGetErrorString(cudaError_t e)
            e == cudaSuccess ? "no error" : "invalid argument";
 }
 cudaError_t cudaGetLastError(void) { return cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+/* SIMT_DEVICES: so many, for ranks that want one each; a process uses one of them, whose memory is the process' own. */
+static int devices()
+{
+    const char *v = getenv("SIMT_DEVICES");
+    return v && atoi(v) > 0 ? atoi(v) : 1;
+}
+cudaError_t cudaGetDeviceCount(int *n) { *n = devices(); return cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { return device >= 0 && device < devices() ? cudaSuccess : cudaErrorInvalidDevice; }
+cudaError_t cudaDeviceGetPCIBusId(char *bus, int cap, int device)
+{
+    if (device < 0 || device >= devices()) return cudaErrorInvalidDevice;
+    snprintf(bus, (size_t)cap, "0000:%02X:00.0", device);
+    return cudaSuccess;
+}
 cudaError_t cudaDriverGetVersion(int *v) { *v = 0; return cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int *v) { *v = 0; return cudaSuccess; }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int)
 {
+    const char *compute = getenv("SIMT_COMPUTE");                 /* 90: the kernels for sm_90a */
+    if (compute != NULL) simt_compute = (unsigned)atoi(compute);
     *p = {};
     snprintf(p->name, sizeof p->name, "a CPU that plays a GPU");
-    p->totalGlobalMem = REGION_BYTES, p->major = 8, p->multiProcessorCount = 1;
+    p->totalGlobalMem = REGION_BYTES, p->major = (int)simt_compute / 10, p->minor = (int)simt_compute % 10, p->multiProcessorCount = 1;
     return cudaSuccess;
 }
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
 {
+    const struct hold here;
     *free_bytes = REGION_BYTES - device_bytes;
     *total = REGION_BYTES;
     return cudaSuccess;
@@ -342,6 +444,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
 /* The first hole that is large enough. */
 cudaError_t cudaMalloc(void **out, size_t bytes)
 {
+    const struct hold here;
     begin();
     not_in_capture("cudaMalloc while a stream is captured");
     const size_t n = (bytes + 255) / 256 * 256;
@@ -366,6 +469,7 @@ cudaError_t cudaFree(void *p)
     if (p == NULL) return cudaSuccess;
     not_in_capture("cudaFree while a stream is captured");
     run_all();
+    const struct hold here;
     for (size_t i = 0; i < n_device; i++)
         if (device_block[i].p == p) {
             {
@@ -382,6 +486,7 @@ cudaError_t cudaFree(void *p)
 
 cudaError_t cudaMallocHost(void **out, size_t bytes)
 {
+    const struct hold here;
     begin();
     not_in_capture("cudaMallocHost while a stream is captured");
     if (n_host == BLOCKS) return cudaErrorMemoryAllocation;
@@ -395,6 +500,7 @@ cudaError_t cudaFreeHost(void *p)
 {
     not_in_capture("cudaFreeHost while a stream is captured");
     run_all();
+    const struct hold here;
     for (size_t i = 0; i < n_host; i++)
         if (host_block[i].p == p) {
             host_block[i] = host_block[--n_host];
@@ -406,6 +512,7 @@ cudaError_t cudaFreeHost(void *p)
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned)
 {
+    const struct hold here;
     begin();
     simt_enqueue = enqueue;
     struct CUstream_st *s = (struct CUstream_st *)calloc(1, sizeof *s);
@@ -418,6 +525,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned)
 cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
     run_all();
+    const struct hold here;
     for (struct CUstream_st **at = &streams; *at != NULL; at = &(*at)->next)
         if (*at == s) {
             *at = s->next;
@@ -435,8 +543,18 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
     return cudaSuccess;
 }
 
+/* Whoever asks again and again sees it done some time. */
+cudaError_t cudaStreamQuery(cudaStream_t s)
+{
+    not_in_capture("cudaStreamQuery while a stream is captured");
+    const struct hold here;
+    if (s->done < s->given && below(4) == 0) run_some(s, s->done + below((unsigned)(s->given - s->done) + 1));
+    return s->done < s->given ? cudaErrorNotReady : cudaSuccess;
+}
+
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
 {
+    const struct hold here;
     struct work *w = give(s, work::A_WAIT);
     w->other = e->stream ? e->stream : s;
     w->mark = e->stream && e->stream != s ? e->mark : 0;
@@ -453,6 +571,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t e) { free(e); return cudaSuccess; }
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
+    const struct hold here;
     if (s->into != NULL) die("an event recorded within a capture, which is not played", e);
     e->stream = s;
     e->mark = s->given;
@@ -474,7 +593,8 @@ cudaError_t cudaEventQuery(cudaEvent_t e)
 {
     struct CUstream_st *s = e->stream;
     not_in_capture("cudaEventQuery while a stream is captured");
-    if (s && s->done < e->mark && below(4) == 0) run_to(s, s->done + below((unsigned)(e->mark - s->done) + 1));
+    const struct hold here;
+    if (s && s->done < e->mark && below(4) == 0) run_some(s, s->done + below((unsigned)(e->mark - s->done) + 1));
     return s && s->done < e->mark ? cudaErrorNotReady : cudaSuccess;
 }
 
@@ -511,6 +631,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode)
 
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out)
 {
+    const struct hold here;
     *out = NULL;
     if (s == NULL || s->into == NULL) return cudaErrorInvalidValue;
     if (!pthread_equal(s->by, pthread_self())) die("a capture ended by another thread", s);
@@ -537,12 +658,14 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t g, unsigned l
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t g)
 {
+    const struct hold here;
     graph_drop(g);
     return cudaSuccess;
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s)
 {
+    const struct hold here;
     if (x == NULL) return cudaErrorInvalidValue;
     if (made_to_fail("graph")) return cudaErrorMemoryAllocation;
     note("graph");
@@ -557,6 +680,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s)
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x)
 {
+    const struct hold here;
     exec_drop(x);
     return cudaSuccess;
 }
@@ -564,10 +688,12 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x)
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s)
 {
     if (bytes == 0) return cudaSuccess;
-    if (kind != cudaMemcpyHostToDevice && kind != cudaMemcpyDeviceToHost) die("a copy of a kind that is not used", to);
-    const bool down = kind == cudaMemcpyDeviceToHost;
-    need_device(down ? from : to, bytes, "a copy that is not within device memory");
-    if (!inside(host_block, n_host, down ? to : from, bytes)) die("a copy that is not within pinned memory", down ? to : from);
+    const struct hold here;
+    if (kind == cudaMemcpyHostToHost) die("a copy of a kind that is not used", to);
+    if (kind != cudaMemcpyDeviceToHost) need_device(to, bytes, "a copy that is not within device memory");
+    if (kind != cudaMemcpyHostToDevice) need_device(from, bytes, "a copy that is not within device memory");
+    const void *host = kind == cudaMemcpyDeviceToHost ? to : from;
+    if (kind != cudaMemcpyDeviceToDevice && !inside(host_block, n_host, host, bytes)) die("a copy that is not within pinned memory", host);
     struct work *w = give(s, work::A_COPY);
     w->to = to, w->from = from, w->bytes = bytes;
     return cudaSuccess;
@@ -700,6 +826,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
     memcpy(&f, algo, sizeof f);
     const cublasStatus_t rc = check(d, a, b, c, y);
     if (rc != CUBLAS_STATUS_SUCCESS) return rc;
+    const struct hold here;
     if (f.known != 2 || f.in != (uint32_t)a->type || f.out != (uint32_t)y->type || f.epilogue != (uint32_t)d->epilogue ||
         f.n != a->cols || f.k != a->rows)
         return CUBLAS_STATUS_INVALID_VALUE;

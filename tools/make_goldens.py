@@ -5,11 +5,11 @@
     make_goldens.py --check DIR...                                     recompute the cases of any such
                                                                        directory and compare
 
-Shapes are the presets of make_checkpoint.py; `odd-f16` is `odd` with other weights, stored in f16. A
-checkpoint or a medium that lies there already is kept. A case whose question is a list takes the first
-that leaves no cut near a tie; if none does, what hangs on the first near tie is left out. For weights in
-bf16 or f16 the model is run in that type too: the survivors must be the same, a cut is near a tie at 1e-2,
-and `tol` is twice what was seen, at least 3e-2 (bf16) or 1e-2 (f16).
+Shapes are the presets of make_checkpoint.py; `odd-f16` is `odd` with other weights, stored in f16, and `wide`
+in bf16, with heads of 64 dims and little else. A checkpoint or a medium that lies there already is kept. A case
+whose question is a list takes the first that leaves no cut near a tie; if none does, what hangs on the first near
+tie is left out. For weights in bf16 or f16 the model is run in that type too: the survivors must be the same, a
+cut is near a tie at 1e-2, and `tol` is twice what was seen, at least 3e-2 (bf16) or 1e-2 (f16).
 """
 import argparse
 import base64
@@ -118,10 +118,18 @@ MEDIA = {
         "hum.wav": tone(12800, 52, "pcm_s16le"),
         "card.png": lambda p: media.write_png(p, picture(84, 56, 54)),
     },
+    "wide": {
+        "card.png": lambda p: media.write_png(p, picture(112, 56, 64)),
+    },
 }
 CHECKPOINTS = {
     "like7b": [], "like3b": [], "odd": [], "odd-f16": [
         "--preset", "odd", "--dtype", "f16", "--seed", "9", "--layers", "4", "--hidden", "48", "--mlp", "61", "--selector", "0"
+    ],
+    "wide": [
+        "--preset", "odd", "--dtype", "bf16", "--seed", "11", "--layers", "3", "--hidden", "8", "--mlp", "24", "--heads", "2",
+        "--head-dim", "64", "--mrope", "8,12,12", "--merges", "8", "--audio-width", "8", "--audio-heads", "2", "--audio-ffn", "12",
+        "--vision-width", "8", "--vision-mlp", "12", "--selector", "0"
     ]
 }
 
@@ -294,6 +302,11 @@ CASES = {
         case("text", {"role": "user", "content": ASK}, hidden=(0, 2)),
         case("mixed-40", user(image("card.png"), audio("hum.wav"), text(ASK)), policy=prune(0.3, 0.6, 0.1, 2),
              hidden=(2, )),
+    ],
+    "wide": [
+        case("picture-40", user(image("card.png"), text(" ".join(QUESTIONS[:5]) + ASK)), policy=prune(0.3, 0.6, 0.1, 2),
+             hidden=(2, ), bare=True),
+        case("text", user(text(" ".join(QUESTIONS[5:10]) + ASK)), bare=True),
     ],
 }
 

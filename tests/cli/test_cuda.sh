@@ -16,6 +16,14 @@ for way in text pruned; do
     is "an answer to a prompt of $way" "$(on cuda -p 'Say all that you know.' "${more[@]}" | says)" "$cpu"
     if [[ ${#cpu} -gt 20 ]]; then ok "there is one"; else not_ok "there is one" "$cpu"; fi
 done
+# Which kernels a decoder with heads of 64 dims takes.
+kernels() { SIMT_COMPUTE=$1 SIMT_KERNELS=$dir/kernels-$1 OMNIDROP_LIB=$so "$(dirname "$json")/../golden" --device cuda --threads 1 --dtype bf16 \
+    tests/goldens/wide >/dev/null; }
+kernels 80; kernels 90
+taken() { grep -cE "^($2)$" "$dir/kernels-$1"; }
+is "the portable kernels of tensor cores" "$(taken 80 'attention|score_stats|scores|attention_decode')" 4
+is "those of sm_90a in their place" "$(taken 90 'attention_hopper|score_stats_hopper|scores_hopper|attention_decode')" 4
+is "and no portable one beside" "$(taken 90 'attention|score_stats|scores')" 0
 exits "the device and its memory are said" 0 'plays a GPU.*kept for work' env OMNIDROP_LIB="$so" "$bin" chat -v --device cuda "${tiny[@]}" -p x
 refuses "a pool of no pages" 2 'fewer than the . layers' env OMNIDROP_LIB="$so" "$bin" chat --device cuda "${tiny[@]}" --kv-bytes 1 -p x
 refuses "no shared object" 4 "no device 'cuda': omnidrop-cuda.so.*--device cpu" none --device cuda

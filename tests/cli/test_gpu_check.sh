@@ -43,8 +43,24 @@ is "are named" "$(grep -cE '^    FAILED test_cuda_(rows: test_norm|pages: exit s
 is "and one that passes is counted" "$(grep -cE '^    cuda_select +[1-9][0-9]* passed$' "$dir/out")" 1
 is "the other stages are still there" "$(get stages.0.name stages.1.name stages.2.name)" "kernels goldens bench "
 check "the stand-in's own test, as the sanitizer's stage" "${driver[@]}" --device simt --stage sanitizer
-check "NCCL is not run, and said" "${driver[@]}" --device simt --stage nccl
-is "as such" "$(get stages.4.name stages.4.skipped)" "nccl NCCL needs a GPU "
+check "NCCL that was not built is said" "${driver[@]}" --device simt --stage nccl
+is "as such" "$(get stages.4.name stages.4.skipped)" "nccl no NCCL headers beside CUDA's: nothing was built "
+ln -s "$build/tests/simt" "$b/tests/"
+check "one rank goes through the NCCL of the tests" "${driver[@]}" --device simt --stage nccl
+is "with a decoder" "$(get stages.4.name stages.4.rows.0.name stages.4.rows.0.failed)" "nccl decoder through nccl 0 "
+
+# Of several nvcc the first that the driver runs; where there is none, what there is and what is wanted.
+mkdir -p "$dir/old" "$dir/new" && for v in old:12.8 new:13.1; do
+    printf '#!/bin/sh\necho "Cuda compilation tools, release %s, V0"\n' "${v#*:}" >"$dir/${v%:*}/nvcc"; chmod +x "$dir/${v%:*}/nvcc"
+done
+pick() { NVCC=$1 PATH=$2:$PATH python3 -c "
+import sys; sys.path.insert(0, 'tests/gpu'); import check
+c = check.Check(check.argparse.Namespace(device='cuda', build='b')); c.driver_cuda = '$3'; p = c.nvcc()
+print(p.replace('$dir', ''), c.nvcc_unfit)"; }
+is "nvcc of the driver's release" "$(pick "$dir/new/nvcc" "$dir/old" 12.9)" "/old/nvcc "
+is "the newer one where the driver runs it" "$(pick "$dir/new/nvcc" "$dir/old" 13.0)" "/new/nvcc "
+if [[ $(pick "$dir/new/nvcc" "$dir/new" 11.4) == */new/nvcc\ nvcc\ 13.1,\ and\ the\ driver\ runs\ CUDA\ 11.4:* ]]; then ok "none that fits is said"
+else not_ok "none that fits is said" "$(pick "$dir/new/nvcc" "$dir/new" 11.4)"; fi
 
 # Floors: the numbers that were worked out beside the design, to their last digit.
 is "floors of 20k" "$(python3 -c "

@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/inside.h"
+#include "kernels/device.h"
 #include "model/checkpoint.h"
 #include "model/towers.h"
 #include "prune/schedule.h"
@@ -505,13 +506,26 @@ done:
 
 /* ---- the engine ---------------------------------------------------------------------------------------------- */
 
+/* On a smaller GPU fewer pages, and so fewer of the large batches. */
+static uint64_t pages_that_fit(uint64_t wanted)
+{
+    const uint64_t beside = (uint64_t)22 << 30, least = (uint64_t)2 << 30;      /* weights, work and what others hold */
+    uint64_t left = 0, total = 0;
+    struct stream *probe = NULL;
+    if (stream_open(&(struct stream_options){ .device = device }, &probe, NULL) != OK) return wanted;
+    if (device_memory(probe, &left, &total, NULL) != OK) left = wanted + beside;
+    probe->ops->close(&probe);
+    return left >= wanted + beside ? wanted : left > beside + least ? left - beside : least;
+}
+
 static struct engine *en;
 static status engine_make(struct err *e)
 {
     struct bench_pool pool = { .n = (size_t)S.V * S.d, .shape = &S };
     const struct decoder_source src = bench_pool_source(&pool);
-    const struct engine_options o = { .device = device, .max_model_len = tiny ? 4096 : 45056,
-                                      .kv_bytes = tiny ? (uint64_t)64 << 20 : (uint64_t)62 << 30 };
+    struct engine_options o = { .device = device, .max_model_len = tiny ? 4096 : 45056,
+                                .kv_bytes = tiny ? (uint64_t)64 << 20 : (uint64_t)62 << 30 };
+    if (!tiny) o.kv_bytes = pages_that_fit(o.kv_bytes);
     uint64_t s = 1;
     if (tiny && pool.n < (size_t)2 * S.d * S.ff) pool.n = (size_t)2 * S.d * S.ff;
     TRY(mem_alloc(&pool.values, pool.n, sizeof *pool.values, e));

@@ -28,10 +28,11 @@ GPU_SO    := $(if $(HAVE_LT),$(BUILD)/omnidrop-cuda.so)
 gpu-golden: $(BUILD)/tests/golden $(GPU_SO)
 gpu-tests: $(DEV_TESTS) $(BUILD)/tests/kernels/test_table $(GPU_SO)
 gpu-bench: $(BUILD)/gpu_bench $(GPU_SO)
-gpu-nccl: $(if $(wildcard $(CUDA)/include/nccl.h),$(BUILD)/omnidrop-nccl.so $(BUILD)/gpu_nccl)
-gpu-simt-programs: gpu-simt-golden gpu-simt-tests gpu-simt-bench gpu-said
+gpu-nccl: $(if $(wildcard $(CUDA)/include/nccl.h),$(BUILD)/omnidrop-nccl.so $(BUILD)/gpu_nccl) $(BUILD)/tests/golden $(GPU_SO)
+gpu-simt-programs: gpu-simt-golden gpu-simt-tests gpu-simt-bench gpu-simt-nccl gpu-said
 gpu-simt-golden: $(BUILD)/tests/golden $(BUILD)/tests/simt/omnidrop-cuda.so
 gpu-simt-tests: $(patsubst %.c,$(BUILD)/%,$(wildcard tests/kernels/test_cuda_*.c)) $(BUILD)/tests/kernels/test_table
+gpu-simt-nccl: $(BUILD)/tests/golden $(BUILD)/tests/simt/omnidrop-nccl.so
 gpu-simt-bench: $(BUILD)/gpu_bench $(BUILD)/tests/simt/omnidrop-cuda.so
 gpu-said:
 	@$(if $(MISSING),echo "  missing: $(MISSING)",:)
@@ -56,4 +57,4 @@ $(BUILD)/device/%: tests/kernels/%.c $(BUILD)/device/device.o $(CU_OBJ) $(call o
 	    $(WRAP) -o $@ $(filter %.c %.o,$^) $(LIBS) $(CMOCKA_LIBS) $(CUDART) -lstdc++
 
 .PHONY: gpu-check gpu-pack gpu-programs gpu-golden gpu-tests gpu-bench gpu-nccl gpu-simt-programs gpu-simt-golden gpu-simt-tests \
-    gpu-simt-bench gpu-said
+    gpu-simt-bench gpu-simt-nccl gpu-said

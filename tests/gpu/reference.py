@@ -6,7 +6,7 @@ device, and the same with the pruning in the textbook order: the whole layer, th
     reference.py --write-towers DIR [--tiny]       a checkpoint with towers of Qwen2.5-Omni-7B's sizes, for gpu_bench
 
 Times are medians between two synchronisations, after warm-up, on random inputs. Peak memory is PyTorch's own count. Exit status 77:
-no PyTorch or no transformers here.
+no PyTorch or no transformers here, or none that sees the GPU.
 """
 import argparse
 import json
@@ -291,8 +291,11 @@ def main():
         q = types.SimpleNamespace()
         for module in (configuration_qwen2_5_omni, modeling_qwen2_5_omni):
             vars(q).update({k: v for k, v in vars(module).items() if k.startswith("Qwen2_5Omni")})
-    except ImportError as e:
-        print(f"{sys.executable} has no PyTorch with transformers: {e}")
+    except Exception as e:                     # not only missing: a library of CUDA that it wants and that is not there
+        print(f"{sys.executable} has no PyTorch with transformers: {type(e).__name__}: {e}".replace("\n", " "))
+        return 77
+    if o.device == "cuda" and not torch.cuda.is_available():
+        print(f"PyTorch {torch.__version__} sees no GPU (made for CUDA {torch.version.cuda})")
         return 77
     device = torch.device(o.device or ("cuda" if torch.cuda.is_available() and not tiny else "cpu"))
     torch.manual_seed(1)

@@ -204,8 +204,7 @@ void cuda_step_begin(struct stream *st, const void *owner, uint32_t rows)
     struct err why;
     if (q == NULL || q->failed || q->open) return;
     status code = block_room(s, q->want, &why);
-    if (code == OK && q->used[q->turn])
-        code = cuda_check(cudaEventSynchronize(q->read[q->turn]), "waiting for a step's lists to be read", &why);
+    if (code == OK && q->used[q->turn]) code = cuda_wait(s, q->read[q->turn], "waiting for a step's lists to be read", &why);
     if (code != OK) {
         give_up(q, why.text);
         return;

@@ -192,7 +192,7 @@ $(BUILD)/tests/api/test_fields $(BUILD)/tests/api/test_replies $(BUILD)/tests/ap
 $(patsubst %.c,$(BUILD)/%,$(wildcard tests/kernels/test_cuda_*.c)): $(SIMT_OBJ)
 $(BUILD)/tests/kernels/test_cuda_simt: $(BUILD)/simt/tests/kernels/simt_bad.o
 # The table over them, opened as the program opens it.
-$(BUILD)/tests/kernels/test_table $(BUILD)/tests/kernels/test_steps $(BUILD)/tests/model/test_graphs: | $(BUILD)/tests/simt/omnidrop-cuda.so
+$(BUILD)/tests/kernels/test_table $(BUILD)/tests/kernels/test_steps $(BUILD)/tests/model/test_graphs $(BUILD)/tests/engine/test_device_lists: | $(BUILD)/tests/simt/omnidrop-cuda.so
 
 # Ranks that are threads of the test, in place of comm/.
 RANK_TESTS := test_ranks test_ranks_engine test_ranks_service

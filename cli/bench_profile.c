@@ -197,6 +197,12 @@ static void noise(float *x, size_t n)
     }
 }
 
+/* With it the engine stops for each choice, and its time is the choice's. */
+static void see_choice(void *self, uint32_t l, const uint32_t *index, uint32_t n, const float *score)
+{
+    (void)self, (void)l, (void)index, (void)n, (void)score;
+}
+
 /* One request about `steps` grid steps of film or `frames` mel frames of sound. */
 static status run_media(struct profiler *b, uint32_t steps, uint32_t frames, const char *policy, double *tower, double *select,
                         double *chosen_from, struct err *e)
@@ -210,6 +216,7 @@ static status run_media(struct profiler *b, uint32_t steps, uint32_t frames, con
     struct eng_request_options o = eng_request_defaults();
     status st;
     const char *question = "a";
+    const struct eng_trace trace = { .alive = see_choice };
     *chosen_from = 0;
     chat_init(&chat);
     TRY_GOTO(st, prune_params_init(&params, policy, b->model.work.L, e), done);
@@ -224,6 +231,7 @@ static status run_media(struct profiler *b, uint32_t steps, uint32_t frames, con
     const struct eng_given given = { .features = &f, .n_features = 1 };
     o.max_tokens = 1;
     o.policy = &params;
+    o.trace = &trace;
     TRY_GOTO(st, eng_request_create_given(b->en, &chat, &o, &given, &r, e), done);
     TRY_GOTO(st, eng_run(b->en, &r, 1, e), done);
     const struct eng_result *res = eng_request_result(r);

@@ -102,14 +102,15 @@ out:
     return st;
 }
 
-status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t n, const struct team_rows *x,
-                    march_fail fail, void *self, struct err *e)
+status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t n, const struct team_rows *x, march_ready ready,
+                    void *group, march_fail fail, void *self, struct err *e)
 {
     const struct decoder_shape *s = decoder_shape(en->dec);
     TRY(grow(en, n, e));
     for (uint32_t i0 = 0; i0 < n; i0 += LOGIT_ROWS) {
         const uint32_t k = n - i0 < LOGIT_ROWS ? n - i0 : LOGIT_ROWS;
         TRY(team_logits(en->team, x, i0, NULL, k, en->decode->logits, e));
+        if (i0 == 0) TRY(ready(en, group, e));
         for (uint32_t i = 0; i < k; i++) {
             struct eng_request *r = reqs[i0 + i];
             const float *logits = en->decode->logits + (size_t)i * s->V;

@@ -212,7 +212,8 @@ struct eng_result {
     uint32_t n_av[4];              /* before step 0, by kind */
     double mean_retention;         /* (1/L) sum n_l / n_orig */
     double media_s, tower_s, prefill_s, decode_s;      /* media_s: opened, decoded, made features and a prompt */
-    double select_s;               /* of prefill_s: importance scores and selections of this request */
+    double select_s;               /* of prefill_s: importance scores and selections of this request. A device that chooses by itself
+                                      does so while the host goes on: its time is here where a trace has `alive` */
 };
 const struct eng_result *eng_request_result(const struct eng_request *r);
 /* What is missing in the media that were used nevertheless ("clip.mp4: truncated: ..."), a line each; NULL: nothing.

@@ -5,6 +5,7 @@
  *   loop.c         requests -> scheduler -> steps -> ends; eng_run, and what the service's thread drives
  *   encode.c       the towers, a few batches at a time
  *   march.c        a group through the layers, a quantum at a time
+ *   lists.c        its rows as lists of the device
  *   decode.c       one token of every running choice
  *   accept.c       a token to text: detokenizing, stops, ends */
 #ifndef ENGINE_INSIDE_H
@@ -234,9 +235,10 @@ void decode_free(struct engine *en);
 /* One token of each open choice of the n requests. */
 status decode_step(struct engine *en, struct eng_request *const *reqs, uint32_t n, uint32_t *n_rows, march_fail fail, void *self,
                    struct err *e);
-/* The first token of each of n requests, from row i of x. */
-status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t n, const struct team_rows *x,
-                    march_fail fail, void *self, struct err *e);
+/* The first token of each of n requests, from row i of x. ready is called once, when logits are there and before any is used. */
+typedef status (*march_ready)(struct engine *en, void *group, struct err *e);
+status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t n, const struct team_rows *x, march_ready ready,
+                    void *group, march_fail fail, void *self, struct err *e);
 /* Further choices of r begin where its first one stands: pages shared or copied. After prefill. */
 status fork_choices(struct engine *en, struct eng_request *r, struct err *e);
 /* Sample, detokenize, hand out, decide. */

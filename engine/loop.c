@@ -1,14 +1,27 @@
 /* engine/loop.c - the scheduler's steps, done: see scheduler/scheduler.h and inside.h. One loop at a time per engine,
- * one thread at a time per loop. */
+ * one thread at a time per loop.
+ *
+ * A device may still be at work when a step's call returns, so steps are timed by the device itself (ops->time_begin) and told to the
+ * scheduler when they are over. The loop is at most AHEAD quanta before the device, so cancels and arrivals are seen; and what is still
+ * to be done counts as time gone by, so decode steps come when they should. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/inside.h"
 
+#define AHEAD 2
+
+/* A quantum (work > 0) or a decode step that is being timed. */
+struct timed { uint32_t group; double work; };
+
 struct loop {
     struct engine *en;
+    struct timed timed[OPS_TIMES]; /* [n_timed] the oldest first */
+    uint32_t n_timed;
+    double unit, until;            /* seconds of a unit of work, of the last quantum that is over; when those under way will be */
     struct sched *s;
     struct loop_options o;
     struct eng_request **list;     /* of the step; requests leave the scheduler's lists while it is worked on */
@@ -41,8 +54,10 @@ status loop_create(struct engine *en, const struct loop_options *o, struct loop 
                                       .max_waiting = o->max_waiting, .group_rows = o->group_rows,
                                       .overtake_max = o->overtake_max, .itl_target_s = o->itl_target_s, .step_s = o->step_s,
                                       .preempt = o->preempt, .self = lp, .reclaim = reclaim, .drop = drop };
-    const status st = sched_create(&so, en->pool, &lp->s, e);
+    status st = sched_create(&so, en->pool, &lp->s, e);
+    for (double left = 0; st == OK && !isnan(left);) st = en->ops->time_read(en->st, true, &left, e);      /* of a loop before */
     if (st != OK) {
+        sched_destroy(&lp->s);
         free(lp);
         return st;
     }
@@ -136,13 +151,49 @@ static status list_members(struct loop *lp, uint32_t group, uint32_t *n, struct 
     return OK;
 }
 
+/* Tell the scheduler of steps that are over; while there are `most` or more, wait. */
+static status tell_times(struct loop *lp, uint32_t most, struct err *e)
+{
+    struct engine *en = lp->en;
+    while (lp->n_timed > 0) {
+        const struct timed t = lp->timed[0];
+        double took;
+        TRY(en->ops->time_read(en->st, lp->n_timed >= most, &took, e));
+        if (isnan(took)) return OK;
+        memmove(lp->timed, lp->timed + 1, --lp->n_timed * sizeof *lp->timed);
+        if (t.work > 0) {
+            lp->unit = took / t.work;
+            sched_quantum(lp->s, t.group, t.work, took);
+        } else {
+            sched_decoded(lp->s, clock_s(), took);
+        }
+    }
+    return OK;
+}
+
+/* The time at which what is asked for next may begin. */
+static double next_time(const struct loop *lp)
+{
+    const double now = clock_s();
+    return lp->n_timed > 0 && lp->until > now ? lp->until : now;
+}
+
+static status end_time(struct loop *lp, uint32_t group, double work, struct err *e)
+{
+    TRY(lp->en->ops->time_end(lp->en->st, e));
+    lp->until = next_time(lp) + lp->unit * work;
+    lp->timed[lp->n_timed++] = (struct timed){ group, work };
+    return OK;
+}
+
 static status do_prefill(struct loop *lp, const struct sched_step *step, struct err *e)
 {
     struct engine *en = lp->en;
-    const double start = clock_s();
     struct err why;
     double work, left;
     bool done;
+    TRY(tell_times(lp, AHEAD, e));
+    TRY(en->ops->time_begin(en->st, e));
     if (step->begins) {
         TRY(take_list(lp, step, e));
         for (uint32_t i = 0; i < step->n; i++)
@@ -165,7 +216,8 @@ static status do_prefill(struct loop *lp, const struct sched_step *step, struct 
         sched_prefilled(lp->s, step->group, now);
         return OK;
     }
-    sched_quantum(lp->s, step->group, work, now - start);
+    if (work > 0) TRY(end_time(lp, step->group, work, e));
+    TRY(tell_times(lp, UINT32_MAX, e));
     sched_group_left(lp->s, step->group, left);
     const double part = march_progress(en, step->group, NULL);
     for (uint32_t i = 0; i < n && !done; i++)
@@ -180,15 +232,15 @@ static status do_prefill(struct loop *lp, const struct sched_step *step, struct 
 
 static status do_decode(struct loop *lp, const struct sched_step *step, struct err *e)
 {
-    const double start = clock_s();
     struct err why;
     uint32_t rows = 0;
     TRY(take_list(lp, step, e));
+    TRY(lp->en->ops->time_begin(lp->en->st, e));
     const status st = decode_step(lp->en, lp->list, step->n, &rows, fail_one, lp, &why);
-    const double now = clock_s();
+    TRY(end_time(lp, 0, 0, e));
     TRY(settle(lp, step->n, st, &why, e));
     told(lp, rows);
-    sched_decoded(lp->s, now, now - start);
+    TRY(tell_times(lp, 1, e));     /* its tokens are here: what came before it is over too */
     for (uint32_t i = 0; i < step->n; i++)
         if (!lp->list[i]->over && lp->list[i]->n_open == 0) over(lp, lp->list[i]);
     return OK;
@@ -199,7 +251,7 @@ status loop_step(struct loop *lp, bool *idle, struct err *e)
     struct sched_step step;
     *idle = false;
     if (lp->en->interrupted) return err_set(e, E_CANCELLED, "interrupted");
-    sched_next(lp->s, clock_s(), &step);
+    sched_next(lp->s, next_time(lp), &step);
     switch (step.kind) {
     case SCHED_ENCODE: return do_encode(lp, &step, e);
     case SCHED_PREFILL: return do_prefill(lp, &step, e);

@@ -10,7 +10,11 @@
  *                                     MIX    attention and MLP of the rows that live on, in row ranges
  * A quantum is as many of these pieces as fit the work that is allowed. Row ranges, groups and shared prefixes never
  * change a bit, since no row's result depends on what is computed beside it. What a request needs was promised when it
- * was admitted, so nothing here can fail for want of pages. A member that leaves has its rows skipped from then on. */
+ * was admitted, so nothing here can fail for want of pages. A member that leaves has its rows skipped from then on.
+ *
+ * Lists of rows are the host's; or the device's (lists.h), where there is one rank and every choice of every member is one that
+ * ops->choose makes. Then nothing waits for the device before the logits are read: how many rows live the plan knows, and which
+ * they were the log tells at the end. A trace, or a shared prefix that joins a group so late, makes the host look at once. */
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +23,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/inside.h"
+#include "engine/lists.h"
 #include "scheduler/work.h"
 
 #define ROWS_KEPT 16384            /* buffers of longer groups are not kept */
@@ -41,6 +46,8 @@ struct member {
     uint32_t n_blocks, n_hit;      /* whole pages of rows entering layer 0; of them shared */
     uint32_t angle0;               /* its first row of cos/sin */
     bool packed;                   /* the pages of this layer hold those alone that live past it */
+    bool unseen;                   /* the device has dropped tokens and not told which: av is old, and its part of index */
+    struct logged { size_t at; uint32_t n; } *logged;      /* [L + 1] rows that entered a layer unseen, in the log; n 0: none */
     double start;
 };
 
@@ -52,13 +59,16 @@ struct march {
     enum stage stage;
     uint32_t l, cursor, n_rows, n_keep, last_rows;
     bool dropped, in_place;
+    bool on_device;                /* the lists of the ops are these; index and angle are copies, of members that are not unseen */
+    struct lists lists;
     uint32_t cap;                  /* rows of the three below */
     struct team_rows *x, *y, *angles;             /* residual stream (two, as a gather in place would race) */
     uint32_t *seq_start, *kv_start, *out_start, *sub_start, *sub_kv;   /* [members + 1] */
     struct kv_view *view;          /* [members] */
     size_t seq_cap, kv_cap, out_cap, sub_cap, sub_kv_cap, view_cap;
-    uint32_t *index, *angle, *keep, *visible;     /* [rows] prompt index, angle row; survivors and what they see */
-    size_t index_cap, angle_cap, keep_cap, visible_cap;
+    uint32_t *index, *angle;       /* [rows] prompt index, angle row */
+    uint32_t *keep, *kept_angle, *visible;        /* [rows] survivors, their angle rows and what they see */
+    size_t index_cap, angle_cap, keep_cap, kept_angle_cap, visible_cap;
     int32_t *id;
     size_t id_cap;
     float *score;                  /* [rows] */
@@ -94,6 +104,7 @@ static status grow(struct engine *en, struct march *g, uint32_t rows, uint32_t n
     TRY(mem_grow(&g->index, &g->index_cap, rows, sizeof(uint32_t), e));
     TRY(mem_grow(&g->angle, &g->angle_cap, rows, sizeof(uint32_t), e));
     TRY(mem_grow(&g->keep, &g->keep_cap, rows, sizeof(uint32_t), e));
+    TRY(mem_grow(&g->kept_angle, &g->kept_angle_cap, rows, sizeof(uint32_t), e));
     TRY(mem_grow(&g->visible, &g->visible_cap, rows, sizeof(uint32_t), e));
     TRY(mem_grow(&g->id, &g->id_cap, rows, sizeof(int32_t), e));
     TRY(mem_grow(&g->score, &g->score_cap, rows, sizeof(float), e));
@@ -125,6 +136,7 @@ static void end_member(struct engine *en, struct member *m)
     free(m->av);
     free(m->skipped);
     free(m->digest);
+    free(m->logged);
     hidden_unref(en, m->hidden);
     if (m->r) m->r->group_member = NULL;
     *m = (struct member){ 0 };
@@ -136,7 +148,9 @@ static void end_group(struct engine *en, struct march *g)
     free(g->m);
     g->m = NULL;
     g->n = 0;
-    if (g->cap > ROWS_KEPT) release_rows(en, g);
+    if (g->cap <= ROWS_KEPT) return;
+    release_rows(en, g);
+    lists_close(&g->lists);
 }
 
 void march_free(struct engine *en, uint32_t group)
@@ -145,8 +159,9 @@ void march_free(struct engine *en, uint32_t group)
     if (g == NULL) return;
     end_group(en, g);
     release_rows(en, g);
+    lists_close(&g->lists);
     void *host[] = { g->seq_start, g->kv_start, g->out_start, g->sub_start, g->sub_kv, g->view, g->index, g->angle,
-                     g->keep, g->visible, g->id, g->score };
+                     g->keep, g->kept_angle, g->visible, g->id, g->score };
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) free(host[i]);
     free(g);
     en->march[group] = NULL;
@@ -440,8 +455,8 @@ static status fill_media(struct engine *en, struct march *g, uint32_t s, struct 
     return fill_merged(en, g, s, e);
 }
 
-/* Word embeddings of all rows that are not in shared pages, then the media's. */
-static status fill_rows(struct engine *en, struct march *g, struct err *e)
+/* Word embeddings of all rows that are not in shared pages, then the media's. *n_ids: rows of angles. */
+static status fill_rows(struct engine *en, struct march *g, uint32_t *n_ids, struct err *e)
 {
     uint32_t n = 0, angles = 0;
     for (uint32_t s = 0; s < g->n; s++) {
@@ -463,10 +478,89 @@ static status fill_rows(struct engine *en, struct march *g, struct err *e)
     }
     g->seq_start[g->n] = n;
     g->n_rows = n;
+    *n_ids = angles;
     TRY(team_embed(en->team, g->id, n, g->x, e));
     for (uint32_t s = 0; s < g->n; s++)
         if (g->m[s].r) TRY(fill_media(en, g, s, e));
     return OK;
+}
+
+/* ---- lists of the device ---------------------------------------------------------------------------------- */
+
+/* Can the device make all choices of m? scratch: [prompt.n]. */
+static bool picks_alone(const struct engine *en, const struct member *m, uint32_t *scratch)
+{
+    const struct eng_request *r = m->r;
+    const uint32_t L = n_layers(en), n_ask = prompt_query(&r->prompt, r->plan.query, scratch);
+    bool scores = false;
+    if (r->o.want_why || is_av(m, r->prompt.n - 1) || prune_selects_at(m->policy, L - 1)) return false;
+    for (uint32_t l = 0; l < L; l++) {
+        struct prune_pick pick;
+        if (!prune_selects_at(m->policy, l)) continue;
+        if (!prune_layer_pick(m->policy, l, &pick)) return false;
+        scores = true;
+    }
+    for (uint32_t i = 0; i < n_ask && scores; i++)
+        if (is_av(m, scratch[i])) return false;
+    return !scores || n_ask > 0;
+}
+
+/* What the rows of member m are, by id. */
+static void mark_rows(const struct member *m, uint32_t *scratch, uint8_t *mark, int32_t *chunk)
+{
+    const struct prompt *p = &m->r->prompt;
+    const uint32_t n_ask = prompt_query(p, m->r->plan.query, scratch);
+    for (uint32_t i = 0; i < p->n; i++) mark[m->angle0 + i] = is_av(m, i) ? LIST_MEDIA : 0;
+    for (uint32_t i = 0; i < n_ask; i++) mark[m->angle0 + scratch[i]] |= LIST_ASKS;
+    memcpy(chunk + m->angle0, p->chunk, p->n * sizeof *chunk);
+}
+
+/* Rows that the lists of the group hold at most. The log takes the batch as it begins, again where prefixes join, after each layer
+ * that drops and after the last; and one under way. */
+static struct lists_room lists_need(const struct engine *en, const struct march *g, uint32_t n_ids)
+{
+    struct lists_room n = { .ids = n_ids };
+    uint32_t times = 2;
+    for (uint32_t s = 0; s < g->n; s++) {
+        const struct member *m = &g->m[s];
+        if (m->r == NULL) continue;
+        const uint32_t n_ask = prompt_query(&m->r->prompt, m->r->plan.query, NULL);
+        n.rows += m->n_av + m->r->n_text;
+        n.asks = n_ask > n.asks ? n_ask : n.asks;
+        times += m->hidden != NULL;
+    }
+    n.log = (size_t)times * n.rows + g->n;
+    for (uint32_t l = 0; l < n_layers(en); l++) {
+        bool drops = false;
+        for (uint32_t s = 0; s < g->n; s++) drops = drops || (g->m[s].r && prune_selects_at(g->m[s].policy, l));
+        for (uint32_t s = 0; s < g->n && drops; s++)
+            if (g->m[s].r) n.log += g->m[s].r->plan.alive[l + 1] + g->m[s].r->n_text;
+    }
+    return n;
+}
+
+/* Where that can be, the lists become the device's. */
+static status open_lists(struct engine *en, struct march *g, uint32_t n_ids, struct err *e)
+{
+    uint8_t *mark;
+    int32_t *chunk = NULL;
+    g->on_device = team_alone(en->team) && !en->textbook_order;
+    for (uint32_t s = 0; s < g->n; s++) g->on_device = g->on_device && (g->m[s].r == NULL || picks_alone(en, &g->m[s], g->keep));
+    if (!g->on_device) return OK;
+    const struct lists_room room = lists_need(en, g, n_ids);
+    TRY(lists_open(&g->lists, en->st, &room, e));
+    TRY(mem_alloc(&mark, n_ids, sizeof *mark, e));
+    status st = mem_alloc(&chunk, n_ids, sizeof *chunk, e);
+    for (uint32_t s = 0; s < g->n && st == OK; s++) {
+        if (g->m[s].r == NULL) continue;
+        mark_rows(&g->m[s], g->keep, mark, chunk);
+        st = mem_alloc(&g->m[s].logged, (size_t)n_layers(en) + 1, sizeof *g->m[s].logged, e);
+    }
+    if (st == OK) st = lists_tables(&g->lists, mark, chunk, n_ids, e);
+    if (st == OK) st = lists_send(&g->lists, g->angle, g->n_rows, e);
+    free(chunk);
+    free(mark);
+    return st;
 }
 
 static status begin_all(struct engine *en, struct march *g, struct eng_request *const *reqs, uint32_t n, uint32_t rows,
@@ -491,7 +585,9 @@ static status begin_all(struct engine *en, struct march *g, struct eng_request *
     }
     g->stage = AT_ENTER;
     g->l = g->cursor = 0;
-    return fill_rows(en, g, e);
+    uint32_t n_ids;
+    TRY(fill_rows(en, g, &n_ids, e));
+    return open_lists(en, g, n_ids, e);
 }
 
 status march_begin(struct engine *en, uint32_t group, struct eng_request *const *reqs, uint32_t n, march_fail fail,
@@ -508,8 +604,8 @@ status march_begin(struct engine *en, uint32_t group, struct eng_request *const 
 
 /* ---- rows of a layer ---------------------------------------------------------------------------------------- */
 
-/* Note whose K and V layer l stores; l = L: who is left. */
-static status note_alive(struct member *m, uint32_t l, struct err *e)
+/* Note the AV tokens whose K and V layer l stores; l = L: who is left. */
+static status note_av(struct member *m, uint32_t l, struct err *e)
 {
     struct eng_request *r = m->r;
     uint32_t *count = r->alive[l];
@@ -520,6 +616,69 @@ static status note_alive(struct member *m, uint32_t l, struct err *e)
     for (uint32_t i = 0; i < m->n_av; i++) count[r->prompt.kind[m->av[i]]]++;
     TRY(mem_alloc(&r->survivors[l], m->n_av, sizeof(uint32_t), e));
     memcpy(r->survivors[l], m->av, m->n_av * sizeof(uint32_t));
+    return OK;
+}
+
+/* Those of member s that enter layer l, or where in the log they stand. */
+static status note_alive(struct march *g, uint32_t s, uint32_t l, struct err *e)
+{
+    struct member *m = &g->m[s];
+    if (!m->unseen) return note_av(m, l, e);
+    m->logged[l] = (struct logged){ g->lists.at + g->seq_start[s], g->seq_start[s + 1] - g->seq_start[s] };
+    return OK;
+}
+
+/* AV tokens among the ids of n rows become those of m. */
+static void take_ids(struct member *m, const uint32_t *id, uint32_t n)
+{
+    m->n_av = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (is_av(m, id[i] - m->angle0)) m->av[m->n_av++] = id[i] - m->angle0;
+}
+
+/* The log has come: what the host has missed of m. */
+static status recall(const struct engine *en, const struct march *g, struct member *m, struct err *e)
+{
+    for (uint32_t l = 0; l <= n_layers(en) && m->unseen; l++) {
+        if (m->logged[l].n == 0) continue;
+        take_ids(m, g->lists.host + m->logged[l].at, m->logged[l].n);
+        m->logged[l].n = 0;
+        TRY(note_av(m, l, e));
+    }
+    m->unseen = false;
+    return OK;
+}
+
+/* The host's copy of index and angle for member s, who is not unseen. */
+static void copy_lists(struct march *g, uint32_t s)
+{
+    const struct member *m = &g->m[s];
+    const uint32_t n = list_rows(m, g->keep) - m->n_skip;
+    for (uint32_t i = 0, to = g->seq_start[s]; i < n; i++, to++) {
+        g->index[to] = g->keep[m->n_skip + i];
+        g->angle[to] = m->angle0 + g->index[to];
+    }
+}
+
+static bool someone_unseen(const struct march *g)
+{
+    for (uint32_t s = 0; s < g->n; s++)
+        if (g->m[s].r && g->m[s].unseen) return true;
+    return false;
+}
+
+/* Wait for the device, and know everything. */
+static status look(struct engine *en, struct march *g, struct err *e)
+{
+    if (!someone_unseen(g)) return OK;
+    TRY(lists_fetch(&g->lists, e));
+    TRY(en->ops->sync(en->st, e));
+    for (uint32_t s = 0; s < g->n; s++) {
+        if (g->m[s].r == NULL || !g->m[s].unseen) continue;
+        TRY(note_alive(g, s, g->l, e));
+        TRY(recall(en, g, &g->m[s], e));
+        copy_lists(g, s);
+    }
     return OK;
 }
 
@@ -562,7 +721,8 @@ static status lay_out(struct engine *en, struct march *g, struct err *e)
         if (g->m[s].r == NULL) going += g->seq_start[s + 1] - g->seq_start[s];
         else if (g->m[s].first_drop == g->l) joining += g->m[s].n_skip;
     }
-    if (joining + going == 0) return OK;
+    if (joining + (g->on_device ? 0 : going) == 0) return OK;  /* on the device the next layer that drops takes no rows of theirs */
+    TRY(look(en, g, e));
     TRY(mem_alloc(&index, g->n_rows + joining, sizeof *index, e));
     status st = mem_alloc(&angle, g->n_rows + joining, sizeof *angle, e);
     for (uint32_t s = 0; s < g->n && st == OK; s++) {
@@ -589,6 +749,7 @@ static status lay_out(struct engine *en, struct march *g, struct err *e)
         memcpy(g->index, index, n * sizeof *index);
         memcpy(g->angle, angle, n * sizeof *angle);
         swap_rows(g);
+        if (g->on_device) st = lists_send(&g->lists, g->angle, n, e);
     }
     free(index);
     free(angle);
@@ -650,14 +811,42 @@ static void list_alive(struct march *g, bool last)
             kept++;
             if (last && i + 1 < r1) continue;
             g->keep[n] = i;
+            g->kept_angle[n] = g->angle[i];
             g->visible[n++] = m->packed ? kept : m->n_skip + i - r0 + 1;
         }
     }
     g->out_start[g->n] = g->n_keep = n;
 }
 
-/* Those that live past this layer: after the last one no more than the last row is asked for. */
-static void list_survivors(struct engine *en, struct march *g) { list_alive(g, g->l + 1 == n_layers(en)); }
+/* Those that live past this layer: after the last one no more than the last row is asked for. On the device each member's were
+ * listed when it was its turn. */
+static void list_survivors(struct engine *en, struct march *g)
+{
+    if (g->on_device) g->out_start[g->n] = g->n_keep;
+    else list_alive(g, g->l + 1 == n_layers(en));
+}
+
+/* What the rows of the batch see where all of them live on, in place. */
+static status list_all(struct march *g, struct err *e)
+{
+    for (uint32_t s = 0; s < g->n; s++) {
+        const uint32_t r0 = g->seq_start[s], n = g->seq_start[s + 1] - r0, skip = g->m[s].n_skip;
+        if (g->m[s].r == NULL) continue;
+        if (g->on_device) TRY(lists_keep(&g->lists, r0, n, skip, r0, e));
+        for (uint32_t i = 0; i < n && !g->on_device; i++) g->visible[r0 + i] = skip + i + 1;
+    }
+    return OK;
+}
+
+/* Rows of member s, which chooses nothing at this layer, that live past it. */
+static status list_member(const struct engine *en, struct march *g, uint32_t s, struct err *e)
+{
+    const struct member *m = &g->m[s];
+    const uint32_t r0 = g->seq_start[s], n = g->seq_start[s + 1] - r0, from = g->l + 1 == n_layers(en) ? n - 1 : 0;
+    TRY(lists_keep(&g->lists, r0 + from, n - from, m->n_skip + from, g->n_keep, e));
+    g->n_keep += n - from;
+    return OK;
+}
 
 /* ---- choices ---------------------------------------------------------------------------------------------------- */
 
@@ -680,7 +869,8 @@ static void trace_alive(const struct member *m, uint32_t l)
 /* n sequences from `first` on; at: the first row of x. */
 static struct team_batch batch_of(const struct march *g, uint32_t n, const uint32_t *start, uint32_t first, uint32_t at)
 {
-    return (struct team_batch){ .b = { .n_seqs = n, .seq_start = start, .view = g->view + first, .angle = g->angle + at },
+    return (struct team_batch){ .b = { .n_seqs = n, .seq_start = start, .view = g->view + first, .on_device = g->on_device,
+                                       .angle = g->on_device ? lists_angles(&g->lists, at) : g->angle + at },
                                 .angles = g->angles, .x = g->x, .at = at };
 }
 
@@ -707,16 +897,20 @@ static status score_member(struct engine *en, struct march *g, uint32_t s, doubl
     const uint32_t r0 = g->seq_start[s], n = g->seq_start[s + 1] - r0;
     const struct team_batch b = batch_of(g, g->n, g->seq_start, 0, 0);
     const uint32_t by = g->l - m->r->plan.back;
-    const uint32_t *query = g->visible, n_query = prompt_query(&m->r->prompt, m->r->plan.query, g->visible);
+    uint32_t *query = (uint32_t *)g->id;       /* ids were for layer 0 */
+    const uint32_t n_query = prompt_query(&m->r->prompt, m->r->plan.query, query);
     uint32_t n_q = 0, k = 0;
     for (uint32_t i = r0, q = 0; i < r0 + n && q < n_query; i++)
         if (g->index[i] == query[q]) {
-            g->keep[n_q++] = i;
+            g->keep[n_q] = i;
+            g->kept_angle[n_q] = g->angle[i];
+            g->visible[n_q++] = i - r0 + 1;
             q++;
         }
+    const struct decoder_rows ask = { .n = n_q, .row = g->keep, .angle = g->kept_angle, .visible = g->visible };
     if (n_q == 0) return err_set(e, E_INTERNAL, "layer %u: no query row is left", g->l);
     if (by != g->l) TRY(write_keys(en, g, s, by, e));
-    TRY(team_scores(en->team, by, &b, s, g->keep, n_q, g->score, e));
+    TRY(team_scores(en->team, by, &b, s, &ask, g->score, e));
     if (by != g->l) TRY(write_keys(en, g, s, g->l, e));
     for (uint32_t i = 0; i < n; i++)
         if (is_av(m, g->index[r0 + i])) g->score[k++] = g->score[i];
@@ -763,6 +957,56 @@ static status select_at(struct engine *en, struct march *g, uint32_t s, double *
     return OK;
 }
 
+/* The scores that the device chose by, and what it chose, for who traces member s. */
+static status trace_choice(struct engine *en, struct march *g, uint32_t s, uint32_t n_out, struct err *e)
+{
+    struct member *m = &g->m[s];
+    const struct eng_trace *t = m->r->o.trace;
+    const uint32_t r0 = g->seq_start[s], n = g->seq_start[s + 1] - r0;
+    uint32_t k = 0;
+    TRY(en->ops->download(en->st, g->score, g->lists.score, n * sizeof(float), e));
+    for (uint32_t i = 0; i < n; i++)
+        if (is_av(m, g->index[r0 + i])) g->score[k++] = g->score[i];
+    if (t->alive) t->alive(t->self, g->l, m->av, m->n_av, g->score);
+    const uint32_t *out = g->lists.log + g->lists.next + g->n_keep;
+    TRY(en->ops->download(en->st, g->keep, out, n_out * sizeof *out, e));
+    take_ids(m, g->keep, n_out);
+    return OK;
+}
+
+/* select_at where the device chooses: nobody waits, but for who looks on. */
+static status pick_at(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
+{
+    struct member *m = &g->m[s];
+    const uint32_t r0 = g->seq_start[s], n = g->seq_start[s + 1] - r0;
+    const uint32_t n_ask = prompt_query(&m->r->prompt, m->r->plan.query, NULL);
+    const struct team_batch b = batch_of(g, g->n, g->seq_start, 0, 0);
+    const struct work_row cost = cost_of(en);
+    const struct eng_trace *t = m->r->o.trace;
+    const bool looks = t && (t->alive || t->hidden);
+    struct decoder_rows ask;
+    struct prune_pick pick;
+    if (looks) TRY(en->ops->sync(en->st, e));  /* then select_s is of the choice alone */
+    const double start = clock_s();
+    if (!prune_layer_pick(m->policy, g->l, &pick)) return err_set(e, E_INTERNAL, "layer %u: the choice is not the device's", g->l);
+    struct choose_args c = { .n_of = m->n_av, .k = pick.k, .tds = pick.tds, .relative = pick.relative, .lambda_div = pick.lambda_div,
+                             .max_chunk = pick.max_chunk };
+    TRY(lists_choice(&g->lists, r0, n, g->n_keep, &c, e));
+    TRY(lists_ask(&g->lists, r0, n, n_ask, &ask, e));
+    TRY(team_choose(en->team, g->l, &b, s, &ask, &c, e));
+    if (looks) TRY(trace_choice(en, g, s, n - c.k, e));
+    else {
+        m->n_av -= c.k;
+        m->unseen = m->unseen || c.k > 0;
+    }
+    g->n_keep += n - c.k;
+    g->dropped = g->dropped || c.k > 0;
+    tighten(en, m->r, g->l + 1, m->n_av);
+    *work += work_scores(&cost, n_ask, n);
+    m->r->select_s += clock_s() - start;
+    return OK;
+}
+
 /* What a member's own failure with st comes to: it ends alone, but where all of them are stuck. */
 static status fails_alone(struct member *m, status st, const struct err *why, march_fail fail, void *self, struct err *e)
 {
@@ -773,15 +1017,19 @@ static status fails_alone(struct member *m, status st, const struct err *why, ma
     return OK;
 }
 
-/* Rows keep[0..n) become the batch. */
-static void renumber(struct march *g)
+/* The rows that live on become the batch. */
+static void renumber(const struct engine *en, struct march *g)
 {
-    for (uint32_t i = 0; i < g->n_keep; i++) {
+    for (uint32_t i = 0; i < g->n_keep && !g->on_device; i++) {
         g->index[i] = g->index[g->keep[i]];
-        g->angle[i] = g->angle[g->keep[i]];
+        g->angle[i] = g->kept_angle[i];
     }
     memcpy(g->seq_start, g->out_start, (g->n + 1) * sizeof(uint32_t));
     g->n_rows = g->n_keep;
+    if (!g->on_device) return;
+    lists_next(&g->lists, g->n_keep);
+    for (uint32_t s = 0; s < g->n && g->l + 1 < n_layers(en); s++)
+        if (g->m[s].r && !g->m[s].unseen) copy_lists(g, s);
 }
 
 /* Choices that need nothing of the layer: rows that they drop go before it begins. */
@@ -798,7 +1046,7 @@ static status drop_before(struct engine *en, struct march *g, march_fail fail, v
     list_alive(g, false);
     TRY(team_gather(en->team, g->x, g->keep, g->n_keep, g->y, 0, e));
     swap_rows(g);
-    renumber(g);
+    renumber(en, g);
     return OK;
 }
 
@@ -827,7 +1075,7 @@ static status enter(struct engine *en, struct march *g, march_fail fail, void *s
         struct eng_request *r = m->r;
         struct block_table *t = &r->choice[0].table[l];
         whole = whole && !chooses_after(m, l);
-        TRY(note_alive(m, l, e));
+        TRY(note_alive(g, s, l, e));
         block_table_append(t, en->pool, &r->sched.reservation, rows);
         r->pages[l] = t->n_pages;
         g->view[s] = (struct kv_view){ .page = t->page, .n_rows = t->n_rows };
@@ -838,7 +1086,7 @@ static status enter(struct engine *en, struct march *g, march_fail fail, void *s
     g->cursor = 0;
     g->stage = whole ? AT_LAYER : AT_KV;
     if (!whole) return OK;
-    list_survivors(en, g);
+    TRY(list_all(g, e));
     for (uint32_t s = 0; s < g->n; s++)
         if (g->m[s].r && !chooses_before(&g->m[s], l)) trace_alive(&g->m[s], l);
     return OK;
@@ -852,7 +1100,17 @@ double march_row_work(const struct engine *en, uint32_t n)
     return n * (c.kv + c.mix);
 }
 
-static uint32_t sees(const void *visible, uint32_t i) { return ((const uint32_t *)visible)[i]; }
+/* Keys that row i of a range sees: of lists on the device about so many, as its place says. */
+struct range { const struct march *g; const uint32_t *start; };
+
+static uint32_t sees(const void *self, uint32_t i)
+{
+    const struct range *r = self;
+    uint32_t s = 0;
+    if (!r->g->on_device) return r->g->visible[i];
+    while (r->start[s + 1] <= i) s++;
+    return (uint32_t)((uint64_t)(i - r->start[s] + 1) * r->g->view[s].n_rows / (r->start[s + 1] - r->start[s]));
+}
 
 /* The next range of rows of `start` (seq_start or out_start) at the cursor: those of members that left are stepped over;
  * as many as max_work allows. *work gets its cost. Returns its end; == cursor: there is none. */
@@ -868,8 +1126,9 @@ static uint32_t next_range(const struct engine *en, struct march *g, const uint3
     if (s == g->n) return g->cursor;
     uint32_t end = g->cursor;
     double sum = 0;
+    const struct range range = { g, start };
     for (; s < g->n && g->m[s].r && (sum < max_work || end - g->cursor < WORK_ROWS_MIN); s++)
-        end = work_take((kv ? c.kv : 0) + (mix ? c.mix : 0), c.key, mix ? sees : NULL, g->visible, end, start[s + 1],
+        end = work_take((kv ? c.kv : 0) + (mix ? c.mix : 0), c.key, mix ? sees : NULL, &range, end, start[s + 1],
                         end - g->cursor, max_work, &sum);
     *work += sum;
     return end;
@@ -896,7 +1155,16 @@ static status run_range(struct engine *en, struct march *g, uint32_t end, bool m
     uint32_t first;
     const uint32_t n = clip(g, g->seq_start, end, &first), r0 = g->cursor;
     const struct team_batch b = batch_of(g, n, g->sub_start, first, r0);
-    return mix ? team_layer(en->team, g->l, &b, g->sub_kv, g->visible + r0, e) : team_kv(en->team, g->l, &b, g->sub_kv, e);
+    const uint32_t *visible = (g->on_device ? g->lists.visible : g->visible) + r0;
+    return mix ? team_layer(en->team, g->l, &b, g->sub_kv, visible, e) : team_kv(en->team, g->l, &b, g->sub_kv, e);
+}
+
+/* Rows [r0, end) of those that live on. */
+static struct decoder_rows kept_rows(const struct march *g, uint32_t r0, uint32_t end)
+{
+    if (g->on_device) return lists_rows(&g->lists, g->in_place, r0, end - r0);
+    return (struct decoder_rows){ .n = end - r0, .row = g->in_place ? NULL : g->keep + r0, .angle = g->kept_angle + r0,
+                                  .visible = g->visible + r0 };
 }
 
 /* Rows [cursor, end) of those that live on. */
@@ -905,7 +1173,8 @@ static status mix_range(struct engine *en, struct march *g, uint32_t end, struct
     uint32_t first;
     const uint32_t n = clip(g, g->out_start, end, &first), r0 = g->cursor;
     const struct team_batch b = batch_of(g, n, NULL, first, g->in_place ? r0 : 0);
-    return team_mix(en->team, g->l, &b, g->in_place ? NULL : g->keep + r0, end - r0, g->sub_start, g->visible + r0, g->y, r0, e);
+    const struct decoder_rows keep = kept_rows(g, r0, end);
+    return team_mix(en->team, g->l, &b, &keep, g->sub_start, g->y, r0, e);
 }
 
 /* The textbook order: every row through the layer, then the drop. Same numbers as score first. */
@@ -924,7 +1193,8 @@ static status mix_textbook(struct engine *en, struct march *g, struct err *e)
             visible[i] = sees;
         }
     }
-    const status st = team_mix(en->team, g->l, &b, NULL, g->n_rows, g->seq_start, visible, NULL, 0, e);
+    const struct decoder_rows all = { .n = g->n_rows, .angle = g->angle, .visible = visible };
+    const status st = team_mix(en->team, g->l, &b, &all, g->seq_start, NULL, 0, e);
     free(visible);
     return st != OK ? st : team_gather(en->team, g->x, g->keep, g->n_keep, g->y, 0, e);
 }
@@ -939,13 +1209,14 @@ static status score_next(struct engine *en, struct march *g, double *work, bool 
     if (*over) return OK;
     const uint32_t s = g->cursor++;
     struct member *m = &g->m[s];
+    if (g->on_device) g->out_start[s] = g->n_keep = s ? g->n_keep : 0;
     if (m->r == NULL) return OK;
     if (!chooses_after(m, g->l)) {
         if (!chooses_before(m, g->l)) trace_alive(m, g->l);
-        return OK;
+        return g->on_device ? list_member(en, g, s, e) : OK;
     }
     struct err why;
-    return fails_alone(m, select_at(en, g, s, work, &why), &why, fail, self, e);
+    return fails_alone(m, (g->on_device ? pick_at : select_at)(en, g, s, work, &why), &why, fail, self, e);
 }
 
 /* Rows of the prompt in layer l of r's first choice become rows row[0..n) of them. Pages that are left over go to the pool; what
@@ -986,7 +1257,7 @@ static status pack(struct engine *en, struct march *g, struct err *e)
             g->keep[n++] = i;
         }
         TRY(shrink(en, m->r, g->l, g->keep, n, &freed, e));
-        TRY(note_alive(m, g->l, e));
+        TRY(note_alive(g, s, g->l, e));
         g->view[s].n_rows = n;
     }
     sched_pruned(en->sched, freed);
@@ -1042,41 +1313,57 @@ static status trim(struct engine *en, struct eng_request *r, struct err *e)
     return st;
 }
 
+/* The device has done all of m's prefill, and the log is there. */
+static status end_prefill(struct engine *en, struct march *g, struct member *m, struct err *e)
+{
+    const uint32_t L = n_layers(en);
+    struct eng_request *r = m->r;
+    TRY(recall(en, g, m, e));
+    TRY(note_av(m, L, e));
+    double sum = 0;
+    for (uint32_t l = 0; l < L; l++)
+        sum += (double)(r->alive[l][TOKEN_AUDIO] + r->alive[l][TOKEN_VIDEO] + r->alive[l][TOKEN_IMAGE]);
+    r->mean_retention = r->prompt.n_av ? sum / L / r->prompt.n_av : 1;
+    r->prefill_s += clock_s() - m->start;
+    if (m->first_drop == L && m->digest && m->n_blocks > m->n_hit) {
+        struct err none;
+        kv_prefix_insert(en->prefixes, m->digest, m->n_blocks, L, r->choice[0].table, NULL, 0, &none);
+    }
+    if (r->plan.trim) TRY(trim(en, r, e));
+    if (r->keep_embeds) return OK;
+    en->ops->release(en->st, r->audio_embeds);
+    en->ops->release(en->st, r->vision_embeds);
+    en->ops->release(en->st, r->vision_keys);
+    r->audio_embeds = r->vision_embeds = r->vision_keys = NULL;
+    return OK;
+}
+
+/* first_tokens has logits, which the host had to wait for, and nobody has a token yet. */
+static status end_prefills(struct engine *en, void *group, struct err *e)
+{
+    struct march *g = group;
+    for (uint32_t s = 0; s < g->n; s++)
+        if (g->m[s].r) TRY(end_prefill(en, g, &g->m[s], e));
+    return OK;
+}
+
 /* Members' last words, and each one's first token. */
 static status end_march(struct engine *en, struct march *g, march_fail fail, void *self, struct err *e)
 {
-    const uint32_t L = n_layers(en);
     struct eng_request **reqs;
     uint32_t n = 0;
+    const bool unseen = someone_unseen(g);
+    struct err none;
     TRY(mem_alloc(&reqs, g->n, sizeof *reqs, e));
-    status st = OK;
-    for (uint32_t s = 0; s < g->n && st == OK; s++) {
-        struct member *m = &g->m[s];
-        if (m->r == NULL) continue;
-        struct eng_request *r = m->r;
-        st = note_alive(m, L, e);
-        double sum = 0;
-        for (uint32_t l = 0; l < L; l++)
-            sum += (double)(r->alive[l][TOKEN_AUDIO] + r->alive[l][TOKEN_VIDEO] + r->alive[l][TOKEN_IMAGE]);
-        r->mean_retention = r->prompt.n_av ? sum / L / r->prompt.n_av : 1;
-        r->prefill_s += clock_s() - m->start;
-        if (m->first_drop == L && m->digest && m->n_blocks > m->n_hit) {
-            struct err none;
-            kv_prefix_insert(en->prefixes, m->digest, m->n_blocks, L, r->choice[0].table, NULL, 0, &none);
-        }
-        if (st == OK && r->plan.trim) st = trim(en, r, e);
-        if (!r->keep_embeds) {
-            en->ops->release(en->st, r->audio_embeds);
-            en->ops->release(en->st, r->vision_embeds);
-            en->ops->release(en->st, r->vision_keys);
-            r->audio_embeds = r->vision_embeds = r->vision_keys = NULL;
-        }
+    for (uint32_t s = 0; s < g->n; s++) {
+        if (g->m[s].r == NULL) continue;
         g->keep[n] = g->out_start[s];      /* its row: that of members that left are still between */
-        reqs[n++] = r;
+        reqs[n++] = g->m[s].r;
     }
-    if (st == OK)
-        st = team_gather(en->team, g->x, g->keep, n, g->y, 0, e);
-    if (st == OK) st = first_tokens(en, reqs, n, g->y, fail, self, e);
+    status st = team_gather(en->team, g->x, g->keep, n, g->y, 0, e);
+    if (st == OK && unseen) st = lists_fetch(&g->lists, e);
+    if (st == OK) st = first_tokens(en, reqs, n, g->y, end_prefills, g, fail, self, e);
+    if (st != OK && unseen) en->ops->sync(en->st, &none);      /* what was fetched must have come before its memory goes */
     free(reqs);
     return st;
 }
@@ -1092,7 +1379,6 @@ static status piece(struct engine *en, struct march *g, double max_work, double 
     case AT_LAYER:
         end = next_range(en, g, g->seq_start, true, true, max_work, work);
         if (end == g->cursor) {
-            renumber(g);
             leave(en, g);
             return OK;
         }
@@ -1125,8 +1411,10 @@ static status piece(struct engine *en, struct march *g, double max_work, double 
     case AT_MIX:
         end = next_range(en, g, g->out_start, false, true, max_work, work);
         if (end == g->cursor) {
-            if (!g->in_place) swap_rows(g);
-            renumber(g);
+            if (!g->in_place) {
+                swap_rows(g);
+                renumber(en, g);
+            }
             leave(en, g);
             return OK;
         }

@@ -40,9 +40,9 @@ struct decoder {
     size_t logits_rows;
     float *gathered, *parts;       /* several ranks: embeddings [max_rows, d], logits [GATHER_ROWS, V] (rank 0); parts: on the host */
     size_t *bytes;                 /* [size] */
-    void *op_in, *op_attn, *op_ff, *attn_scratch;
+    void *op_in, *op_attn, *op_ff, *attn_scratch, *choose_scratch;
     float *partial_host;
-    uint32_t *index;                    /* [2 * max_rows] angle rows and visible counts of a block */
+    uint32_t *index;                    /* [2 * max_rows] several ranks: ids and their places */
     uint32_t *piece_start, *piece_kv;   /* sequence pieces of a block */
     struct kv_view *piece_view;
     size_t piece_cap, piece_kv_cap, piece_view_cap;
@@ -114,6 +114,7 @@ static status scratch_create(struct decoder *dc, struct err *e)
     TRY(ops->alloc(dc->st, ops->operand_bytes(dc->st, n, o->heads * s->D, dc->compute), &dc->op_attn, e));
     TRY(ops->alloc(dc->st, ops->operand_bytes(dc->st, n, o->ff, dc->compute), &dc->op_ff, e));
     TRY(ops->alloc(dc->st, ops->attention_scratch(dc->st, o->heads, s->D, n, dc->max_keys), &dc->attn_scratch, e));
+    TRY(ops->alloc(dc->st, ops->choose_scratch(dc->st, dc->max_keys), &dc->choose_scratch, e));
     TRY(ops->alloc(dc->st, (size_t)columns * dc->max_keys * 4, (void **)&dc->partial, e));
     TRY(mem_alloc(&dc->angle, (size_t)2 * ANGLE_ROWS * (s->D / 2), sizeof(float), e));
     TRY(mem_alloc(&dc->index, (size_t)2 * n, sizeof *dc->index, e));
@@ -199,7 +200,7 @@ void decoder_destroy(struct decoder **pdc)
     if (dc->head != dc->embed) ops->weight_destroy(dc->st, &dc->head);
     ops->weight_destroy(dc->st, &dc->embed);
     void *device[] = { dc->norm, dc->q, dc->kv, dc->logits, dc->gathered, dc->partial, dc->op_in, dc->op_attn, dc->op_ff,
-                       dc->attn_scratch };
+                       dc->attn_scratch, dc->choose_scratch };
     for (size_t i = 0; i < sizeof device / sizeof *device; i++) ops->release(dc->st, device[i]);
     free(dc->layer);
     free(dc->all);
@@ -378,12 +379,26 @@ static status pieces_of(struct decoder *dc, const uint32_t *seq_start, uint32_t 
     return OK;
 }
 
+/* Rows [r0, r0 + n) of a list of rows; who failed has no lists. */
+static struct decoder_rows part_of(const struct decoder_rows *r, uint32_t r0, uint32_t n)
+{
+    return (struct decoder_rows){ .n = n, .row = r->row ? r->row + r0 : NULL, .angle = r->angle ? r->angle + r0 : NULL,
+                                  .visible = r->visible ? r->visible + r0 : NULL, .on_device = r->on_device };
+}
+
+/* row NULL: those that lie there. */
+static status norm_picked(struct decoder *dc, const float *x, const uint32_t *row, bool on_device, uint32_t rows, const float *w,
+                          struct operand *out, struct err *e)
+{
+    *out = (struct operand){ .data = dc->op_in, .rows = rows, .k = dc->s.d, .compute = dc->compute };
+    return dc->ops->norm(dc->st, &(struct norm_args){ .x = x, .row = row, .rows = rows, .d = dc->s.d, .group = 1, .w = w,
+                                                      .eps = dc->s.rms_eps, .out = out, .row_on_device = on_device }, e);
+}
+
 static status norm_rows(struct decoder *dc, const float *x, const uint32_t *row, uint32_t rows, const float *w,
                         struct operand *out, struct err *e)
 {
-    *out = (struct operand){ .data = dc->op_in, .rows = rows, .k = dc->s.d, .compute = dc->compute };
-    return dc->ops->norm(dc->st, &(struct norm_args){ .x = x, .row = row, .rows = rows, .d = dc->s.d, .group = 1,
-                                                      .w = w, .eps = dc->s.rms_eps, .out = out }, e);
+    return norm_picked(dc, x, row, false, rows, w, out, e);
 }
 
 /* K and V of the normed rows [r0, r0 + in->rows) of the batch, into the pages. */
@@ -402,38 +417,38 @@ static status kv_block(struct decoder *dc, const struct layer *w, const struct d
     }
     return dc->ops->kv_write(dc->st, &(struct kv_write_args){
         .kv = dc->kv, .ldkv = width, .cos = b->cos, .sin = b->sin, .row = b->angle + r0, .shape = b->kv, .n_seqs = p.n,
-        .seq_start = p.start, .kv_start = dc->piece_kv, .view = b->view + p.first_seq }, e);
+        .seq_start = p.start, .kv_start = dc->piece_kv, .view = b->view + p.first_seq, .row_on_device = b->on_device }, e);
 }
 
-/* Q of normed rows, rotated, into dc->q. angle: rows of cos/sin, already picked. */
+/* Q of normed rows, rotated, into dc->q. */
 static status q_block(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, const struct operand *in,
-                      const uint32_t *angle, struct err *e)
+                      const struct decoder_rows *rows, struct err *e)
 {
     const uint32_t width = dc->own.heads * dc->s.D;
     TRY(dc->ops->linear(dc->st, &(struct linear_args){ .x = in, .w = w->q, .mode = LINEAR_STORE, .y = dc->q,
                                                        .ldy = width }, e));
     return dc->ops->rope(dc->st, &(struct rope_args){ .x = dc->q, .ldx = width, .n = in->rows, .heads = dc->own.heads,
-                                                      .D = dc->s.D, .cos = b->cos, .sin = b->sin, .row = angle }, e);
+                                                      .D = dc->s.D, .cos = b->cos, .sin = b->sin, .row = rows->angle,
+                                                      .row_on_device = rows->on_device }, e);
 }
 
-/* Attention of output rows [r0, r0 + rows), added to y [rows, d]. Before that y becomes rows `from` of x, where `from` is
- * given. */
-static status attend_block(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, uint32_t r0, uint32_t rows,
-                           const uint32_t *out_start, const uint32_t *visible, const float *x, const uint32_t *from, float *y,
-                           struct err *e)
+/* Attention of rows r, output rows from r0 on, added to y [r->n, d]. Before that y becomes these rows of x, where they are named. */
+static status attend_block(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, uint32_t r0,
+                           const struct decoder_rows *r, const uint32_t *out_start, const float *x, float *y, struct err *e)
 {
     const struct ops *ops = dc->ops;
-    const uint32_t d = dc->s.d, qw = dc->own.heads * dc->s.D;
+    const uint32_t d = dc->s.d, qw = dc->own.heads * dc->s.D, rows = r->n;
     struct operand attn = { .data = dc->op_attn, .rows = rows, .k = qw, .compute = dc->compute };
     struct pieces p;
     TRY(pieces_of(dc, out_start, b->n_seqs, r0, r0 + rows, &p, e));
     const struct attention_args at = {
         .q = dc->q, .ldq = qw, .H = dc->own.heads, .scale = 1.0f / sqrtf((float)dc->s.D), .shape = b->kv, .n_seqs = p.n,
-        .seq_start = p.start, .visible = visible + r0, .view = b->view + p.first_seq, .out = &attn,
-        .scratch = dc->attn_scratch };
+        .seq_start = p.start, .visible = r->visible, .view = b->view + p.first_seq, .out = &attn,
+        .scratch = dc->attn_scratch, .visible_on_device = r->on_device };
     TRY((b->decode ? ops->attention_decode : ops->attention)(dc->st, &at, e));
-    if (from && part_mode(dc) == LINEAR_ADD)
-        TRY(ops->gather(dc->st, &(struct gather_args){ .x = x, .row = from, .n = rows, .d = d, .y = y }, e));
+    if (r->row && part_mode(dc) == LINEAR_ADD)
+        TRY(ops->gather(dc->st, &(struct gather_args){ .x = x, .row = r->row, .n = rows, .d = d, .y = y, .row_on_device = r->on_device },
+                        e));
     return ops->linear(dc->st, &(struct linear_args){ .x = &attn, .w = w->o, .mode = part_mode(dc), .y = y, .ldy = d }, e);
 }
 
@@ -449,13 +464,12 @@ static status mlp_block(struct decoder *dc, const struct layer *w, uint32_t rows
 
 /* What follows Q (attend_block, mlp_block), with the sums over ranks; st is the status of this rank so far. */
 static status mix_block(struct decoder *dc, status st, const struct layer *w, const struct decoder_batch *b, uint32_t r0,
-                        uint32_t rows, const uint32_t *out_start, const uint32_t *visible, const float *x,
-                        const uint32_t *from, float *y, struct err *e)
+                        const struct decoder_rows *r, const uint32_t *out_start, const float *x, float *y, struct err *e)
 {
-    const size_t n = (size_t)rows * dc->s.d;
-    if (st == OK) st = attend_block(dc, w, b, r0, rows, out_start, visible, x, from, y, e);
+    const size_t n = (size_t)r->n * dc->s.d;
+    if (st == OK) st = attend_block(dc, w, b, r0, r, out_start, x, y, e);
     st = sum_rows(dc, st, y, n, e);
-    if (st == OK) st = mlp_block(dc, w, rows, y, e);
+    if (st == OK) st = mlp_block(dc, w, r->n, y, e);
     return sum_rows(dc, st, y, n, e);
 }
 
@@ -506,72 +520,83 @@ static status sum_partials(struct decoder *dc, status st, const float *mine, uin
 
 /* This rank's part of the scores: partial [kv_heads, n] at `mine`. */
 static status score_block(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, uint32_t s, const float *x,
-                          const uint32_t *row, uint32_t n_q, float *mine, struct err *e)
+                          const struct decoder_rows *query, float *mine, struct err *e)
 {
     const struct layer *w = &dc->layer[layer];
     struct operand in;
-    uint32_t *angle = dc->index, *visible = dc->index + n_q;
-    for (uint32_t i = 0; i < n_q; i++) {
-        angle[i] = b->angle[row[i]];
-        visible[i] = row[i] - b->seq_start[s] + 1;
-    }
-    TRY(norm_rows(dc, x, row, n_q, w->norm1, &in, e));
-    TRY(q_block(dc, w, b, &in, angle, e));
+    TRY(norm_picked(dc, x, query->row, query->on_device, query->n, w->norm1, &in, e));
+    TRY(q_block(dc, w, b, &in, query, e));
     return dc->ops->query_scores(dc->st, &(struct query_scores_args){
-        .q = dc->q, .ldq = (size_t)dc->own.heads * dc->s.D, .n_q = n_q, .H = dc->own.heads,
-        .scale = 1.0f / sqrtf((float)dc->s.D), .shape = b->kv, .view = b->view[s], .visible = visible, .partial = mine,
-        .scratch = dc->attn_scratch }, e);
+        .q = dc->q, .ldq = (size_t)dc->own.heads * dc->s.D, .n_q = query->n, .H = dc->own.heads,
+        .scale = 1.0f / sqrtf((float)dc->s.D), .shape = b->kv, .view = b->view[s], .visible = query->visible, .partial = mine,
+        .scratch = dc->attn_scratch, .visible_on_device = query->on_device }, e);
 }
 
+static status scores_fit(const struct decoder *dc, uint32_t n_q, uint32_t n, struct err *e)
+{
+    if (n_q <= dc->max_rows && n <= dc->max_keys) return OK;
+    return err_set(e, E_ARG, "%u query rows over %u keys: this decoder has room for %u and %u", n_q, n, dc->max_rows, dc->max_keys);
+}
+
+static float score_unit(const struct decoder *dc, uint32_t n_q) { return 1.0f / ((float)dc->s.H * (float)n_q); }
+
 status decoder_scores(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, uint32_t s, const float *x,
-                      const uint32_t *row, uint32_t n_q, float *score, struct err *e)
+                      const struct decoder_rows *query, float *score, struct err *e)
 {
     status st = begin(dc);
     const uint32_t n = b->view[s].n_rows;
-    if (n_q > dc->max_rows || n > dc->max_keys)
-        return err_set(e, E_ARG, "%u query rows over %u keys: this decoder has room for %u and %u", n_q, n, dc->max_rows,
-                       dc->max_keys);
+    TRY(scores_fit(dc, query->n, n, e));
     float *mine = own_partial(dc, n);
-    if (st == OK) st = score_block(dc, layer, b, s, x, row, n_q, mine, e);
-    return sum_partials(dc, st, mine, n, 1.0f / ((float)dc->s.H * (float)n_q), score, e);
+    if (st == OK) st = score_block(dc, layer, b, s, x, query, mine, e);
+    return sum_partials(dc, st, mine, n, score_unit(dc, query->n), score, e);
 }
 
-/* Norm and Q of the rows of a block of decoder_mix. */
-static status mix_query(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, const float *x,
-                        const uint32_t *from, uint32_t r0, uint32_t rows, struct err *e)
+status decoder_choose(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, uint32_t s, const float *x,
+                      const struct decoder_rows *query, struct choose_args *c, struct err *e)
 {
-    const uint32_t *angle = b->angle + r0;
+    TRY(begin(dc));
+    if (dc->comm) return err_set(e, E_ARG, "a choice on the device is for one rank, here are %u", dc->own.size);
+    TRY(scores_fit(dc, query->n, b->view[s].n_rows, e));
+    TRY(score_block(dc, layer, b, s, x, query, dc->partial, e));
+    c->partial = dc->partial;
+    c->G = dc->s.G;
+    c->by = score_unit(dc, query->n);
+    c->scratch = dc->choose_scratch;
+    return dc->ops->choose(dc->st, c, e);
+}
+
+/* Norm and Q of rows r, from r0 on, of decoder_mix. */
+static status mix_query(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, const float *x,
+                        const struct decoder_rows *r, uint32_t r0, struct err *e)
+{
     struct operand in;
-    for (uint32_t i = 0; from && i < rows; i++) dc->index[i] = b->angle[from[i]];
-    if (from) angle = dc->index;
-    TRY(norm_rows(dc, from ? x : x + (size_t)r0 * dc->s.d, from, rows, w->norm1, &in, e));
-    return q_block(dc, w, b, &in, angle, e);
+    TRY(norm_picked(dc, r->row ? x : x + (size_t)r0 * dc->s.d, r->row, r->on_device, r->n, w->norm1, &in, e));
+    return q_block(dc, w, b, &in, r, e);
 }
 
 status decoder_mix(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x,
-                   const uint32_t *keep, uint32_t n_keep, const uint32_t *out_start, const uint32_t *visible,
-                   float *y, struct err *e)
+                   const struct decoder_rows *keep, const uint32_t *out_start, float *y, struct err *e)
 {
     const struct layer *w = &dc->layer[layer];
-    const uint32_t block = block_rows(dc, n_keep);
+    const uint32_t n = keep->n, block = block_rows(dc, n);
     status st = begin(dc);
-    assert(keep != NULL || x == y);
-    for (uint32_t r0 = 0; r0 < n_keep && (st == OK || dc->comm); r0 += block) {
-        const uint32_t rows = n_keep - r0 < block ? n_keep - r0 : block, *from = keep ? keep + r0 : NULL;
-        if (st == OK) st = mix_query(dc, w, b, x, from, r0, rows, e);
-        st = mix_block(dc, st, w, b, r0, rows, out_start, visible, x, from, y + (size_t)r0 * dc->s.d, e);
+    assert(keep->row != NULL || x == y);
+    for (uint32_t r0 = 0; r0 < n && (st == OK || dc->comm); r0 += block) {
+        const struct decoder_rows r = part_of(keep, r0, n - r0 < block ? n - r0 : block);
+        if (st == OK) st = mix_query(dc, w, b, x, &r, r0, e);
+        st = mix_block(dc, st, w, b, r0, &r, out_start, x, y + (size_t)r0 * dc->s.d, e);
     }
     return st;
 }
 
-/* Norm, K, V and Q of the rows of a block of decoder_layer. */
+/* Norm, K, V and Q of rows r, from r0 on, of decoder_layer. */
 static status layer_query(struct decoder *dc, const struct layer *w, const struct decoder_batch *b, const float *x, uint32_t r0,
-                          uint32_t rows, const uint32_t *kv_start, struct err *e)
+                          const struct decoder_rows *r, const uint32_t *kv_start, struct err *e)
 {
     struct operand in;
-    TRY(norm_rows(dc, x, NULL, rows, w->norm1, &in, e));
+    TRY(norm_rows(dc, x, NULL, r->n, w->norm1, &in, e));
     TRY(kv_block(dc, w, b, &in, r0, kv_start, e));
-    return q_block(dc, w, b, &in, b->angle + r0, e);
+    return q_block(dc, w, b, &in, r, e);
 }
 
 status decoder_layer(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, float *x, const uint32_t *kv_start,
@@ -579,12 +604,13 @@ status decoder_layer(struct decoder *dc, uint32_t layer, const struct decoder_ba
 {
     const struct layer *w = &dc->layer[layer];
     const uint32_t n = b->seq_start[b->n_seqs], block = block_rows(dc, n);
+    const struct decoder_rows all = { .n = n, .angle = b->angle, .visible = visible, .on_device = b->on_device };
     status st = begin(dc);
     for (uint32_t r0 = 0; r0 < n && (st == OK || dc->comm); r0 += block) {
-        const uint32_t rows = n - r0 < block ? n - r0 : block;
+        const struct decoder_rows r = part_of(&all, r0, n - r0 < block ? n - r0 : block);
         float *y = x + (size_t)r0 * dc->s.d;
-        if (st == OK) st = layer_query(dc, w, b, y, r0, rows, kv_start, e);
-        st = mix_block(dc, st, w, b, r0, rows, b->seq_start, visible, NULL, NULL, y, e);
+        if (st == OK) st = layer_query(dc, w, b, y, r0, &r, kv_start, e);
+        st = mix_block(dc, st, w, b, r0, &r, b->seq_start, NULL, y, e);
     }
     return st;
 }

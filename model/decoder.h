@@ -2,7 +2,8 @@
  * A step works on a *batch*: the rows of its sequences laid end to end. Prefill marches a batch through the layers
  * score first (docs/omnidrop.md 6), so each layer is three calls, of which the second only where tokens drop:
  *   1 decoder_kv      every row: norm, K and V, rotation, into the pages of this layer
- *   2 decoder_scores  the query rows of one sequence: importance of every row of that sequence
+ *   2 decoder_scores  the query rows of one sequence: importance of every row of that sequence, on the host; or decoder_choose,
+ *                     where the device chooses by it and keeps what it chose
  *   3 decoder_mix     the rows that live on: attention, output, MLP; the others are not computed
  * Where nothing drops, decoder_layer does 1 and 3 at once. Decode is that with one row a sequence. decoder_logits ends
  * both.
@@ -89,19 +90,34 @@ struct decoder_batch {
     const uint32_t *seq_start;     /* [n_seqs + 1] rows of sequence s in x                           */
     const struct kv_view *view;    /* [n_seqs] pages of this layer; n_rows counts the rows written   */
     const uint32_t *angle;         /* [rows] row of cos/sin for each row of x                        */
+    bool on_device;                /* angle, and visible of decoder_layer, are lists of the device (ops.h) */
     const float *cos, *sin;
     struct kv_shape kv;
     bool decode;                   /* one row a sequence: the split-KV kernel                        */
+};
+
+/* Rows picked out of a batch. */
+struct decoder_rows {
+    uint32_t n;
+    const uint32_t *row;           /* [n] rows of x, ascending; NULL (decoder_mix): all that there are */
+    const uint32_t *angle;         /* [n] their rows of cos/sin                                      */
+    const uint32_t *visible;       /* [n] key rows that each may see                                 */
+    bool on_device;                /* all three                                                      */
 };
 
 /* Step 1. x [rows, d]. Row i of sequence s becomes row kv_start[s] + i of view[s]. */
 status decoder_kv(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x,
                   const uint32_t *kv_start, struct err *e);
 
-/* Step 2 for sequence s: S over all rows of its view (host, [view[s].n_rows]), Eq. 5. `row`: n_q rows of x,
- * ascending; their place in the view is row - seq_start[s] (prefill from an empty view). */
+/* Step 2 for sequence s: S over all rows of its view (host, [view[s].n_rows]), Eq. 5, by the rows of `query`. Reads of b the view
+ * alone. */
 status decoder_scores(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, uint32_t s, const float *x,
-                      const uint32_t *row, uint32_t n_q, float *score, struct err *e);
+                      const struct decoder_rows *query, float *score, struct err *e);
+
+/* Step 2 with the choice: what ops->choose does with these scores, n being the rows of the view. partial, G, by and scratch of c are
+ * filled in here. For a decoder of one rank. */
+status decoder_choose(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, uint32_t s, const float *x,
+                      const struct decoder_rows *query, struct choose_args *c, struct err *e);
 
 /* Another step 2, for a batch of one sequence: importance of all its rows by five walks along the attention between them, whose
  * logits are ten times as sharp as the layer's own (ops->pagerank; AIM, arXiv 2412.03248). score: host, [rows]. No pages are
@@ -109,12 +125,10 @@ status decoder_scores(struct decoder *dc, uint32_t layer, const struct decoder_b
 status decoder_walks(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x, float *score,
                      struct err *e);
 
-/* Step 3. keep: n_keep rows of x, ascending; out_start [n_seqs + 1] says which of them belong to which sequence;
- * visible [n_keep] = key rows that each may see. y [n_keep, d] out, may not be x unless keep is NULL (then all rows
- * of x, in place: y == x). */
+/* Step 3, for the rows of keep; out_start [n_seqs + 1] says which of them belong to which sequence. y [keep->n, d] out, may not be x
+ * unless keep->row is NULL (then all rows of x, in place: y == x). Angles are keep's, b's are not read. */
 status decoder_mix(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x,
-                   const uint32_t *keep, uint32_t n_keep, const uint32_t *out_start, const uint32_t *visible,
-                   float *y, struct err *e);
+                   const struct decoder_rows *keep, const uint32_t *out_start, float *y, struct err *e);
 
 /* Steps 1 and 3 for all rows, in place: the same bits as decoder_kv and decoder_mix. visible [rows of x] as above. */
 status decoder_layer(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, float *x, const uint32_t *kv_start,

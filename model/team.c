@@ -31,7 +31,7 @@ struct task {
     const uint32_t *list[N_LISTS];
     const struct kv_view *view;
     /* Not sent. */
-    const uint32_t *angle;         /* as decoder_batch.angle; on the wire only those that are used */
+    bool on_device;                /* angles, rows and what they see are lists of the device: alone */
     const float *from;             /* the leader's */
     float *out, *saliency;
     uint32_t stride, f0;
@@ -52,8 +52,8 @@ struct team {
     struct team_rows **rows;       /* by id; NULL: free */
     size_t rows_cap;
     /* Scratch. */
-    uint32_t *message, *same, *angle, *iota, *start, *visible;
-    size_t message_cap, same_cap, angle_cap, iota_cap, start_cap, visible_cap;
+    uint32_t *message, *same, *iota, *start, *visible;
+    size_t message_cap, same_cap, iota_cap, start_cap, visible_cap;
     struct kv_view *view;
     size_t view_cap;
     struct known *known;
@@ -241,20 +241,6 @@ static status recall(struct team *t, uint32_t n, const uint32_t *n_rows, const u
     return OK;
 }
 
-/* angle [max of keep + 1] with those of keep in their places. */
-static status spread_angles(struct team *t, struct task *k, struct err *e)
-{
-    const uint32_t n = k->h.n_list[L_KEEP], *keep = k->list[L_KEEP];
-    if (n == 0) {
-        k->angle = k->list[L_ANGLE];
-        return OK;
-    }
-    TRY(mem_grow(&t->angle, &t->angle_cap, (size_t)keep[n - 1] + 1, sizeof(uint32_t), e));
-    for (uint32_t i = 0; i < n; i++) t->angle[keep[i]] = k->list[L_ANGLE][i];
-    k->angle = t->angle;
-    return OK;
-}
-
 static status read_views(struct team *t, struct task *k, const uint32_t *p, struct err *e)
 {
     const uint32_t n = k->h.n_views, *n_rows = p;
@@ -283,7 +269,6 @@ static status read_task(struct team *t, const struct comm_message *m, struct tas
     for (int i = 0; i < N_LISTS; i++)
         if (k->h.n_list[i] == 0) k->list[i] = NULL;
     k->failed = read_views(t, k, p + n - k->h.n_views, e);
-    if (k->failed == OK) k->failed = spread_angles(t, k, e);
     return OK;
 }
 
@@ -358,7 +343,7 @@ static status do_put(struct team *t, const struct task *k, struct err *e)
 static struct decoder_batch batch_of(struct team *t, const struct task *k, const uint32_t none[1])
 {
     struct decoder_batch b = { .n_seqs = k->h.op == OP_WALKS ? 1 : k->h.n_views, .seq_start = k->list[L_SEQ_START],
-                               .view = k->view, .angle = k->angle, .kv = t->kv };
+                               .view = k->view, .angle = k->list[L_ANGLE], .on_device = k->on_device, .kv = t->kv };
     const struct team_rows *a = t->rows[k->h.angles];
     b.cos = a->x;
     b.sin = sin_of(t, a);
@@ -369,6 +354,13 @@ static struct decoder_batch batch_of(struct team *t, const struct task *k, const
     return b;
 }
 
+/* The rows that a task picks out of its batch. */
+static struct decoder_rows rows_of(const struct task *k)
+{
+    return (struct decoder_rows){ .n = k->h.n, .row = k->list[L_KEEP], .angle = k->list[L_ANGLE], .visible = k->list[L_VISIBLE],
+                                  .on_device = k->on_device };
+}
+
 static status do_scores(struct team *t, const struct task *k, const struct decoder_batch *b, struct reply *says, struct err *e)
 {
     /* Who failed still knows how many keys there are. */
@@ -376,8 +368,8 @@ static status do_scores(struct team *t, const struct task *k, const struct decod
     struct decoder_batch of = *b;
     if (k->failed != OK) of.view = &bare;
     float *score = t->rank == 0 ? k->out : t->score;
-    TRY(decoder_scores(t->dc, k->h.layer, &of, 0, t->rows[k->h.x]->x + (size_t)k->h.x_at * t->d, k->list[L_KEEP],
-                       k->h.n_list[L_KEEP], score, e));
+    const struct decoder_rows query = rows_of(k);
+    TRY(decoder_scores(t->dc, k->h.layer, &of, 0, row_at(t, k->h.x, k->h.x_at), &query, score, e));
     if (t->check) says->scores = hash(1, score, k->h.width);
     return OK;
 }
@@ -445,10 +437,11 @@ static status do_step(struct team *t, const struct task *k, struct err *e)
 
 static status do_mix(struct team *t, const struct task *k, const struct decoder_batch *b, struct reply *says, struct err *e)
 {
-    const bool in_place = k->h.n_list[L_KEEP] == 0;
+    const struct decoder_rows keep = rows_of(k);
+    const bool in_place = keep.row == NULL;
     float *x = row_at(t, k->h.x, k->h.x_at), *y = in_place ? x : row_at(t, k->h.y, k->h.y_at);
-    TRY(decoder_mix(t->dc, k->h.layer, b, x, k->list[L_KEEP], k->h.n, k->list[L_OUT_START], k->list[L_VISIBLE], y, e));
-    if (t->check && !in_place) says->keep = hash(1, k->list[L_KEEP], k->h.n);
+    TRY(decoder_mix(t->dc, k->h.layer, b, x, &keep, k->list[L_OUT_START], y, e));
+    if (t->check && t->comm && !in_place) says->keep = hash(1, k->list[L_KEEP], k->h.n);
     return hash_rows(t, y, k->h.n, t->d, &says->rows, e);
 }
 
@@ -639,6 +632,7 @@ static status give(struct team *t, struct task *k, struct err *e)
     struct reply says = { 0 };
     struct err why;
     if (e == NULL) e = &why;
+    if (t->comm && k->on_device) return err_set(e, E_INTERNAL, "lists of the device for %u ranks", t->size);
     if (t->comm) {
         size_t n = 0;
         status st = write_task(t, k, &n, e);
@@ -669,7 +663,7 @@ static void team_free(struct team **pt)
     t->ops->release(t->st, t->kv.base);
     t->ops->release(t->st, t->embeds);
     for (size_t i = 0; i < t->known_cap; i++) free(t->known[i].page);
-    void *host[] = { t->rows, t->message, t->same, t->angle, t->iota, t->start, t->visible, t->view, t->known, t->score, t->looked,
+    void *host[] = { t->rows, t->message, t->same, t->iota, t->start, t->visible, t->view, t->known, t->score, t->looked,
                      t->packed, t->reply, t->reply_bytes };
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) free(host[i]);
     free(t);
@@ -734,6 +728,7 @@ status team_work(struct team *t, struct err *e)
 }
 
 struct team_counts team_read_counts(const struct team *t) { return t->counts; }
+bool team_alone(const struct team *t) { return t->comm == NULL; }
 
 /* ---- the leader's calls -------------------------------------------------------------------------------------- */
 
@@ -831,7 +826,7 @@ static struct task task_of(enum op op, uint32_t layer, const struct team_batch *
 {
     return (struct task){ .h = { .op = op, .layer = layer, .x = b->x->id, .x_at = b->at, .angles = b->angles->id,
                                  .n_views = b->b.n_seqs },
-                          .view = b->b.view, .angle = b->b.angle };
+                          .view = b->b.view, .on_device = b->b.on_device };
 }
 
 /* The rows that a batch's sequences have. */
@@ -860,29 +855,35 @@ status team_layer(struct team *t, uint32_t layer, const struct team_batch *b, co
     return give(t, &k, e);
 }
 
-/* Angles of the rows of keep alone, for the wire. */
-static status put_angles(struct team *t, struct task *k, const uint32_t *keep, uint32_t n, struct err *e)
+static void put_rows(struct task *k, const struct decoder_rows *r)
 {
-    if (t->comm == NULL) return OK;
-    TRY(mem_grow(&t->angle, &t->angle_cap, n, sizeof(uint32_t), e));
-    for (uint32_t i = 0; i < n; i++) t->angle[i] = k->angle[keep[i]];
-    put_list(k, L_ANGLE, t->angle, n);
-    return OK;
+    k->h.n = r->n;
+    k->on_device = r->on_device;
+    put_list(k, L_KEEP, r->row, r->row ? r->n : 0);
+    put_list(k, L_ANGLE, r->angle, r->n);
+    put_list(k, L_VISIBLE, r->visible, r->n);
 }
 
-status team_scores(struct team *t, uint32_t layer, const struct team_batch *b, uint32_t s, const uint32_t *row, uint32_t n_q,
+status team_scores(struct team *t, uint32_t layer, const struct team_batch *b, uint32_t s, const struct decoder_rows *query,
                    float *score, struct err *e)
 {
     struct task k = task_of(OP_SCORES, layer, b);
     k.h.n_views = 1;
-    k.h.n = n_q;
     k.h.width = b->b.view[s].n_rows;
     k.view = b->b.view + s;
     k.out = score;
-    put_list(&k, L_SEQ_START, b->b.seq_start + s, 2);
-    put_list(&k, L_KEEP, row, n_q);
-    TRY(put_angles(t, &k, row, n_q, e));
+    put_rows(&k, query);
     return give(t, &k, e);
+}
+
+status team_choose(struct team *t, uint32_t layer, const struct team_batch *b, uint32_t s, const struct decoder_rows *query,
+                   struct choose_args *c, struct err *e)
+{
+    struct decoder_batch of = b->b;
+    of.cos = b->angles->x;
+    of.sin = sin_of(t, b->angles);
+    of.kv = t->kv;
+    return decoder_choose(t->dc, layer, &of, s, row_at(t, b->x->id, b->at), query, c, e);
 }
 
 status team_walks(struct team *t, uint32_t layer, const struct team_batch *b, float *score, struct err *e)
@@ -896,21 +897,16 @@ status team_walks(struct team *t, uint32_t layer, const struct team_batch *b, fl
     return give(t, &k, e);
 }
 
-status team_mix(struct team *t, uint32_t layer, const struct team_batch *b, const uint32_t *keep, uint32_t n_keep,
-                const uint32_t *out_start, const uint32_t *visible, struct team_rows *y, uint32_t y_at, struct err *e)
+status team_mix(struct team *t, uint32_t layer, const struct team_batch *b, const struct decoder_rows *keep, const uint32_t *out_start,
+                struct team_rows *y, uint32_t y_at, struct err *e)
 {
     struct task k = task_of(OP_MIX, layer, b);
-    k.h.n = n_keep;
+    if (keep->n == 0) return OK;
     put_list(&k, L_OUT_START, out_start, b->b.n_seqs + 1);
-    put_list(&k, L_VISIBLE, visible, n_keep);
-    if (n_keep == 0) return OK;
-    if (keep) {
+    put_rows(&k, keep);
+    if (keep->row) {
         k.h.y = y->id;
         k.h.y_at = y_at;
-        put_list(&k, L_KEEP, keep, n_keep);
-        TRY(put_angles(t, &k, keep, n_keep, e));
-    } else {
-        put_list(&k, L_ANGLE, b->b.angle, n_keep);
     }
     return give(t, &k, e);
 }

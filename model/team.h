@@ -56,6 +56,9 @@ status team_put(struct team *t, const float *from, const uint32_t *row, const ui
 status team_gather(struct team *t, const struct team_rows *from, const uint32_t *row, uint32_t n, struct team_rows *y,
                    uint32_t to, struct err *e);
 
+/* Is there no other rank? Lists of the device are for such a team alone: they travel nowhere. */
+bool team_alone(const struct team *t);
+
 /* A batch for the calls below: cos, sin and kv are filled in here, the rest is decoder.h's; `at`: the batch's first row in x. */
 struct team_batch {
     struct decoder_batch b;
@@ -67,13 +70,16 @@ struct team_batch {
 status team_kv(struct team *t, uint32_t layer, const struct team_batch *b, const uint32_t *kv_start, struct err *e);
 status team_layer(struct team *t, uint32_t layer, const struct team_batch *b, const uint32_t *kv_start, const uint32_t *visible,
                   struct err *e);
-status team_scores(struct team *t, uint32_t layer, const struct team_batch *b, uint32_t s, const uint32_t *row, uint32_t n_q,
+status team_scores(struct team *t, uint32_t layer, const struct team_batch *b, uint32_t s, const struct decoder_rows *query,
                    float *score, struct err *e);
+/* decoder_choose: alone. */
+status team_choose(struct team *t, uint32_t layer, const struct team_batch *b, uint32_t s, const struct decoder_rows *query,
+                   struct choose_args *c, struct err *e);
 /* decoder_walks: a batch of one sequence. */
 status team_walks(struct team *t, uint32_t layer, const struct team_batch *b, float *score, struct err *e);
-/* keep NULL: in place, y is not read; else the rows go to rows [y_at, y_at + n_keep) of y. */
-status team_mix(struct team *t, uint32_t layer, const struct team_batch *b, const uint32_t *keep, uint32_t n_keep,
-                const uint32_t *out_start, const uint32_t *visible, struct team_rows *y, uint32_t y_at, struct err *e);
+/* keep->row NULL: in place, y is not read; else the rows go to rows [y_at, y_at + keep->n) of y. */
+status team_mix(struct team *t, uint32_t layer, const struct team_batch *b, const struct decoder_rows *keep, const uint32_t *out_start,
+                struct team_rows *y, uint32_t y_at, struct err *e);
 
 /* One token of each of n sequences through all layers, a single message: x row i is id[i] at position pos[i]; view [L][n] are
  * the pages of each layer with this token's row in them. x and angles have room for n. */

@@ -47,6 +47,12 @@ static status layer(struct policy_run *r, uint32_t l, const struct prune_layer_v
     return layer_best(r, v, v->score, kinds, kept_of(r->params, n), out, e);
 }
 
+static bool pick(const struct policy_run *r, uint32_t l, struct prune_pick *out)
+{
+    *out = (struct prune_pick){ .k = r->plan->alive[l] - r->plan->alive[l + 1] };
+    return (int)r->params->value[KINDS] == KINDS_AV;
+}
+
 const struct policy policy_fastv = {
     .name = "fastv",
     .citation = "Chen et al., FastV, arXiv 2403.06764 (ECCV 2024)",
@@ -55,5 +61,6 @@ const struct policy policy_fastv = {
     .n_param = sizeof PARAMS / sizeof *PARAMS,
     .check = check,
     .plan = plan,
-    .layer = layer
+    .layer = layer,
+    .pick = pick
 };

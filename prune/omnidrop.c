@@ -116,13 +116,24 @@ static status embed(struct policy_run *r, const struct prune_embed_view *v, stru
     return step0_select(&s0, r->prompt, v, out, e);
 }
 
+static bool pick(const struct policy_run *r, uint32_t l, struct prune_pick *out)
+{
+    const double *value = r->params->value;
+    const int tds = tds_of(r->params);
+    *out = (struct prune_pick){ .k = r->plan->alive[l] - r->plan->alive[l + 1],
+                                .tds = tds != TDS_OFF && l >= (uint32_t)value[TDS_START],
+                                .relative = tds == TDS_MAX,
+                                .lambda_div = value[LAMBDA_DIV],
+                                .max_chunk = r->prompt->max_chunk };
+    return true;
+}
+
 static status layer(struct policy_run *r, uint32_t l, const struct prune_layer_view *v,
                     struct prune_selection *out, struct err *e)
 {
     const struct ops *ops = v->st->ops;
-    const double *value = r->params->value;
-    const int tds = tds_of(r->params);
-    const uint32_t k = r->plan->alive[l] - r->plan->alive[l + 1];
+    struct prune_pick p;
+    pick(r, l, &p);
     const size_t bytes = ops->select_scratch(v->st, v->n_alive);
     if (bytes > r->select_bytes) {
         free(r->select_scratch);
@@ -136,15 +147,15 @@ static status layer(struct policy_run *r, uint32_t l, const struct prune_layer_v
                     &(struct select_args){ .score = v->score,
                                            .chunk = r->chunk,
                                            .n = v->n_alive,
-                                           .k = k,
-                                           .tds = tds != TDS_OFF && l >= (uint32_t)value[TDS_START],
-                                           .relative = tds == TDS_MAX,
-                                           .lambda_div = value[LAMBDA_DIV],
-                                           .max_chunk = r->prompt->max_chunk,
+                                           .k = p.k,
+                                           .tds = p.tds,
+                                           .relative = p.relative,
+                                           .lambda_div = p.lambda_div,
+                                           .max_chunk = p.max_chunk,
                                            .keep = r->index,
                                            .scratch = r->select_scratch },
                     e));
-    out->n_keep = v->n_alive - k;
+    out->n_keep = v->n_alive - p.k;
     for (uint32_t i = 0; i < out->n_keep; i++) out->keep[i] = v->alive[r->index[i]];
     return layer_why(v, r->index, out->n_keep, out, e);
 }
@@ -159,5 +170,6 @@ const struct policy policy_omnidrop = {
     .check = check,
     .plan = plan,
     .embed = embed,
-    .layer = layer
+    .layer = layer,
+    .pick = pick
 };

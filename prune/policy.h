@@ -168,6 +168,14 @@ struct prune_layer_view {
 
 struct policy_run;                 /* one request's own state */
 
+/* A choice that a device can make by itself: of all AV tokens alive the k that ops->select names go, by the scores of the layer. */
+struct prune_pick {
+    uint32_t k;
+    bool tds, relative;            /* these as in struct select_args */
+    double lambda_div;
+    int32_t max_chunk;
+};
+
 struct policy {
     const char *name, *citation, *help;
     const struct prune_param *param;   /* [n_param]                                                   */
@@ -182,6 +190,8 @@ struct policy {
     status (*embed)(struct policy_run *r, const struct prune_embed_view *v, struct prune_selection *out, struct err *e);
     status (*layer)(struct policy_run *r, uint32_t l, const struct prune_layer_view *v, struct prune_selection *out,
                     struct err *e);
+    /* Is what `layer` does at layer l no more than this pick? NULL: never. */
+    bool (*pick)(const struct policy_run *r, uint32_t l, struct prune_pick *out);
 };
 
 struct policy_run {
@@ -251,6 +261,8 @@ bool prune_selects_at(const struct policy_run *r, uint32_t l);
 status prune_layer(struct policy_run *r, uint32_t l, const struct prune_layer_view *v, struct prune_selection *out,
                    struct err *e);
 void prune_selection_free(struct prune_selection *s);
+/* May the choice of layer l be made without prune_layer, as *out says? Only where the plan is exact and scores it. */
+bool prune_layer_pick(const struct policy_run *r, uint32_t l, struct prune_pick *out);
 
 /* ---- what policies share ---------------------------------------------------------------------------------- */
 

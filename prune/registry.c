@@ -587,6 +587,13 @@ bool prune_selects_at(const struct policy_run *r, uint32_t l)
     return r->plan->selects[l];
 }
 
+bool prune_layer_pick(const struct policy_run *r, uint32_t l, struct prune_pick *out)
+{
+    const struct policy_plan *p = r->plan;
+    if (!p->exact || p->go || p->back || !p->scored[l] || p->needs & PRUNE_NEEDS_PAGERANK) return false;
+    return r->params->policy->pick != NULL && r->params->policy->pick(r, l, out);
+}
+
 status prune_layer(struct policy_run *r, uint32_t l, const struct prune_layer_view *v,
                    struct prune_selection *out, struct err *e)
 {

@@ -1,8 +1,9 @@
 /* The decoder's calls in every order that the engine may choose. Method: decoders of random weights and odd shapes (one
  * KV head, D 24, MLP 91), on every instruction set, in f32 and bf16; several sequences lose random tokens, or the least
- * important ones, at random layers, then decode. Score first or in the textbook order, alone or in a shuffled batch, in
- * blocks of 7, 64 or 1032 rows, on 1 to 3 threads: scores, survivors and logits must be the same bits. And decoded rows
- * must be those of a longer prompt (f32: 1e-5). SEED=n repeats a run. */
+ * important ones, at random layers, then decode. Score first or in the textbook order, chosen by the host or by the device
+ * (decoder_choose, lists that stay there), alone or in a shuffled batch, in blocks of 7, 64 or 1032 rows, on 1 to 3
+ * threads: scores, survivors and logits must be the same bits. And decoded rows must be those of a longer prompt (f32:
+ * 1e-5). SEED=n repeats a run. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -247,7 +248,10 @@ static uint32_t choose(const struct seq *q, uint32_t l, const uint32_t *index, u
 
 struct rows { /* of a batch */
     uint32_t start[N_SEQS + 1], index[ROWS_MAX], angle[ROWS_MAX];
-    uint32_t keep[ROWS_MAX], visible[ROWS_MAX], out_start[N_SEQS + 1], all[ROWS_MAX];
+    uint32_t keep[ROWS_MAX], kept_angle[ROWS_MAX], visible[ROWS_MAX], out_start[N_SEQS + 1], all[ROWS_MAX];
+    uint32_t row[ROWS_MAX], id[ROWS_MAX], see[ROWS_MAX]; /* of the device */
+    uint8_t mark[ROWS_MAX];
+    int32_t chunk[ROWS_MAX];
     uint32_t page[N_SEQS][L_MAX][KEYS_MAX], n_kv[N_SEQS][L_MAX]; /* pages, and rows written, of each table */
     uint32_t n_used;
 };
@@ -263,7 +267,42 @@ static void add_pages(const struct machine *m, struct rows *b, uint32_t s, uint3
     }
 }
 
-static void prefill(struct machine *m, struct rows *b, const struct seq *q, uint32_t n_seqs, bool textbook,
+enum way { SCORE_FIRST, TEXTBOOK, ON_DEVICE };
+
+/* The device's choice of n_gone media tokens of sequence s, to the front of b->row, id and see. */
+static void choose_there(struct machine *m, struct rows *b, uint32_t l, const struct decoder_batch *batch,
+                         uint32_t s, uint32_t n_query, uint32_t n_media, uint32_t n_gone, float *score)
+{
+    const uint32_t r0 = b->start[s], n = b->start[s + 1] - r0;
+    struct decoder_rows ask = {
+        .n = n_query, .row = b->row, .angle = b->id, .visible = b->see, .on_device = true
+    };
+    struct list_rows_args list = { .id = b->angle + r0,
+                                   .n = n,
+                                   .first = r0,
+                                   .mark = b->mark,
+                                   .of = 2,
+                                   .n_out = n_query,
+                                   .row = b->row,
+                                   .out_id = b->id,
+                                   .visible = b->see };
+    struct choose_args c = { .n = n,
+                             .first = r0,
+                             .id = b->angle + r0,
+                             .mark = b->mark,
+                             .of = 1,
+                             .chunk = b->chunk,
+                             .n_of = n_media,
+                             .k = n_gone,
+                             .score = score,
+                             .row = b->row,
+                             .out_id = b->id,
+                             .visible = b->see };
+    MUST(m->st->ops->list_rows(m->st, &list, &e));
+    MUST(decoder_choose(m->dec, l, batch, s, m->x, &ask, &c, &e));
+}
+
+static void prefill(struct machine *m, struct rows *b, const struct seq *q, uint32_t n_seqs, enum way way,
                     struct outcome *out)
 {
     const struct ops *ops = m->st->ops;
@@ -277,6 +316,9 @@ static void prefill(struct machine *m, struct rows *b, const struct seq *q, uint
         for (uint32_t i = 0; i < q[s].n; i++, n++) {
             b->index[n] = i;
             b->angle[n] = n;
+            b->mark[n] = i >= q[s].first && i < q[s].last ? 1 : 0;
+            if (i >= q[s].ask && i < q[s].ask + q[s].n_query) b->mark[n] |= 2;
+            b->chunk[n] = 0;
             id[n] = token(m, q[s].name, i);
             for (uint32_t k = 0; k < 3; k++) pos[k][n] = position(&q[s], i, k);
         }
@@ -296,6 +338,7 @@ static void prefill(struct machine *m, struct rows *b, const struct seq *q, uint
                                              .seq_start = b->start,
                                              .view = view,
                                              .angle = b->angle,
+                                             .on_device = way == ON_DEVICE,
                                              .cos = m->cos,
                                              .sin = m->sin,
                                              .kv = m->kv };
@@ -303,17 +346,34 @@ static void prefill(struct machine *m, struct rows *b, const struct seq *q, uint
         for (uint32_t s = 0; s < n_seqs; s++) {
             struct outcome *o = &out[q[s].name];
             const uint32_t r0 = b->start[s], rows = b->start[s + 1] - r0;
-            uint32_t ask[N_QUERY], n_media = 0, stay[N_MAX];
+            uint32_t ask[N_QUERY], ask_angle[N_QUERY], ask_see[N_QUERY], n_media = 0, stay[N_MAX];
             o->n_alive[l] = rows;
             memcpy(o->index[l], b->index + r0, rows * sizeof(uint32_t));
             for (uint32_t i = 0; i < rows; i++)
                 n_media += b->index[r0 + i] >= q[s].first && b->index[r0 + i] < q[s].last;
             for (uint32_t i = 0; i < q[s].n_query; i++) /* where the rows that ask are now */
                 for (uint32_t j = 0; j < rows; j++)
-                    if (b->index[r0 + j] == q[s].ask + i) ask[i] = r0 + j;
-            MUST(decoder_scores(m->dec, l, &batch, s, m->x, ask, q[s].n_query, o->score[l], &e));
-            uint32_t n_stay =
-                choose(&q[s], l, b->index + r0, rows, o->score[l], n_dropped(&q[s], l, L, n_media), stay);
+                    if (b->index[r0 + j] == q[s].ask + i) {
+                        ask[i] = r0 + j;
+                        ask_angle[i] = b->angle[r0 + j];
+                        ask_see[i] = j + 1;
+                    }
+            const struct decoder_rows asking = {
+                .n = q[s].n_query, .row = ask, .angle = ask_angle, .visible = ask_see
+            };
+            const uint32_t n_gone = n_dropped(&q[s], l, L, n_media);
+            uint32_t n_stay;
+            if (way == ON_DEVICE && q[s].by_score) {
+                choose_there(m, b, l, &batch, s, q[s].n_query, n_media, n_gone, o->score[l]);
+                n_stay = rows - n_gone;
+                for (uint32_t i = 0; i < n_stay; i++) {
+                    stay[i] = b->row[i] - r0;
+                    assert_true(b->see[i] == stay[i] + 1 && b->id[i] == b->angle[b->row[i]]);
+                }
+            } else {
+                MUST(decoder_scores(m->dec, l, &batch, s, m->x, &asking, o->score[l], &e));
+                n_stay = choose(&q[s], l, b->index + r0, rows, o->score[l], n_gone, stay);
+            }
             if (l + 1 == L) {
                 stay[0] = rows - 1;
                 n_stay = 1;
@@ -321,25 +381,32 @@ static void prefill(struct machine *m, struct rows *b, const struct seq *q, uint
             b->out_start[s] = kept;
             for (uint32_t i = 0; i < n_stay; i++) {
                 b->keep[kept] = r0 + stay[i];
+                b->kept_angle[kept] = b->angle[r0 + stay[i]];
                 b->visible[kept++] = stay[i] + 1;
             }
         }
         b->out_start[n_seqs] = kept;
-        if (textbook) {
+        const struct decoder_rows all = { .n = n, .angle = b->angle, .visible = b->all };
+        const struct decoder_rows keep = { .n = kept,
+                                           .row = b->keep,
+                                           .angle = b->kept_angle,
+                                           .visible = b->visible,
+                                           .on_device = way == ON_DEVICE };
+        if (way == TEXTBOOK) {
             for (uint32_t s = 0; s < n_seqs; s++)
                 for (uint32_t i = b->start[s]; i < b->start[s + 1]; i++) b->all[i] = i - b->start[s] + 1;
-            MUST(decoder_mix(m->dec, l, &batch, m->x, NULL, n, b->start, b->all, m->x, &e));
+            MUST(decoder_mix(m->dec, l, &batch, m->x, &all, b->start, m->x, &e));
             MUST(ops->gather(
                 m->st, &(struct gather_args){ .x = m->x, .row = b->keep, .n = kept, .d = d, .y = m->y }, &e));
         } else {
-            MUST(decoder_mix(m->dec, l, &batch, m->x, b->keep, kept, b->out_start, b->visible, m->y, &e));
+            MUST(decoder_mix(m->dec, l, &batch, m->x, &keep, b->out_start, m->y, &e));
         }
         float *t = m->x;
         m->x = m->y;
         m->y = t;
         for (uint32_t i = 0; i < kept; i++) {
             b->index[i] = b->index[b->keep[i]];
-            b->angle[i] = b->angle[b->keep[i]];
+            b->angle[i] = b->kept_angle[i];
         }
         memcpy(b->start, b->out_start, sizeof b->start);
         n = kept;
@@ -380,8 +447,9 @@ static void decode(struct machine *m, struct rows *b, const struct seq *q, uint3
                                                  .sin = m->sin,
                                                  .kv = m->kv,
                                                  .decode = true };
+            const struct decoder_rows all = { .n = n_seqs, .angle = start, .visible = visible };
             MUST(decoder_kv(m->dec, l, &batch, m->x, kv_start, &e));
-            MUST(decoder_mix(m->dec, l, &batch, m->x, NULL, n_seqs, start, visible, m->x, &e));
+            MUST(decoder_mix(m->dec, l, &batch, m->x, &all, start, m->x, &e));
         }
         static float logits[N_SEQS * V_MAX];
         MUST(decoder_logits(m->dec, m->x, NULL, n_seqs, logits, &e));
@@ -394,7 +462,7 @@ static void decode(struct machine *m, struct rows *b, const struct seq *q, uint3
 
 struct march {
     uint32_t order[N_SEQS], n;
-    bool textbook;
+    enum way way;
 };
 
 static void march(const struct setup *u, const struct march *list, uint32_t n_list, struct outcome *out)
@@ -405,7 +473,7 @@ static void march(const struct setup *u, const struct march *list, uint32_t n_li
     for (uint32_t k = 0; k < n_list; k++) {
         struct seq q[N_SEQS];
         for (uint32_t s = 0; s < list[k].n; s++) q[s] = seq_of(list[k].order[s], false);
-        prefill(&m, b, q, list[k].n, list[k].textbook, out);
+        prefill(&m, b, q, list[k].n, list[k].way, out);
         decode(&m, b, q, list[k].n, out);
     }
     machine_close(&m);
@@ -436,21 +504,21 @@ static void assert_same(const struct outcome *a, const struct outcome *b, const 
 static void test_one_result(void **state)
 {
     (void)state;
-    static const struct march alone[N_SEQS] = { { { 0 }, 1, false },
-                                                { { 1 }, 1, false },
-                                                { { 2 }, 1, false },
-                                                { { 3 }, 1, false },
-                                                { { 4 }, 1, false } };
+    static const struct march alone[N_SEQS] = { { { 0 }, 1, SCORE_FIRST },
+                                                { { 1 }, 1, SCORE_FIRST },
+                                                { { 2 }, 1, SCORE_FIRST },
+                                                { { 3 }, 1, SCORE_FIRST },
+                                                { { 4 }, 1, SCORE_FIRST } };
     static const struct {
         uint32_t max_rows;
         int threads;
         struct march m;
         const char *how;
     } ways[] = {
-        { 1032, 1, { { 0, 1, 2, 3, 4 }, 5, true }, "textbook order" },
-        { 7, 2, { { 4, 2, 0, 3, 1 }, 5, false }, "blocks of 7, 2 threads, shuffled" },
-        { 64, 3, { { 3, 0, 4, 1, 2 }, 5, false }, "blocks of 64, 3 threads, shuffled" },
-        { 64, 2, { { 1, 3, 2, 4, 0 }, 5, true }, "textbook order, blocks of 64, 2 threads, shuffled" },
+        { 1032, 1, { { 0, 1, 2, 3, 4 }, 5, TEXTBOOK }, "textbook order" },
+        { 7, 2, { { 4, 2, 0, 3, 1 }, 5, SCORE_FIRST }, "blocks of 7, 2 threads, shuffled" },
+        { 64, 3, { { 3, 0, 4, 1, 2 }, 5, ON_DEVICE }, "on the device, blocks of 64, 3 threads, shuffled" },
+        { 64, 2, { { 1, 3, 2, 4, 0 }, 5, TEXTBOOK }, "textbook order, blocks of 64, 2 threads, shuffled" },
     };
     struct outcome *want = mem_must(N_SEQS, sizeof *want), *got = mem_must(N_SEQS, sizeof *got);
     uint32_t dropped = 0;
@@ -513,12 +581,12 @@ static void test_decode_is_a_longer_prompt(void **state)
             for (uint32_t i = 0; i < 2 * (N_SEQS - 1); i++) {
                 const uint32_t name = i / 2;
                 struct seq q = seq_of(name, i % 2);
-                prefill(&m, b, &q, 1, false, short_one);
+                prefill(&m, b, &q, 1, SCORE_FIRST, short_one);
                 decode(&m, b, &q, 1, short_one);
                 for (uint32_t t = 1; t <= N_STEPS; t++) {
                     struct seq more = q;
                     more.n += t;
-                    prefill(&m, b, &more, 1, false, long_one);
+                    prefill(&m, b, &more, 1, ON_DEVICE, long_one);
                     const double far = distance(short_one[name].logits[t], long_one[name].logits[0], m.s.V);
                     if (!(far <= tol))
                         fail_msg("SEED=%llu %s %s: sequence %u step %u: %g from the longer prompt",

@@ -202,8 +202,7 @@ static void test_choose(void **state)
             .id = c.id, .n = n, .first = 7, .place = 3, .n_out = n, .row = row, .out_id = id, .visible = see
         };
         TWIN_OK(ops->list_rows(st, &all, e));
-        for (uint32_t i = 0; i < n; i++)
-            assert_true(row[i] == 7 + i && id[i] == c.id[i] && see[i] == 4 + i);
+        for (uint32_t i = 0; i < n; i++) assert_true(row[i] == 7 + i && id[i] == c.id[i] && see[i] == 4 + i);
         struct list_rows_args some = all;
         some.mark = c.mark, some.of = 1, some.n_out = c.n_marked, some.row = NULL;
         TWIN_OK(ops->list_rows(st, &some, e));

@@ -123,7 +123,9 @@ static void run(enum way way, enum dtype dtype, uint32_t max_rows, float *y)
             if (way == KV_MIX_KEEP) assert_int_equal(mem_alloc_aligned(&to, ROWS * WIDTH * sizeof(float), &e), OK);
             for (uint32_t i = 0; i < ROWS; i++) keep[i] = i;
             assert_int_equal(decoder_kv(f.dec, l, &b, f.x, zero, &e), OK);
-            assert_int_equal(decoder_mix(f.dec, l, &b, f.x, way == KV_MIX ? NULL : keep, ROWS, START, f.visible, to, &e), OK);
+            assert_int_equal(decoder_mix(f.dec, l, &b, f.x, &(struct decoder_rows){ .n = ROWS, .row = way == KV_MIX ? NULL : keep,
+                                                                                    .angle = f.angle, .visible = f.visible },
+                                         START, to, &e), OK);
             if (to != f.x) free(f.x);
             f.x = to;
             break;

@@ -728,7 +728,7 @@ status team_work(struct team *t, struct err *e)
 }
 
 struct team_counts team_read_counts(const struct team *t) { return t->counts; }
-bool team_alone(const struct team *t) { return t->comm == NULL; }
+bool team_alone(const struct team *t) { return t->alone; }
 
 /* ---- the leader's calls -------------------------------------------------------------------------------------- */
 

@@ -89,7 +89,7 @@ CU_ARCHS ?= 80 86 89 90a
 CU_DEFS  = $(if $(filter 90a,$(CU_ARCHS)),-DWITH_SM90A)
 CU_OBJ  := $(CU_SRC:%.cu=$(BUILD)/%.o)
 SIMT_OBJ := $(CU_SRC:%.cu=$(BUILD)/simt/%.o) $(BUILD)/simt/simt.o
-CUDA_C  := $(wildcard kernels/cuda/*.c) base/err.c base/mem.c base/threads.c
+CUDA_C  := $(wildcard kernels/cuda/*.c) base/err.c base/mem.c base/range.c base/threads.c
 CUDA_H  := $(wildcard kernels/cuda/*.h base/*.h) kernels/ops.h
 HAVE_LT  = $(and $(wildcard $(CUDA)/include/cublasLt.h),$(wildcard $(CUDA)/lib64/libcublasLt.so))
 # Padding of arguments is no number, so that fake_cuda.cpp can tell addresses in them; nor is what a kernel forgot to set.
@@ -192,7 +192,8 @@ $(BUILD)/tests/api/test_fields $(BUILD)/tests/api/test_replies $(BUILD)/tests/ap
 $(patsubst %.c,$(BUILD)/%,$(wildcard tests/kernels/test_cuda_*.c)): $(SIMT_OBJ)
 $(BUILD)/tests/kernels/test_cuda_simt: $(BUILD)/simt/tests/kernels/simt_bad.o
 # The table over them, opened as the program opens it.
-$(BUILD)/tests/kernels/test_table $(BUILD)/tests/kernels/test_steps $(BUILD)/tests/model/test_graphs $(BUILD)/tests/engine/test_device_lists: | $(BUILD)/tests/simt/omnidrop-cuda.so
+SIMT_TESTS := kernels/test_table kernels/test_steps model/test_graphs engine/test_device_lists engine/test_memory
+$(SIMT_TESTS:%=$(BUILD)/tests/%): | $(BUILD)/tests/simt/omnidrop-cuda.so
 
 # Ranks that are threads of the test, in place of comm/.
 RANK_TESTS := test_ranks test_ranks_engine test_ranks_service

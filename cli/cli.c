@@ -30,6 +30,8 @@ const struct cli_option cli_common_options[] = {
     { "kv-bytes", 0, CLI_UINT, "N", "0",
       "bytes of the KV page pool; 0: one full context, for serve and batch one for each that runs at once (at most a quarter "
       "of the memory)", NULL, NULL },
+    { "work-bytes", 0, CLI_UINT, "N", "0",
+      "bytes of a GPU for all that requests work in until they are prefilled, and for caches; 0: four contexts of embeddings", NULL, NULL },
     { "seed", 0, CLI_UINT, "N", "0", "seed of sampling and of random policies", NULL, NULL },
     { "verbose", 'v', CLI_FLAG, NULL, NULL, "say more on stderr", NULL, NULL },
     { "quiet", 'q', CLI_FLAG, NULL, NULL, "errors only on stderr", NULL, NULL },
@@ -589,13 +591,15 @@ status cli_engine(const struct cli *c, uint64_t contexts, struct engine **out, s
 
 status cli_engine_on(const struct cli *c, uint64_t contexts, struct comm *comm, struct engine **out, struct err *e)
 {
-    uint64_t threads = 0, len = 0, kv = 0;
+    uint64_t threads = 0, len = 0, kv = 0, work = 0;
     TRY(cli_uint(c, "threads", 0, 256, &threads, e));
     TRY(cli_uint(c, "max-model-len", 0, 1u << 24, &len, e));
     TRY(cli_uint(c, "kv-bytes", 0, (uint64_t)1 << 46, &kv, e));
+    TRY(cli_uint(c, "work-bytes", 0, (uint64_t)1 << 46, &work, e));
     const struct engine_options o = { .model_dir = cli_text(c, "model"), .device = cli_text(c, "device"),
                                       .isa = cli_text(c, "isa"), .n_threads = (int)threads, .dtype = cli_text(c, "dtype"),
-                                      .max_model_len = (uint32_t)len, .kv_bytes = kv, .kv_contexts = (uint32_t)contexts, .comm = comm };
+                                      .max_model_len = (uint32_t)len, .kv_bytes = kv, .work_bytes = work,
+                                      .kv_contexts = (uint32_t)contexts, .comm = comm };
     TRY(engine_open(&o, out, e));
     const struct engine_info *i = engine_info(*out);
     if (i->bundled) cli_log(c, CLI_NOTE, "no model was named: using the bundled %s (%s)", i->model_name, i->model_dir);

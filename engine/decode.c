@@ -38,6 +38,20 @@ void decode_free(struct engine *en)
     en->decode = NULL;
 }
 
+static status open_rows(struct engine *en, struct decode_buffers *b, uint32_t cap, struct err *e)
+{
+    TRY(team_rows_open(en->team, cap, decoder_shape(en->dec)->d, &b->x, e));
+    TRY(team_angles_open(en->team, cap, &b->angles, e));
+    b->cap = cap;
+    return OK;
+}
+
+status decode_prepare(struct engine *en, uint32_t rows, struct err *e)
+{
+    TRY(mem_alloc(&en->decode, 1, sizeof *en->decode, e));
+    return open_rows(en, en->decode, rows, e);
+}
+
 static status grow(struct engine *en, uint32_t rows, struct err *e)
 {
     if (en->decode == NULL) TRY(mem_alloc(&en->decode, 1, sizeof *en->decode, e));
@@ -50,12 +64,9 @@ static status grow(struct engine *en, uint32_t rows, struct err *e)
     TRY(mem_grow(&b->pos, &b->pos_cap, rows, sizeof(int32_t), e));
     TRY(mem_grow(&b->logits, &b->logits_cap, (size_t)(rows < LOGIT_ROWS ? rows : LOGIT_ROWS) * s->V, sizeof(float), e));
     if (rows <= b->cap) return OK;
+    if (en->ops->reserve) return err_set(e, E_INTERNAL, "a step of %u sequences: %u were planned", rows, b->cap);
     release_rows(en, b);
-    const uint32_t cap = rows + 15;
-    TRY(team_rows_open(en->team, cap, s->d, &b->x, e));
-    TRY(team_angles_open(en->team, cap, &b->angles, e));
-    b->cap = cap;
-    return OK;
+    return open_rows(en, b, rows + 15, e);
 }
 
 /* Take the token of c from its logits; what fails ends the request alone. */

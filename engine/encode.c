@@ -17,10 +17,6 @@ static struct work_shape towers(const struct engine *en)
     return (struct work_shape){ .vision = { v->depth, v->hidden, v->ff }, .audio = { a->layers, a->d_model, a->ff } };
 }
 
-/* Global audio saliency is quadratic in the clip and keeps its queries and keys: longer ones get the windowed one
- * (docs/pruning-methods.md 0.3). 20 minutes of 50 rows a second. */
-#define GLOBAL_ROWS_MAX 60000
-
 /* Grid steps [t, t + n) of a part, on all ranks; what is more than saliency on the leader alone. to: rows of the whole part. */
 static status run_vision(struct engine *en, const float *patches, const struct req_part *p, uint32_t t, uint32_t n,
                          const struct media_rows *to, struct err *e)
@@ -69,6 +65,7 @@ static status look_at_sound(struct engine *en, struct eng_request *r, const floa
     const uint32_t most = audio_tower_span(en->audio);
     const size_t floats = (size_t)audio_tower_rows(en->audio, frames) * audio_tower_look(en->audio);
     if (r->audio_look == NULL) TRY(en->ops->alloc(en->st, floats * sizeof(float), (void **)&r->audio_look, e));
+    r->look_floats = floats;
     for (uint32_t at = f0; at < f0 + n; at += most)
         TRY(audio_tower_part_look(en->audio, mel, frames, at, f0 + n - at < most ? f0 + n - at : most, to->audio, r->audio_look, e));
     if (f0 + n < frames) return OK;
@@ -84,7 +81,7 @@ static status some_sound(struct engine *en, struct eng_request *r, struct req_pa
     const uint32_t frames = p->entry ? p->entry->features.n_frames : p->n_frames, span = audio_tower_span(en->audio) * en->info.n_ranks;
     const float *mel = p->entry ? p->entry->features.mel : p->mel;
     const bool wanted = r->plan.needs & PRUNE_NEEDS_AUDIO_GLOBAL;
-    const bool global = wanted && audio_tower_rows(en->audio, frames) <= GLOBAL_ROWS_MAX;
+    const bool global = wanted && audio_tower_rows(en->audio, frames) <= AUDIO_GLOBAL_ROWS;
     const struct work_shape shape = towers(en);
     if (wanted && !global && r->enc_step == 0)
         request_warn(r, "sound of more than 20 minutes: its saliency is that of windows of 2 s, not of the whole clip");
@@ -120,6 +117,16 @@ static struct media_rows place_of(struct engine *en, struct eng_request *r, uint
     return to;
 }
 
+/* For the next request with the same media. It lives outside of this one's memory; where memory is planned and short, it is not kept. */
+static status keep_embeds(struct engine *en, struct eng_request *r, struct req_part *p, uint32_t n_vision, const struct media_rows *to,
+                          struct err *e)
+{
+    memory_outside(en);
+    const status st = media_entry_set_embeds(en->media_cache, p->entry, n_vision, to, e);
+    TRY(memory_enter(en, r, e));
+    return st == E_NOMEM && r->lease ? OK : st;
+}
+
 /* Are the part's rows done? Advances from film to sound and from part to part. */
 static status some_of_part(struct engine *en, struct eng_request *r, uint32_t i, double max_work, double *work, bool *whole,
                            struct err *e)
@@ -151,7 +158,7 @@ static status some_of_part(struct engine *en, struct eng_request *r, uint32_t i,
     /* What the cache would give back is whole: sound that this request leaves out would be missing. */
     if (*whole && p->entry && p->entry->media.n_audio == n_audio &&
         media_entry_state(en->media_cache, p->entry) == MEDIA_FEATURES)
-        TRY(media_entry_set_embeds(en->media_cache, p->entry, n_vision, &to, e));
+        TRY(keep_embeds(en, r, p, n_vision, &to, e));
     return OK;
 }
 
@@ -178,8 +185,8 @@ static status start(struct engine *en, struct eng_request *r, struct err *e)
     const uint32_t d = decoder_shape(en->dec)->d;
     bool cached = false;
     for (uint32_t i = 0; i < r->n_parts; i++) cached = cached || r->part[i].entry;
-    TRY(en->ops->alloc(en->st, (size_t)p->n_audio * d * sizeof(float) + 64, (void **)&r->audio_embeds, e));
-    TRY(en->ops->alloc(en->st, (size_t)p->n_vision * d * sizeof(float) + 64, (void **)&r->vision_embeds, e));
+    TRY(en->ops->alloc(en->st, (size_t)p->n_audio * d * sizeof(float) + EMBEDS_MORE, (void **)&r->audio_embeds, e));
+    TRY(en->ops->alloc(en->st, (size_t)p->n_vision * d * sizeof(float) + EMBEDS_MORE, (void **)&r->vision_embeds, e));
     if ((cached || r->plan.needs & (PRUNE_NEEDS_AUDIO_SALIENCY | PRUNE_NEEDS_AUDIO_GLOBAL)) && r->n_parts && r->audio_saliency == NULL)
         TRY(mem_alloc(&r->audio_saliency, p->n_audio, sizeof(float), e));
     if ((cached || r->plan.needs & PRUNE_NEEDS_VISION_SALIENCY) && r->n_parts && r->vision_saliency == NULL)
@@ -187,7 +194,7 @@ static status start(struct engine *en, struct eng_request *r, struct err *e)
     if (r->plan.needs & PRUNE_NEEDS_VISION_BLOCKS && r->n_parts && r->vision_blocks == NULL)
         TRY(mem_alloc(&r->vision_blocks, (size_t)vision_tower_blocks(en->vision) * p->n_vision, sizeof(float), e));
     if (r->plan.needs & PRUNE_NEEDS_VISION_KEYS && r->n_parts && r->vision_keys == NULL)
-        TRY(en->ops->alloc(en->st, (size_t)p->n_vision * vision_tower_hidden(en->vision) * sizeof(float) + 64,
+        TRY(en->ops->alloc(en->st, (size_t)p->n_vision * vision_tower_hidden(en->vision) * sizeof(float) + EMBEDS_MORE,
                            (void **)&r->vision_keys, e));
     return OK;
 }
@@ -205,7 +212,7 @@ static status upload_given(struct engine *en, struct eng_request *r, struct err 
     return OK;
 }
 
-status encode_some(struct engine *en, struct eng_request *r, double max_work, double *work, bool *done, struct err *e)
+static status some(struct engine *en, struct eng_request *r, double max_work, double *work, bool *done, struct err *e)
 {
     const double begin = clock_s(), media_s = r->media_s;
     *work = 0;
@@ -225,4 +232,14 @@ status encode_some(struct engine *en, struct eng_request *r, double max_work, do
     request_free_media(en, r);
     r->encoded = *done = true;
     return trace_towers(en, r, e);
+}
+
+status encode_some(struct engine *en, struct eng_request *r, double max_work, double *work, bool *done, struct err *e)
+{
+    status st = memory_enter(en, r, e);
+    *work = 0;
+    *done = false;
+    if (st == OK) st = some(en, r, max_work, work, done, e);
+    memory_leave(en);
+    return st;
 }

@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/range.h"
 #include "engine/inside.h"
 #include "kernels/device.h"
 #include "model/link.h"
@@ -18,7 +19,6 @@
 #define BLOCK_ROWS 1032                     /* rows computed at once: 86 tiles of 12           */
 #define BLOCK_ROWS_GPU 2048                 /* 16 tiles of 128                                 */
 #define CONTEXT_DEFAULT 32768u
-#define WORK_BYTES ((uint64_t)1 << 30)      /* of a GPU: towers, products, lists */
 #define TAG_OPEN 16                         /* the message that tells ranks what to open        */
 #define FILM_AT_ONCE ((uint64_t)256 << 20)
 
@@ -79,38 +79,68 @@ uint64_t engine_pool_pages(uint64_t memory, uint32_t n_local, uint64_t page_byte
 
 static bool on_host(const struct engine *en) { return strcmp(en->ops->name, "cpu") == 0; }
 
-/* What is asked of a GPU after its pages, with a whole context in one group and half of one in the other: residual rows, angles and
- * embeddings of both, and what towers, products and logits need beside their arguments. */
-static uint64_t work_bytes(const struct engine *en)
+static double gb(uint64_t bytes) { return (double)bytes / 1e9; }
+
+static status no_plan(const struct engine_memory *m, uint64_t work, uint64_t pages, uint64_t edge, struct err *e)
 {
-    const struct decoder_shape *s = decoder_shape(en->dec);
-    const uint64_t row = (4 * (uint64_t)s->d + 2 * (uint64_t)s->D) * sizeof(float), logits = (uint64_t)LOGIT_ROWS * s->V * sizeof(float);
-    return 3 * en->info.max_model_len * row / 2 + logits + WORK_BYTES;
+    return err_set(e, E_NOMEM, "%.2f GB of memory are too little: %.2f taken before, %.2f weights and what they work in, %.2f rows of "
+                               "groups and steps, %.2f lists and room of ops, %.2f work of requests, %.2f pages, %.2f lost at edges; "
+                               "give a shorter --max-model-len or more ranks (--tp)",
+                   gb(m->total), gb(m->before), gb(m->loaded), gb(m->rows), gb(m->ops), gb(work), gb(pages), gb(edge));
 }
 
-/* Pages of this rank: as asked, else by its share of the host's memory, or by what its device has left. */
-static status pages_wanted(struct engine *en, const struct engine_options *o, uint64_t *out, struct err *e)
+/* A GPU's memory is shared out before anything but weights is asked for: what is fixed first, then what requests work in, and what is
+ * left may become pages. Nothing that does not fit is begun. */
+static status plan_pages(struct engine *en, const struct engine_options *o, uint64_t one, uint64_t *pages, uint64_t *work, struct err *e)
+{
+    const size_t page = decoder_kv_shape(en->dec).page_bytes;
+    const uint64_t L = decoder_shape(en->dec)->L, contexts = o->kv_contexts ? o->kv_contexts : 1;
+    struct engine_memory *m = &en->info.memory;
+    uint64_t left = 0;
+    TRY(device_memory(en->st, &left, &m->total, e));
+    memory_plan(en);
+    struct reserve_args a = memory_args(en);
+    a.bytes = 0;
+    m->before = m->total - en->free_at_open;
+    m->loaded = en->free_at_open > left ? en->free_at_open - left : 0;
+    m->rows = memory_rows_bytes(en);
+    m->ops = en->ops->reserve_bytes(en->st, &a);
+    const uint64_t edge = m->total / 50, fixed = m->rows + m->ops + edge;     /* what allocation loses at edges */
+    const uint64_t spare = left > fixed ? left - fixed : 0, least = memory_work_least(en), wanted = memory_work_wanted(en);
+    *work = o->work_bytes ? o->work_bytes : spare / 4 > wanted ? wanted : spare / 4 > least ? spare / 4 : least;
+    const uint64_t fit = spare > *work ? (spare - *work) / page : 0;
+    *pages = o->kv_bytes ? o->kv_bytes / page : fit < one * contexts ? fit : one * contexts;
+    if (fit < L || *pages > fit) return no_plan(m, *work, (*pages > L ? *pages : L) * page, edge, e);
+    return OK;
+}
+
+/* Pages of this rank: as asked, else by its share of the host's memory, or by what its device has left. *work: where it is planned. */
+static status pages_wanted(struct engine *en, const struct engine_options *o, uint64_t *out, uint64_t *work, struct err *e)
 {
     const struct kv_shape kv = decoder_kv_shape(en->dec);
     const uint32_t L = decoder_shape(en->dec)->L, per = kv.page_tokens;
     const uint64_t one = (uint64_t)L * ((en->info.max_model_len + per - 1) / per + 1), contexts = o->kv_contexts ? o->kv_contexts : 1;
     uint64_t left = 0, total = 0;
+    if (en->ops->reserve) return plan_pages(en, o, one, out, work, e);
     TRY(device_memory(en->st, &left, &total, e));
     *out = o->kv_bytes / kv.page_bytes;
-    if (o->kv_bytes) return OK;
-    if (on_host(en)) {
-        *out = engine_pool_pages(total, en->info.n_local, kv.page_bytes, one, (uint32_t)contexts);
-        return OK;
-    }
-    const uint64_t work = work_bytes(en), kept = work + total / 50;       /* and what allocation loses at the edges */
-    const uint64_t fit = left > kept ? (left - kept) / kv.page_bytes : 0;
-    *out = fit < one * contexts ? fit : one * contexts;
+    if (o->kv_bytes == 0) *out = engine_pool_pages(total, en->info.n_local, kv.page_bytes, one, (uint32_t)contexts);
+    return OK;
+}
+
+/* Behind the device's name: the parts, and that they are all of it. */
+static void say_plan(struct engine *en)
+{
+    struct engine_memory *m = &en->info.memory;
     char *text = en->info.device;
     const size_t n = strlen(text);
-    snprintf(text + n, sizeof en->info.device - n, "; %.2f of %.2f GB free beside the weights, %.2f GB of them kept for work",
-             (double)left / 1e9, (double)total / 1e9, (double)work / 1e9);
-    if (fit >= L) return OK;
-    return err_set(e, E_NOMEM, "%s: no room for pages; give a shorter --max-model-len or more ranks (--tp)", text);
+    m->work = en->plan.work;
+    m->pages = (uint64_t)en->info.n_pages * decoder_kv_shape(en->dec).page_bytes;
+    const uint64_t sum = m->before + m->loaded + m->rows + m->ops + m->work + m->pages;
+    m->left = m->total > sum ? m->total - sum : 0;
+    snprintf(text + n, sizeof en->info.device - n, "; memory of %.2f GB: %.2f taken before, %.2f weights and what they work in, "
+             "%.2f rows of groups and steps, %.2f lists and room of ops, %.2f work of requests, %.2f pages, %.2f left",
+             gb(m->total), gb(m->before), gb(m->loaded), gb(m->rows), gb(m->ops), gb(m->work), gb(m->pages), gb(m->left));
 }
 
 static uint64_t resident_bytes(void)
@@ -133,7 +163,7 @@ static status share_out(struct engine *en, const struct engine_options *o, struc
     struct engine_rank *own = &en->rank[me];
     *own = (struct engine_rank){ .weight_bytes = en->info.weight_bytes, .page_bytes = kv.page_bytes,
                                  .resident_bytes = resident_bytes() };
-    const status wanted = pages_wanted(en, o, &own->pages_fit, e);
+    const status wanted = pages_wanted(en, o, &own->pages_fit, &own->work_fit, e);
     TRY(agree(en->comm, wanted, e));
     if (en->comm) {
         size_t *bytes = mem_must(n, sizeof *bytes);
@@ -146,6 +176,10 @@ static status share_out(struct engine *en, const struct engine_options *o, struc
     for (uint32_t r = 1; r < n; r++)
         if (en->rank[r].pages_fit < en->rank[least].pages_fit) least = r;
     const uint64_t pages = en->rank[least].pages_fit;
+    en->plan.work = en->rank[0].work_fit;
+    for (uint32_t r = 1; r < n; r++)
+        if (en->rank[r].work_fit < en->plan.work) en->plan.work = en->rank[r].work_fit;
+    en->plan.work -= en->plan.work % RANGE_ALIGN;
     char of[32] = "";
     if (n > 1) snprintf(of, sizeof of, " of rank %u", least);
     if (pages < L)
@@ -153,12 +187,20 @@ static status share_out(struct engine *en, const struct engine_options *o, struc
                                  "give more with --kv-bytes", of, (unsigned long long)o->kv_bytes, (unsigned long long)pages,
                        (unsigned long long)en->rank[least].page_bytes, L);
     en->info.n_pages = pages < UINT32_MAX ? (uint32_t)pages : UINT32_MAX;
+    if (en->ops->reserve == NULL) return OK;
+    const struct reserve_args a = memory_args(en);
+    team_reserve(en->team, &a);
+    say_plan(en);
     return OK;
 }
 
+/* All that is asked of a device once and for all. */
 static status open_pool(struct engine *en, struct err *e)
 {
+    for (uint32_t g = 0; en->ops->reserve && g < SCHED_GROUPS; g++) TRY(march_prepare(en, g, e));
+    if (en->ops->reserve) TRY(decode_prepare(en, en->plan.seqs, e));
     TRY(team_pages(en->team, en->info.n_pages, &en->kv, e));
+    if (en->ops->reserve) TRY(memory_open(en, e));
     const uint32_t per = en->kv.page_tokens;
     TRY(kv_pool_create(en->info.n_pages, per, &en->pool, e));
     en->info.page_tokens = per;
@@ -179,8 +221,9 @@ static status open_decoder(struct engine *en, const struct engine_options *o, co
                        info->max_model_len, limit);
     info->n_ranks = en->comm ? comm_size(en->comm) : 1;
     TRY(mem_alloc(&en->rank, info->n_ranks, sizeof *en->rank, e));
-    TRY(decoder_create_slice(en->st, shape, src, info->compute, info->kv_dtype, on_host(en) ? BLOCK_ROWS : BLOCK_ROWS_GPU,
-                             info->max_model_len, en->comm, &en->dec, e));
+    en->plan.block = on_host(en) ? BLOCK_ROWS : BLOCK_ROWS_GPU;
+    TRY(decoder_create_slice(en->st, shape, src, info->compute, info->kv_dtype, en->plan.block, info->max_model_len, en->comm, &en->dec,
+                             e));
     info->weight_bytes = decoder_weight_bytes(en->dec);
     return team_open(en->dec, en->comm, o->check_ranks, &en->team, e);
 }
@@ -275,7 +318,8 @@ static status open_stream(struct engine *en, const struct engine_options *o, str
     TRY(stream_open(&so, &en->st, e));
     en->ops = en->st->ops;
     en->ops->describe(en->st, en->info.device, sizeof en->info.device);
-    return OK;
+    uint64_t total;
+    return device_memory(en->st, &en->free_at_open, &total, e);
 }
 
 /* ---- several ranks ------------------------------------------------------------------------------------------ */
@@ -286,7 +330,7 @@ struct open_plan {
     char dtype[32], device[64], isa[64];
     int32_t n_threads;
     uint32_t max_model_len, kv_contexts, check;
-    uint64_t kv_bytes;
+    uint64_t kv_bytes, work_bytes;
     int32_t code;                  /* not OK: the leader cannot; why: its text */
     char why[sizeof((struct err *)0)->text];
 };
@@ -294,7 +338,7 @@ struct open_plan {
 static status tell(struct engine *en, const struct engine_options *o, status st, struct err *e)
 {
     struct open_plan p = { .n_threads = o->n_threads, .max_model_len = o->max_model_len, .kv_contexts = o->kv_contexts,
-                           .check = o->check_ranks, .kv_bytes = o->kv_bytes, .code = st };
+                           .check = o->check_ranks, .kv_bytes = o->kv_bytes, .work_bytes = o->work_bytes, .code = st };
     if (en->comm == NULL) return st;
     snprintf(p.model_dir, sizeof p.model_dir, "%s", en->info.model_dir);
     snprintf(p.dtype, sizeof p.dtype, "%s", o->dtype ? o->dtype : "");
@@ -403,6 +447,7 @@ status engine_work(struct comm *c, const struct engine_options *options, struct 
     if (o.n_threads == 0) o.n_threads = p.n_threads;
     o.max_model_len = p.max_model_len;
     o.kv_bytes = p.kv_bytes;
+    o.work_bytes = p.work_bytes;
     o.kv_contexts = p.kv_contexts;
     o.check_ranks = p.check;
     snprintf(en->info.model_dir, sizeof en->info.model_dir, "%s", p.model_dir);

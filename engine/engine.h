@@ -35,6 +35,8 @@ struct engine_options {
                                       model is under 128 MiB, as exactness costs nothing there; "f32", "bf16"    */
     uint32_t max_model_len;        /* prompt + answer, tokens; 0: min(config, 32768)                             */
     uint64_t kv_bytes;             /* of the page pool (on each rank); 0: engine_pool_pages, for kv_contexts of max_model_len */
+    uint64_t work_bytes;           /* of a GPU (on each rank), beside weights and pages, for all that requests allocate until they are
+                                      prefilled, and for caches; 0: four contexts of embeddings, or less where pages need it    */
     uint32_t kv_contexts;          /* 0: 1 */
     struct comm *comm;             /* the ranks of this engine: its rank 0 opens it, the others call engine_work. One rank: it
                                       is alone, and shares its host as comm_peer.n_local says. Borrowed for the engine's
@@ -55,16 +57,28 @@ void engine_close(struct engine **en);
  * leader's engine_open fails with the same. */
 status engine_work(struct comm *c, const struct engine_options *o, struct err *e);
 
+/* The plan of a GPU's memory, bytes; what is asked for after start-up comes out of `work`. All 0 on the CPU. */
+struct engine_memory {
+    uint64_t total;
+    uint64_t before;               /* not free before the model came: the driver's, other programs', the backend's own */
+    uint64_t loaded;               /* weights of decoder and towers, and what these two work in                  */
+    uint64_t rows;                 /* of groups that march, of decode steps                                      */
+    uint64_t ops;                  /* lists and room of ops                                                      */
+    uint64_t work, pages;
+    uint64_t left;                 /* nobody's                                                                   */
+};
+
 struct engine_info {
     char model_dir[1024];
     char model_name[256];          /* last part of the folder's name  */
     bool bundled;                  /* nobody named it                 */
-    char device[256];              /* "cpu: avx512-bf16, 2 threads"   */
+    char device[512];              /* "cpu: avx512-bf16, 2 threads"; of a GPU also the plan of its memory */
     char link[512];                /* how tensors of devices get from rank to rank: model/link.h */
     enum dtype compute, kv_dtype;
     uint32_t max_model_len;
     uint32_t page_tokens, n_pages;
     size_t page_bytes, weight_bytes;   /* of rank 0 */
+    struct engine_memory memory;       /* of rank 0 */
     double load_s;
     uint32_t n_ranks;
     uint32_t n_local;              /* ranks of this host, of whatever group: they share its memory and CPUs */
@@ -76,6 +90,7 @@ uint64_t engine_pool_pages(uint64_t memory, uint32_t n_local, uint64_t page_byte
 struct engine_rank {
     uint64_t weight_bytes, page_bytes; /* decoder weights, one page */
     uint64_t pages_fit;                /* of which n_pages is the least */
+    uint64_t work_fit;                 /* likewise of work memory, where it is planned */
     uint64_t resident_bytes;           /* of the process after loading, as the system counts it */
 };
 const struct engine_rank *engine_rank(const struct engine *en, uint32_t rank);

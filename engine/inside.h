@@ -4,6 +4,7 @@
  *   request.c      messages -> features' counts, prompt, plan: any thread, no pages
  *   loop.c         requests -> scheduler -> steps -> ends; eng_run, and what the service's thread drives
  *   encode.c       the towers, a few batches at a time
+ *   memory.c       a device's memory: the plan, and what each request has of it
  *   march.c        a group through the layers, a quantum at a time
  *   lists.c        its rows as lists of the device
  *   decode.c       one token of every running choice
@@ -15,6 +16,7 @@
 #include <stdatomic.h>
 
 #include "engine/engine.h"
+#include "engine/lists.h"
 #include "engine/media_cache.h"
 #include "engine/selector.h"
 #include "kvcache/block_table.h"
@@ -59,6 +61,12 @@ struct engine {
     struct march *march[SCHED_GROUPS];     /* march.c's own */
     struct decode_buffers *decode;         /* decode.c's own */
     struct sched *sched;           /* of the loop that runs */
+    struct {                       /* memory.c: where memory is planned (ops->reserve) */
+        uint32_t rows, seqs, block;    /* of the longest group; sequences of a step; rows computed at once */
+        uint64_t work;             /* bytes */
+    } plan;
+    void *common;                  /* memory.c: work memory that is no request's */
+    uint64_t free_at_open;         /* bytes of the device before the weights */
     /* The service's; NULL without. */
     struct media_cache *media_cache;
     struct kv_prefix_cache *prefixes;
@@ -111,6 +119,10 @@ struct eng_watch {
     void (*ended)(void *self);     /* all of it, whatever the end; it may be destroyed from now on, not in here */
 };
 
+/* Memory of a request on its way, while it waits: of audio_embeds, vision_embeds, vision_keys, audio_look. */
+enum { REQUEST_BLOCKS = 4, EMBEDS_MORE = 64 };     /* bytes behind embeddings, so that none is no block */
+struct parked { void *host; size_t bytes; };
+
 struct eng_request {
     struct eng_request_options o;
     struct chat_prompt rendered;
@@ -129,6 +141,10 @@ struct eng_request {
     float *audio_saliency, *vision_saliency;   /* host; where the plan needs them: of audio the one that it asks for */
     float *vision_blocks, *vision_keys;        /* [blocks, n_vision] host, [n_vision, d_key] device; likewise */
     float *audio_look;             /* device: encode.c's own, of the sound that it is at */
+    size_t look_floats;
+    uint64_t lease_bytes;          /* memory.c: of work memory from admission to the end of prefill; 0: none is planned */
+    void *lease;
+    struct parked parked[REQUEST_BLOCKS];
     uint32_t enc_part, enc_step;   /* encode.c: how far it came */
     bool enc_sound, encoded, keep_embeds;
 
@@ -197,6 +213,39 @@ void choice_drop_pages(struct engine *en, struct eng_choice *c);
 size_t request_patch_width(const struct engine *en);
 bool choice_open(const struct eng_choice *c);
 
+/* ---- memory.c --------------------------------------------------------------------------------------------- */
+
+/* The plan's counts, by max_model_len; bytes of its parts. work: the least that a plan may have, and what it has where there is room. */
+void memory_plan(struct engine *en);
+uint32_t memory_group_rows(const struct engine *en, uint32_t group);
+uint32_t memory_group_angles(const struct engine *en, uint32_t group);
+struct lists_room memory_group_lists(const struct engine *en, uint32_t group);
+uint64_t memory_rows_bytes(const struct engine *en);
+uint64_t memory_work_least(const struct engine *en);
+uint64_t memory_work_wanted(const struct engine *en);
+struct reserve_args memory_args(const struct engine *en);      /* with plan.work */
+
+/* Work memory that r allocates until it is prefilled, at most at once: its lease. Any thread. */
+uint64_t memory_demand(const struct engine *en, const struct eng_request *r);
+/* At admission: false where there is none now; caches have given way. Nothing to do where none is planned. */
+bool memory_claim(struct engine *en, struct eng_request *r);
+/* The lease goes, with all that is in it. */
+void memory_return(struct engine *en, struct eng_request *r);
+/* ... but what it holds is kept on the host until memory_enter. */
+void memory_park(struct engine *en, struct eng_request *r);
+/* Between these two what is allocated comes out of r's lease. Leave also after an error. */
+status memory_enter(struct engine *en, struct eng_request *r, struct err *e);
+void memory_leave(struct engine *en);
+/* After the pages: what is allocated from now on is a group's own. */
+status memory_open(struct engine *en, struct err *e);
+/* Until memory_leave what is allocated is nobody's but a cache's: E_NOMEM is no error. */
+void memory_outside(struct engine *en);
+float **request_block(struct eng_request *r, size_t i);        /* i < REQUEST_BLOCKS */
+
+/* Global audio saliency is quadratic in the clip and keeps its queries and keys: longer ones get the windowed one
+ * (docs/pruning-methods.md 0.3). 20 minutes of 50 rows a second. */
+#define AUDIO_GLOBAL_ROWS 60000
+
 /* ---- encode.c --------------------------------------------------------------------------------------------- */
 
 /* About max_work units of tower work for r; *done when its embeddings are complete. */
@@ -206,6 +255,8 @@ status encode_some(struct engine *en, struct eng_request *r, double max_work, do
 
 struct march;
 void march_free(struct engine *en, uint32_t group);
+/* Its rows, where memory is planned. */
+status march_prepare(struct engine *en, uint32_t group, struct err *e);
 void march_free_hidden(void *engine, void *hidden);    /* for struct kv_prefix_options */
 /* How one request ends alone: `self` is the loop. */
 typedef void (*march_fail)(void *self, struct eng_request *r, const struct err *why);
@@ -232,6 +283,7 @@ double march_progress(const struct engine *en, uint32_t group, uint32_t *layer);
 #define LOGIT_ROWS 96              /* choices whose logits are held at once: 8 tiles of 12 */
 
 void decode_free(struct engine *en);
+status decode_prepare(struct engine *en, uint32_t rows, struct err *e);        /* likewise */
 /* One token of each open choice of the n requests. */
 status decode_step(struct engine *en, struct eng_request *const *reqs, uint32_t n, uint32_t *n_rows, march_fail fail, void *self,
                    struct err *e);

@@ -30,6 +30,12 @@ static size_t lay(struct lists *d, char *memory, const struct lists_room *n)
     return at;
 }
 
+size_t lists_bytes(const struct lists_room *n)
+{
+    struct lists sizes;
+    return lay(&sizes, NULL, n);
+}
+
 status lists_open(struct lists *d, struct stream *st, const struct lists_room *n, struct err *e)
 {
     struct lists sizes;

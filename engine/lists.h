@@ -36,6 +36,7 @@ struct lists {
 /* What a march needs at most: rows of a batch; rows of all prompts; rows of a member that ask; rows of all batches that the log
  * takes. E_NOMEM. */
 struct lists_room { uint32_t rows, ids, asks; size_t log; };
+size_t lists_bytes(const struct lists_room *n);    /* of the device */
 status lists_open(struct lists *d, struct stream *st, const struct lists_room *n, struct err *e);
 void lists_close(struct lists *d);
 

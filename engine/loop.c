@@ -40,20 +40,33 @@ static void drop(void *self, struct sched_request *sr)
     struct loop *lp = self;
     struct eng_request *r = sr->driver;
     request_drop_pages(lp->en, r);
+    memory_park(lp->en, r);
     for (uint32_t i = 0; i < r->n_choices; i++) r->choice[i].n_played = 0;
     sr->n_pages = (uint32_t)sched_demand(lp->en->pool, decoder_shape(lp->en->dec)->L, sr);   /* pruning may have shown that less will do */
     sr->encodes = !r->encoded && r->prompt.n_av > 0;
 }
+
+static bool claim(void *self, struct sched_request *sr) { return memory_claim(((struct loop *)self)->en, sr->driver); }
+static void unclaim(void *self, struct sched_request *sr) { memory_return(((struct loop *)self)->en, sr->driver); }
+
+static uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 status loop_create(struct engine *en, const struct loop_options *o, struct loop **out, struct err *e)
 {
     struct loop *lp;
     TRY(mem_alloc(&lp, 1, sizeof *lp, e));
     *lp = (struct loop){ .en = en, .o = *o };
-    const struct sched_options so = { .n_layers = decoder_shape(en->dec)->L, .max_running = o->max_running,
+    const bool planned = en->ops->reserve != NULL;
+    struct sched_options so = { .n_layers = decoder_shape(en->dec)->L, .max_running = o->max_running,
                                       .max_waiting = o->max_waiting, .group_rows = o->group_rows,
                                       .overtake_max = o->overtake_max, .itl_target_s = o->itl_target_s, .step_s = o->step_s,
                                       .preempt = o->preempt, .self = lp, .reclaim = reclaim, .drop = drop };
+    if (planned) {
+        so.max_running = least(so.max_running, en->plan.seqs);
+        so.group_rows = least(so.group_rows, en->plan.rows);
+        so.claim = claim;
+        so.unclaim = unclaim;
+    }
     status st = sched_create(&so, en->pool, &lp->s, e);
     for (double left = 0; st == OK && !isnan(left);) st = en->ops->time_read(en->st, true, &left, e);      /* of a loop before */
     if (st != OK) {

@@ -61,7 +61,7 @@ struct march {
     bool dropped, in_place;
     bool on_device;                /* the lists of the ops are these; index and angle are copies, of members that are not unseen */
     struct lists lists;
-    uint32_t cap;                  /* rows of the three below */
+    uint32_t cap, cap_angles;      /* rows of the first two below, and of the third */
     struct team_rows *x, *y, *angles;             /* residual stream (two, as a gather in place would race) */
     uint32_t *seq_start, *kv_start, *out_start, *sub_start, *sub_kv;   /* [members + 1] */
     struct kv_view *view;          /* [members] */
@@ -90,11 +90,32 @@ static void release_rows(struct engine *en, struct march *g)
     team_rows_close(en->team, &g->x);
     team_rows_close(en->team, &g->y);
     team_rows_close(en->team, &g->angles);
-    g->cap = 0;
+    g->cap = g->cap_angles = 0;
 }
 
-static status grow(struct engine *en, struct march *g, uint32_t rows, uint32_t n, struct err *e)
+static status open_rows(struct engine *en, struct march *g, uint32_t rows, uint32_t angles, struct err *e)
 {
+    TRY(team_rows_open(en->team, rows, decoder_shape(en->dec)->d, &g->x, e));
+    TRY(team_rows_open(en->team, rows, decoder_shape(en->dec)->d, &g->y, e));
+    TRY(team_angles_open(en->team, angles, &g->angles, e));
+    g->cap = rows;
+    g->cap_angles = angles;
+    return OK;
+}
+
+status march_prepare(struct engine *en, uint32_t group, struct err *e)
+{
+    const struct lists_room lists = memory_group_lists(en, group);
+    TRY(mem_alloc(&en->march[group], 1, sizeof *en->march[group], e));
+    struct march *g = en->march[group];
+    if (team_alone(en->team)) TRY(lists_open(&g->lists, en->st, &lists, e));
+    return open_rows(en, g, memory_group_rows(en, group), memory_group_angles(en, group), e);
+}
+
+/* For n members with prompts of `angles` tokens in all, of which `alive` may enter layer 0. */
+static status grow(struct engine *en, struct march *g, uint32_t angles, uint32_t alive, uint32_t n, struct err *e)
+{
+    const uint32_t rows = angles;
     TRY(mem_grow(&g->seq_start, &g->seq_cap, n + 1, sizeof(uint32_t), e));
     TRY(mem_grow(&g->kv_start, &g->kv_cap, n + 1, sizeof(uint32_t), e));
     TRY(mem_grow(&g->out_start, &g->out_cap, n + 1, sizeof(uint32_t), e));
@@ -108,13 +129,13 @@ static status grow(struct engine *en, struct march *g, uint32_t rows, uint32_t n
     TRY(mem_grow(&g->visible, &g->visible_cap, rows, sizeof(uint32_t), e));
     TRY(mem_grow(&g->id, &g->id_cap, rows, sizeof(int32_t), e));
     TRY(mem_grow(&g->score, &g->score_cap, rows, sizeof(float), e));
+    if (en->ops->reserve) {
+        if (alive <= g->cap && angles <= g->cap_angles) return OK;
+        return err_set(e, E_INTERNAL, "a group of %u rows and %u angles: %u and %u were planned", alive, angles, g->cap, g->cap_angles);
+    }
     if (rows <= g->cap) return OK;
     release_rows(en, g);
-    TRY(team_rows_open(en->team, rows, decoder_shape(en->dec)->d, &g->x, e));
-    TRY(team_rows_open(en->team, rows, decoder_shape(en->dec)->d, &g->y, e));
-    TRY(team_angles_open(en->team, rows, &g->angles, e));
-    g->cap = rows;
-    return OK;
+    return open_rows(en, g, rows, rows, e);
 }
 
 static void hidden_unref(struct engine *en, struct hidden *h)
@@ -148,7 +169,7 @@ static void end_group(struct engine *en, struct march *g)
     free(g->m);
     g->m = NULL;
     g->n = 0;
-    if (g->cap <= ROWS_KEPT) return;
+    if (g->cap <= ROWS_KEPT || en->ops->reserve) return;
     release_rows(en, g);
     lists_close(&g->lists);
 }
@@ -563,10 +584,15 @@ static status open_lists(struct engine *en, struct march *g, uint32_t n_ids, str
     return st;
 }
 
-static status begin_all(struct engine *en, struct march *g, struct eng_request *const *reqs, uint32_t n, uint32_t rows,
-                        march_fail fail, void *self, struct err *e)
+static status begin_all(struct engine *en, struct march *g, struct eng_request *const *reqs, uint32_t n, march_fail fail, void *self,
+                        struct err *e)
 {
-    TRY(grow(en, g, rows, n, e));
+    uint32_t rows = 0, alive = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        rows += reqs[i]->prompt.n;
+        alive += reqs[i]->sched.n_rows;
+    }
+    TRY(grow(en, g, rows, alive, n, e));
     TRY(mem_alloc(&g->m, n, sizeof *g->m, e));
     g->n = n;
     for (uint32_t s = 0; s < n; s++) {
@@ -575,7 +601,9 @@ static status begin_all(struct engine *en, struct march *g, struct eng_request *
         uint32_t n_rows;
         m->r = reqs[s];
         m->r->group_member = m;
-        const status st = begin(en, m, g->keep, &n_rows, &why);
+        status st = memory_enter(en, m->r, &why);
+        if (st == OK) st = begin(en, m, g->keep, &n_rows, &why);
+        memory_leave(en);
         if (st == OK) continue;
         if (st == E_DEVICE) {
             *e = why;
@@ -595,9 +623,7 @@ status march_begin(struct engine *en, uint32_t group, struct eng_request *const 
 {
     if (en->march[group] == NULL) TRY(mem_alloc(&en->march[group], 1, sizeof *en->march[group], e));
     struct march *g = en->march[group];
-    uint32_t rows = 0;
-    for (uint32_t i = 0; i < n; i++) rows += reqs[i]->prompt.n;
-    const status st = begin_all(en, g, reqs, n, rows, fail, self, e);
+    const status st = begin_all(en, g, reqs, n, fail, self, e);
     if (st != OK) end_group(en, g);
     return st;
 }
@@ -781,7 +807,10 @@ static void keep_prefix(struct engine *en, struct march *g, uint32_t s)
         if (mem_alloc(&h, 1, sizeof *h, &none) != OK) return;
         h->refs = 1;
         for (uint32_t i = 0; i < n; i++) g->keep[i] = r0 + i;
-        if (team_rows_open(en->team, n, d, &h->x, &none) != OK ||
+        memory_outside(en);
+        const status opened = team_rows_open(en->team, n, d, &h->x, &none);
+        memory_leave(en);
+        if (opened != OK ||
             team_gather(en->team, g->x, g->keep, n, h->x, 0, &none) != OK) {
             hidden_unref(en, h);
             return;
@@ -936,8 +965,8 @@ static status walk_member(struct engine *en, struct march *g, uint32_t s, double
     return OK;
 }
 
-/* What the policy of member s keeps at this layer, by the scores where it asks for them. */
-static status select_at(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
+/* What the policy of member s keeps at this layer, by the scores where it asks for them. In its own memory. */
+static status select_in(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
 {
     struct member *m = &g->m[s];
     const bool scored = m->r->plan.scored[g->l], go = m->r->plan.go;
@@ -955,6 +984,14 @@ static status select_at(struct engine *en, struct march *g, uint32_t s, double *
     m->packed = go && scored;
     m->r->select_s += clock_s() - start;
     return OK;
+}
+
+static status select_at(struct engine *en, struct march *g, uint32_t s, double *work, struct err *e)
+{
+    status st = memory_enter(en, g->m[s].r, e);
+    if (st == OK) st = select_in(en, g, s, work, e);
+    memory_leave(en);
+    return st;
 }
 
 /* The scores that the device chose by, and what it chose, for who traces member s. */
@@ -1330,11 +1367,13 @@ static status end_prefill(struct engine *en, struct march *g, struct member *m, 
         kv_prefix_insert(en->prefixes, m->digest, m->n_blocks, L, r->choice[0].table, NULL, 0, &none);
     }
     if (r->plan.trim) TRY(trim(en, r, e));
-    if (r->keep_embeds) return OK;
-    en->ops->release(en->st, r->audio_embeds);
-    en->ops->release(en->st, r->vision_embeds);
-    en->ops->release(en->st, r->vision_keys);
-    r->audio_embeds = r->vision_embeds = r->vision_keys = NULL;
+    if (!r->keep_embeds) {
+        en->ops->release(en->st, r->audio_embeds);
+        en->ops->release(en->st, r->vision_embeds);
+        en->ops->release(en->st, r->vision_keys);
+        r->audio_embeds = r->vision_embeds = r->vision_keys = NULL;
+    }
+    memory_park(en, r);                        /* what is left of it, for another march */
     return OK;
 }
 

@@ -36,9 +36,11 @@ status media_cache_create(struct stream *st, uint32_t d, uint64_t bytes_max, str
 
 static void rows_free(struct media_cache *c, struct media_rows *r)
 {
-    c->st->ops->release(c->st, r->audio);
-    c->st->ops->release(c->st, r->vision);
-    c->st->ops->release(c->st, r->keys);
+    float *const device[] = { r->audio, r->vision, r->keys };
+    for (size_t i = 0; i < sizeof device / sizeof *device; i++) {
+        if (r->on_host) free(device[i]);
+        else c->st->ops->release(c->st, device[i]);
+    }
     free(r->audio_saliency);
     free(r->vision_saliency);
     free(r->blocks);
@@ -73,6 +75,36 @@ static void shrink(struct media_cache *c, uint64_t most)
         if (old == NULL) return;
         unlink_entry(c, old);
     }
+}
+
+/* Rows [n, d] at *rows to the host; a device that fails says so at its next op too. */
+static void to_host(struct media_cache *c, float **rows, uint32_t n, uint32_t d)
+{
+    if (*rows == NULL) return;
+    const size_t bytes = (size_t)n * d * sizeof(float);
+    float *host = mem_must(bytes, 1);
+    c->st->ops->download(c->st, host, *rows, bytes, NULL);
+    c->st->ops->release(c->st, *rows);
+    *rows = host;
+}
+
+bool media_cache_yield(struct media_cache *c)
+{
+    struct media_entry *old = NULL;
+    pthread_mutex_lock(&c->lock);
+    for (struct media_entry *m = c->first; m; m = m->next)
+        if (m->state == MEDIA_EMBEDDED && !m->rows.on_host && (old == NULL || m->used < old->used)) old = m;
+    if (old != NULL && old->holds == 0) {
+        unlink_entry(c, old);
+    } else if (old != NULL) {
+        struct media_rows *r = &old->rows;
+        to_host(c, &r->audio, old->media.n_audio, c->d);
+        to_host(c, &r->vision, (uint32_t)r->stride, c->d);
+        to_host(c, &r->keys, (uint32_t)r->stride, r->d_key);
+        r->on_host = true;
+    }
+    pthread_mutex_unlock(&c->lock);
+    return old != NULL;
 }
 
 void media_cache_clear(struct media_cache *c)
@@ -207,6 +239,13 @@ static status copy_rows(struct media_cache *c, const float *from, uint32_t n, ui
     return c->st->ops->gather(c->st, &(struct gather_args){ .x = from, .row = c->row, .n = n, .d = d, .y = to }, e);
 }
 
+static status give_rows(struct media_cache *c, const struct media_rows *r, const float *from, uint32_t n, uint32_t d, float *to,
+                        struct err *e)
+{
+    if (!r->on_host) return copy_rows(c, from, n, d, to, e);
+    return n == 0 ? OK : c->st->ops->upload(c->st, to, from, (size_t)n * d * sizeof(float), e);
+}
+
 static status keep_rows(struct media_cache *c, const float *from, uint32_t n, uint32_t d, float **to, struct err *e)
 {
     if (n == 0 || from == NULL) return OK;
@@ -257,9 +296,9 @@ status media_entry_copy(struct media_cache *c, const struct media_entry *m, uint
     const uint32_t n_audio = m->media.n_audio;
     if (n_vision && ((to->blocks && r->blocks == NULL) || (to->keys && r->keys == NULL)))
         return err_set(e, E_INTERNAL, "the cache has this medium without what the policy asks for");
-    if (to->audio) TRY(copy_rows(c, r->audio, n_audio, c->d, to->audio, e));
-    if (to->vision) TRY(copy_rows(c, r->vision, n_vision, c->d, to->vision, e));
-    if (to->keys) TRY(copy_rows(c, r->keys, n_vision, r->d_key, to->keys, e));
+    if (to->audio) TRY(give_rows(c, r, r->audio, n_audio, c->d, to->audio, e));
+    if (to->vision) TRY(give_rows(c, r, r->vision, n_vision, c->d, to->vision, e));
+    if (to->keys) TRY(give_rows(c, r, r->keys, n_vision, r->d_key, to->keys, e));
     if (to->audio_saliency && n_audio) memcpy(to->audio_saliency, r->audio_saliency, n_audio * sizeof(float));
     if (to->vision_saliency && n_vision) memcpy(to->vision_saliency, r->vision_saliency, n_vision * sizeof(float));
     for (uint32_t i = 0; to->blocks && n_vision && i < r->n_blocks; i++)

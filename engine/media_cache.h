@@ -29,6 +29,7 @@ struct media_rows {
     float *blocks;                 /* host: [n_blocks] rows of n_vision, a stride apart                */
     size_t stride;
     float *keys;                   /* device: [n_vision, d_key]                                        */
+    bool on_host;                  /* what stands at `device` is on the host: media_cache_yield        */
 };
 
 struct media_entry {
@@ -70,6 +71,10 @@ status media_entry_set_embeds(struct media_cache *c, struct media_entry *m, uint
  * says so (engine/request.c). */
 status media_entry_copy(struct media_cache *c, const struct media_entry *m, uint32_t n_vision, const struct media_rows *to,
                         struct err *e);
+
+/* Device memory of the entry that was used longest ago, of those that have some: dropped where nobody holds it, else brought to the
+ * host. false: none has. Engine thread. */
+bool media_cache_yield(struct media_cache *c);
 
 /* Drop every entry that nobody holds. Engine thread. */
 void media_cache_clear(struct media_cache *c);

@@ -497,6 +497,19 @@ static status check_length(struct engine *en, struct eng_request *r, struct err 
 
 /* ---- plan and pages --------------------------------------------------------------------------------------- */
 
+/* Where memory is planned: r's lease, and rows for its group. */
+static status plan_work(struct engine *en, struct eng_request *r, struct err *e)
+{
+    const uint32_t quarter = (r->prompt.n + 3) / 4;    /* memory_group_angles */
+    if (r->sched.n_rows < quarter) r->sched.n_rows = quarter;
+    r->lease_bytes = memory_demand(en, r);
+    if (r->lease_bytes <= en->plan.work) return OK;
+    err_set(e, E_FULL, "the request needs %.1f MB of work memory (%u tokens of media, policy %s) and %.1f MB were planned at start-up: "
+                       "send less or smaller media, or start with more (--work-bytes)", (double)r->lease_bytes / 1e6, r->prompt.n_av,
+            prune_params_name(&r->policy), (double)en->plan.work / 1e6);
+    return err_tag(e, "insufficient_memory", NULL);
+}
+
 static status make_plan(struct engine *en, struct eng_request *r, struct err *e)
 {
     const uint32_t L = decoder_shape(en->dec)->L;
@@ -522,6 +535,7 @@ static status make_plan(struct engine *en, struct eng_request *r, struct err *e)
                 pages == none && r->prompt.n_av ? ", or prune with --policy omnidrop" : "");
         return err_tag(e, "insufficient_memory", NULL);
     }
+    if (en->ops->reserve) TRY(plan_work(en, r, e));
     TRY(mem_alloc(&r->alive, L + 1, sizeof *r->alive, e));
     TRY(mem_alloc(&r->pages, L, sizeof *r->pages, e));
     return mem_alloc(&r->survivors, L + 1, sizeof *r->survivors, e);
@@ -716,6 +730,11 @@ void request_give_back(struct engine *en, struct eng_request *r)
     en->ops->release(en->st, r->vision_keys);
     en->ops->release(en->st, r->audio_look);
     r->audio_embeds = r->vision_embeds = r->vision_keys = r->audio_look = NULL;
+    memory_return(en, r);
+    for (size_t i = 0; i < REQUEST_BLOCKS; i++) {
+        free(r->parked[i].host);
+        r->parked[i] = (struct parked){ 0 };
+    }
     request_free_media(en, r);
 }
 

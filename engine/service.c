@@ -499,14 +499,17 @@ static void on_step(void *self, uint32_t n_rows)
     if (s->o.observe_step) s->o.observe_step(s->o.observe_self, n_rows);
 }
 
+static uint64_t at_most(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
 static status open_caches(struct service *s, struct err *e)
 {
     struct engine *en = s->en;
-    const uint64_t media = s->o.no_media_cache ? 0 : s->o.media_cache_bytes ? s->o.media_cache_bytes : GIB;
+    const uint64_t quarter = en->ops->reserve ? en->plan.work / 4 : UINT64_MAX;    /* of work memory, which requests take it from */
+    const uint64_t media = s->o.no_media_cache ? 0 : at_most(s->o.media_cache_bytes ? s->o.media_cache_bytes : GIB, quarter);
     TRY(media_cache_create(en->st, decoder_shape(en->dec)->d, media, &en->media_cache, e));
     if (s->o.no_prefix_cache) return OK;
     const struct kv_prefix_options po = { .n_layers = decoder_shape(en->dec)->L,
-                                          .hidden_bytes_max = s->o.hidden_cache_bytes ? s->o.hidden_cache_bytes : GIB,
+                                          .hidden_bytes_max = at_most(s->o.hidden_cache_bytes ? s->o.hidden_cache_bytes : GIB, quarter),
                                           .free_hidden = march_free_hidden, .self = en };
     return kv_prefix_create(&po, en->pool, &en->prefixes, e);
 }

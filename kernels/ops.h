@@ -389,6 +389,15 @@ struct kv_compact_args {
 
 #define OPS_TIMES 8
 
+/* The most that ops will be asked for. */
+struct reserve_args {
+    size_t bytes;                 /* of work memory: alloc's                                          */
+    uint32_t seqs, keys;          /* sequences of one step; keys of one                               */
+    uint32_t heads;               /* H of pagerank; 0: there is none                                  */
+    uint32_t list;                /* rows that a list names                                           */
+    size_t out;                   /* values of an attention's output                                  */
+};
+
 struct ops {
     const char *name;             /* "cpu" */
     uint32_t page_tokens;         /* 16 on the CPU */
@@ -408,6 +417,15 @@ struct ops {
     status (*time_begin)(struct stream *st, struct err *e);
     status (*time_end)(struct stream *st, struct err *e);
     status (*time_read)(struct stream *st, bool wait, double *seconds, struct err *e);
+
+    /* A device that has to ask its runtime for memory is asked for all of it once; NULL, all three, on one that need not (the CPU).
+     * reserve: from now on alloc takes its blocks out of args->bytes, at once and whatever still runs, and what ops keep for
+     * themselves is as large as args says. Once a stream. E_NOMEM: the device has not so much. reserve_bytes: what it asks for in all.
+     * within: until the next call alloc takes its blocks out of `block`, one of alloc, which holds RANGE_ALIGN bytes less than its
+     * size; NULL: of all that is reserved. Blocks know where they came from; releasing `block` releases all that is in it. */
+    size_t (*reserve_bytes)(const struct stream *st, const struct reserve_args *a);
+    status (*reserve)(struct stream *st, const struct reserve_args *a, struct err *e);
+    status (*within)(struct stream *st, void *block, struct err *e);
 
     /* Sizes. Pure functions of their arguments and of the stream's instruction set. */
     size_t (*operand_bytes)(const struct stream *st, uint32_t rows, uint32_t k, enum dtype compute);

@@ -177,6 +177,16 @@ uint32_t kv_prefix_reclaim(struct kv_prefix_cache *c, uint32_t n_pages)
     return freed;
 }
 
+bool kv_prefix_drop_hidden(struct kv_prefix_cache *c)
+{
+    size_t at = c->n;
+    for (size_t i = 0; i < c->n; i++)
+        if (c->entry[i]->hidden && (at == c->n || c->entry[i]->used < c->entry[at]->used)) at = i;
+    if (at == c->n) return false;
+    entry_drop(c, at);
+    return true;
+}
+
 struct kv_prefix_counts kv_prefix_read(const struct kv_prefix_cache *c)
 {
     return (struct kv_prefix_counts){ .n_entries = (uint32_t)c->n, .n_pages = c->n_pages,

@@ -46,6 +46,9 @@ status kv_prefix_insert(struct kv_prefix_cache *c, const struct kv_block_digest 
  * free. UINT32_MAX: all entries. */
 uint32_t kv_prefix_reclaim(struct kv_prefix_cache *c, uint32_t n_pages);
 
+/* Drop the longest unused entry that has hidden states. false: none has. */
+bool kv_prefix_drop_hidden(struct kv_prefix_cache *c);
+
 struct kv_prefix_counts { uint32_t n_entries; uint32_t n_pages; uint64_t hidden_bytes; };   /* pages: that any entry holds */
 struct kv_prefix_counts kv_prefix_read(const struct kv_prefix_cache *c);
 

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/range.h"
 #include "model/tower_parts.h"
 
 enum { BATCH = 16 }; /* chunks at once; even */
@@ -152,7 +153,7 @@ status audio_tower_create(struct stream *st, const struct checkpoint *ck, enum d
     t->layer = mem_must(t->c.layers, sizeof *t->layer);
     TRY_GOTO(code, tables_create(t, ck, e), undo);
     TRY_GOTO(code, weights_create(t, ck, e), undo);
-    TRY_GOTO(code, scratch_need(t, 1, e), undo);
+    TRY_GOTO(code, scratch_need(t, st->ops->reserve ? BATCH : 1, e), undo);
     TRY_GOTO(code, mem_alloc(&t->mel_host, (size_t)BATCH * t->chunk * t->c.mel_bins, 4, e), undo);
     TRY_GOTO(code, mem_alloc(&t->received_host, (size_t)BATCH * t->c.n_window, 4, e), undo);
     *out = t;
@@ -363,6 +364,16 @@ status audio_tower_part_look(struct audio_tower *t, const float *mel, uint32_t n
                              float *look, struct err *e)
 {
     return part_run(t, mel, n_frames, f0, n, embeds, NULL, look, e);
+}
+
+size_t audio_tower_attended(const struct audio_tower *t) { return (size_t)BATCH * t->c.n_window * t->c.d_model; }
+
+size_t audio_tower_more(const struct audio_tower *t, uint32_t n_frames)
+{
+    const struct ops *ops = t->st->ops;
+    const uint32_t rows = audio_tower_rows(t, n_frames), d = t->c.d_model;
+    return range_bytes(ops->operand_bytes(t->st, rows, d, t->compute)) +
+           range_bytes(ops->attention_scratch(t->st, t->c.heads, d / t->c.heads, rows, rows)) + range_bytes((size_t)rows * sizeof(float));
 }
 
 status audio_tower_global(struct audio_tower *t, const float *look, uint32_t n_frames, float *saliency, struct err *e)

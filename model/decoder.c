@@ -119,7 +119,12 @@ static status scratch_create(struct decoder *dc, struct err *e)
     TRY(mem_alloc(&dc->angle, (size_t)2 * ANGLE_ROWS * (s->D / 2), sizeof(float), e));
     TRY(mem_alloc(&dc->index, (size_t)2 * n, sizeof *dc->index, e));
     TRY(mem_alloc(&dc->partial_host, (size_t)columns * dc->max_keys, 4, e));
-    if (dc->comm == NULL) return OK;
+    if (dc->comm == NULL && ops->reserve == NULL) return OK;
+    if (dc->comm == NULL) {        /* memory is planned: nothing is asked for later */
+        TRY(ops->alloc(dc->st, (size_t)GATHER_ROWS * s->V * 4, (void **)&dc->logits, e));
+        dc->logits_rows = GATHER_ROWS;
+        return OK;
+    }
     /* Nothing may be lacking where others wait. */
     const size_t logits = (size_t)GATHER_ROWS * s->V, embeddings = (size_t)n * s->d;
     TRY(ops->alloc(dc->st, (size_t)GATHER_ROWS * o->rows * 4, (void **)&dc->logits, e));
@@ -644,7 +649,7 @@ static status logits_gathered(struct decoder *dc, status st, uint32_t rows, floa
 status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, uint32_t n, float *logits,
                       struct err *e)
 {
-    const uint32_t V = dc->s.V, at_once = n < dc->max_rows ? n : dc->max_rows;
+    const uint32_t V = dc->s.V, most = dc->ops->reserve ? GATHER_ROWS : dc->max_rows, at_once = n < most ? n : most;
     status st = begin(dc);
     if (dc->comm) {
         for (uint32_t r0 = 0; r0 < n; r0 += GATHER_ROWS) {
@@ -662,7 +667,7 @@ status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, u
         TRY(dc->ops->alloc(dc->st, (size_t)at_once * V * sizeof(float), (void **)&dc->logits, e));
         dc->logits_rows = at_once;
     }
-    const uint32_t block = block_rows(dc, n);
+    const uint32_t even = block_rows(dc, n), block = even < most ? even : most;
     for (uint32_t r0 = 0; r0 < n; r0 += block) {
         const uint32_t rows = n - r0 < block ? n - r0 : block;
         TRY(logits_block(dc, x, row, r0, rows, e));
@@ -711,15 +716,20 @@ static status walk_rows(struct decoder *dc, const struct layer *w, const struct 
     return dc->ops->rope(dc->st, &rope, e);
 }
 
+size_t decoder_walk_bytes(const struct decoder *dc, uint32_t n)
+{
+    return (size_t)n * (dc->own.heads + 2 * dc->own.kv_heads) * dc->s.D * sizeof(float);
+}
+
 /* This rank's part: partial [kv_heads, n] at `mine`. */
 static status walk_part(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x, uint32_t n, float *mine,
                         struct err *e)
 {
-    const size_t qw = (size_t)dc->own.heads * dc->s.D, kvw = 2 * (size_t)dc->own.kv_heads * dc->s.D;
+    const size_t qw = (size_t)dc->own.heads * dc->s.D;
     const size_t scratch_bytes = dc->ops->pagerank_scratch(dc->st, dc->own.heads / dc->own.kv_heads, n);
     float *q, *host = NULL;
     char *scratch = NULL;
-    TRY(dc->ops->alloc(dc->st, n * (qw + kvw) * sizeof(float), (void **)&q, e));
+    TRY(dc->ops->alloc(dc->st, decoder_walk_bytes(dc, n), (void **)&q, e));
     status st = mem_alloc(&host, n, sizeof *host, e);
     if (st == OK) st = mem_alloc(&scratch, scratch_bytes, 1, e);
     if (st == OK) st = walk_rows(dc, &dc->layer[layer], b, x, n, q, q + n * qw, e);

@@ -124,6 +124,7 @@ status decoder_choose(struct decoder *dc, uint32_t layer, const struct decoder_b
  * read. O(rows^2). */
 status decoder_walks(struct decoder *dc, uint32_t layer, const struct decoder_batch *b, const float *x, float *score,
                      struct err *e);
+size_t decoder_walk_bytes(const struct decoder *dc, uint32_t n);   /* that it allocates meanwhile, of n rows */
 
 /* Step 3, for the rows of keep; out_start [n_seqs + 1] says which of them belong to which sequence. y [keep->n, d] out, may not be x
  * unless keep->row is NULL (then all rows of x, in place: y == x). Angles are keep's, b's are not read. */

@@ -61,6 +61,8 @@ struct team {
     bool forget, lost;             /* lost: a collective failed, a rank is gone */
     float *score, *looked;         /* workers: [max_keys]; check: rows on the host */
     size_t looked_cap;
+    struct reserve_args reserve;
+    bool reserves;
     struct audio_tower *audio;
     struct vision_tower *vision;
     float *embeds;                 /* workers: device memory of a tower's output */
@@ -305,7 +307,8 @@ static void do_release(struct team *t, uint32_t id)
 
 static status do_pages(struct team *t, uint32_t n, struct err *e)
 {
-    return t->ops->alloc(t->st, (size_t)n * t->kv.page_bytes, &t->kv.base, e);
+    TRY(t->ops->alloc(t->st, (size_t)n * t->kv.page_bytes, &t->kv.base, e));
+    return t->reserves ? t->ops->reserve(t->st, &t->reserve, e) : OK;
 }
 
 static status do_angles(struct team *t, const struct task *k, struct err *e)
@@ -736,6 +739,12 @@ static void put_list(struct task *k, enum list i, const uint32_t *v, uint32_t n)
 {
     k->list[i] = v;
     k->h.n_list[i] = n;
+}
+
+void team_reserve(struct team *t, const struct reserve_args *a)
+{
+    t->reserve = *a;
+    t->reserves = true;
 }
 
 status team_pages(struct team *t, uint32_t n, struct kv_shape *out, struct err *e)

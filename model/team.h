@@ -32,7 +32,9 @@ void team_close(struct team **t);
 /* Workers serve. OK: the leader closed. E_DEVICE: a rank is gone. */
 status team_work(struct team *t, struct err *e);
 
-/* Memory of n pages on every rank, once; *out is decoder_kv_shape with base. Freed by team_close. */
+/* Where memory is planned (ops->reserve): what this rank reserves behind its pages. On every rank, before team_pages. */
+void team_reserve(struct team *t, const struct reserve_args *a);
+/* Memory of n pages on every rank, once, and then what is to be reserved; *out is decoder_kv_shape with base. Freed by team_close. */
 status team_pages(struct team *t, uint32_t n, struct kv_shape *out, struct err *e);
 
 /* Not zeroed. E_NOMEM. */

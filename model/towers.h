@@ -13,7 +13,9 @@ struct audio_tower;
 struct vision_tower;
 
 /* Pack the tower's weights onto the stream, which must outlive the tower; the checkpoint may be closed after
- * it. compute: DT_F32 or DT_BF16. Scratch grows with the largest batch so far and goes with the tower.
+ * it. compute: DT_F32 or DT_BF16. Scratch grows with the largest batch so far and goes with the tower;
+ * on a device whose memory is planned (ops->reserve) there is room for whole batches from the start, and larger grid steps ask
+ * for more while they run (vision_tower_more).
  * E_MODEL: sizes that no tower has. */
 status audio_tower_create(struct stream *st, const struct checkpoint *ck, enum dtype compute,
                           struct audio_tower **out, struct err *e);
@@ -68,6 +70,14 @@ uint32_t vision_tower_blocks(const struct vision_tower *t);    /* with attention
 uint32_t vision_tower_hidden(const struct vision_tower *t);
 status vision_tower_look(struct vision_tower *t, const float *patches, uint32_t t_steps, uint32_t h, uint32_t w, float *embeds,
                          const struct vision_look *look, struct err *e);
+
+/* Bytes that the calls above allocate meanwhile, where memory is planned: for grid steps of h x w patches; for audio_tower_global,
+ * beside the look. */
+size_t vision_tower_more(const struct vision_tower *t, uint32_t h, uint32_t w);
+size_t audio_tower_more(const struct audio_tower *t, uint32_t n_frames);
+/* The most values that attention gives at once, in steps of at most so many patches. */
+size_t vision_tower_attended(const struct vision_tower *t, uint32_t patches);
+size_t audio_tower_attended(const struct audio_tower *t);
 
 /* Floats of a patch: 1176. */
 uint32_t vision_tower_patch(const struct vision_tower *t);

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/range.h"
 #include "model/tower_parts.h"
 
 enum { ROWS = 4096 }; /* patches of a batch, unless one step has more */
@@ -35,8 +36,10 @@ struct plan {
     uint32_t *angle;              /* [steps * h * w] row of cos and sin */
     uint32_t *window_start;       /* [steps * n_windows + 1] rows */
     uint32_t *step_start;         /* [steps + 1] rows */
-    float *cos, *sin;             /* [h * w, D/2] device, window order */
+    float *cos, *sin;             /* [h * w, D/2] device, window order: in the room for angles */
 };
+
+enum { ROOM_PATCHES, ROOM_IN, ROOM_MID, ROOM_NARROW, ROOM_X, ROOM_QKV, ROOM_ATTENDED, ROOM_RECEIVED, ROOM_ATTENTION, ROOM_ANGLES, ROOMS };
 
 struct vision_tower {
     struct stream *st;
@@ -51,7 +54,10 @@ struct vision_tower {
     float *tables;              /* norms, device */
     const float *ln_q;
     struct plan plan;
-    struct tower_room patches, in, mid, narrow, x, qkv, attended, received, attention;
+    union {
+        struct { struct tower_room patches, in, mid, narrow, x, qkv, attended, received, attention, angles; };
+        struct tower_room room[ROOMS];
+    };
 };
 
 /* ---- creation ------------------------------------------------------------------------------------------ */
@@ -114,6 +120,8 @@ static status config_check(const struct vision_config *c, struct err *e)
     return OK;
 }
 
+static status scratch_need(struct vision_tower *t, uint32_t rows, uint32_t step_rows, struct err *e);
+
 status vision_tower_create(struct stream *st, const struct checkpoint *ck, enum dtype compute,
                            struct vision_tower **out, struct err *e)
 {
@@ -134,6 +142,7 @@ status vision_tower_create(struct stream *st, const struct checkpoint *ck, enum 
     t->block = mem_must(c->depth, sizeof *t->block);
     TRY_GOTO(code, tables_create(t, ck, e), undo);
     TRY_GOTO(code, weights_create(t, ck, e), undo);
+    if (st->ops->reserve) TRY_GOTO(code, scratch_need(t, ROWS, ROWS, e), undo);
     *out = t;
     return OK;
 undo:
@@ -149,8 +158,6 @@ static void plan_free(struct vision_tower *t)
     free(p->angle);
     free(p->window_start);
     free(p->step_start);
-    if (p->cos) t->st->ops->release(t->st, p->cos);
-    if (p->sin) t->st->ops->release(t->st, p->sin);
     *p = (struct plan){ 0 };
 }
 
@@ -160,8 +167,6 @@ void vision_tower_destroy(struct vision_tower **tower)
     if (!t) return;
     const struct ops *ops = t->st->ops;
     struct weight **top[] = { &t->embed, &t->merge1, &t->merge2 };
-    struct tower_room *room[] = { &t->patches, &t->in,       &t->mid,      &t->narrow,   &t->x,
-                                  &t->qkv,     &t->attended, &t->received, &t->attention };
     for (size_t i = 0; i < sizeof top / sizeof *top; i++) ops->weight_destroy(t->st, top[i]);
     for (uint32_t l = 0; t->block && l < t->c.depth; l++) {
         ops->weight_destroy(t->st, &t->block[l].qkv);
@@ -169,7 +174,7 @@ void vision_tower_destroy(struct vision_tower **tower)
         ops->weight_destroy(t->st, &t->block[l].gate_up);
         ops->weight_destroy(t->st, &t->block[l].down);
     }
-    for (size_t i = 0; i < sizeof room / sizeof *room; i++) tower_room_release(t->st, room[i]);
+    for (size_t i = 0; i < ROOMS; i++) tower_room_release(t->st, &t->room[i]);
     plan_free(t);
     if (t->tables) ops->release(t->st, t->tables);
     free(t->block);
@@ -219,8 +224,11 @@ static status angles_create(struct vision_tower *t, struct plan *p, struct err *
             s[(size_t)r * half + j] = sinf(angle);
         }
     }
-    TRY_GOTO(st, tower_upload(t->st, c, n, &p->cos, e), done);
-    TRY_GOTO(st, tower_upload(t->st, s, n, &p->sin, e), done);
+    TRY_GOTO(st, tower_room_need(t->st, &t->angles, 2 * n * sizeof *c, e), done);
+    p->cos = t->angles.p;
+    p->sin = p->cos + n;
+    TRY_GOTO(st, t->st->ops->upload(t->st, p->cos, c, n * sizeof *c, e), done);
+    TRY_GOTO(st, t->st->ops->upload(t->st, p->sin, s, n * sizeof *s, e), done);
 done:
     free(c);
     free(s);
@@ -270,26 +278,48 @@ static size_t larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-/* Room for `rows` patches at once, of steps of step_rows each. */
-static status scratch_need(struct vision_tower *t, uint32_t rows, uint32_t step_rows, struct err *e)
+/* Bytes for `rows` patches at once, of steps of step_rows each. */
+static void scratch_bytes(const struct vision_tower *t, uint32_t rows, uint32_t step_rows, size_t bytes[ROOMS])
 {
-    struct stream *st = t->st;
+    const struct stream *st = t->st;
     const struct ops *ops = st->ops;
     const uint32_t d = t->c.hidden, part = min_u32(rows, ROWS), merged = part / t->unit;
     const size_t wide = ops->operand_bytes(st, merged, t->unit * d, t->compute);
     const size_t in1 = ops->operand_bytes(st, part, t->patch, t->compute);
     const size_t in2 = ops->operand_bytes(st, part, d, t->compute);
     const size_t mid = ops->operand_bytes(st, part, t->c.ff, t->compute);
-    TRY(tower_room_need(st, &t->patches, (size_t)part * t->patch * 4, e));
-    TRY(tower_room_need(st, &t->in, larger(larger(in1, in2), wide), e));
-    TRY(tower_room_need(st, &t->mid, larger(mid, wide), e));
-    TRY(tower_room_need(st, &t->narrow, larger((size_t)part * d, (size_t)merged * t->c.out_hidden) * 4, e));
-    TRY(tower_room_need(st, &t->x, (size_t)rows * d * 4, e));
-    TRY(tower_room_need(st, &t->qkv, (size_t)rows * 3 * d * 4, e));
-    TRY(tower_room_need(st, &t->attended, ops->operand_bytes(st, rows, d, t->compute), e));
-    TRY(tower_room_need(st, &t->received, (size_t)rows * 4, e));
-    return tower_room_need(st, &t->attention, ops->attention_scratch(st, t->c.heads, t->D, rows, step_rows),
-                           e);
+    bytes[ROOM_PATCHES] = (size_t)part * t->patch * 4;
+    bytes[ROOM_IN] = larger(larger(in1, in2), wide);
+    bytes[ROOM_MID] = larger(mid, wide);
+    bytes[ROOM_NARROW] = larger((size_t)part * d, (size_t)merged * t->c.out_hidden) * 4;
+    bytes[ROOM_X] = (size_t)rows * d * 4;
+    bytes[ROOM_QKV] = (size_t)rows * 3 * d * 4;
+    bytes[ROOM_ATTENDED] = ops->operand_bytes(st, rows, d, t->compute);
+    bytes[ROOM_RECEIVED] = (size_t)rows * 4;
+    bytes[ROOM_ATTENTION] = ops->attention_scratch(st, t->c.heads, t->D, rows, step_rows);
+    bytes[ROOM_ANGLES] = (size_t)step_rows * t->D * 4;
+}
+
+static status scratch_need(struct vision_tower *t, uint32_t rows, uint32_t step_rows, struct err *e)
+{
+    size_t bytes[ROOMS];
+    scratch_bytes(t, rows, step_rows, bytes);
+    for (int i = 0; i < ROOMS; i++) TRY(tower_room_need(t->st, &t->room[i], bytes[i], e));
+    return OK;
+}
+
+size_t vision_tower_attended(const struct vision_tower *t, uint32_t patches)
+{
+    return (size_t)(patches > ROWS ? patches : ROWS) * t->c.hidden;
+}
+
+size_t vision_tower_more(const struct vision_tower *t, uint32_t h, uint32_t w)
+{
+    size_t bytes[ROOMS], sum = 0;
+    if ((uint64_t)h * w <= ROWS || (uint64_t)h * w > UINT32_MAX / 8) return 0;   /* there is room, or it is refused */
+    scratch_bytes(t, h * w, h * w, bytes);
+    for (int i = 0; i < ROOMS; i++) sum += range_bytes(bytes[i]);
+    return sum;
 }
 
 /* Natural rows r0 .. r0 + n of the patches -> their places in x. */
@@ -474,15 +504,11 @@ status vision_tower_run(struct vision_tower *t, const float *patches, uint32_t t
     return vision_tower_look(t, patches, t_steps, h, w, embeds, &(struct vision_look){ .saliency = saliency }, e);
 }
 
-status vision_tower_look(struct vision_tower *t, const float *patches, uint32_t t_steps, uint32_t h,
-                         uint32_t w, float *embeds, const struct vision_look *look, struct err *e)
+/* Steps of h x w patches, at_once of them at a time. */
+static status run_all(struct vision_tower *t, const float *patches, uint32_t t_steps, uint32_t h, uint32_t w, uint32_t at_once,
+                      float *embeds, struct vision_look at, struct err *e)
 {
-    struct vision_look at = *look;
-    if (h == 0 || w == 0 || h % t->c.merge_size || w % t->c.merge_size || (uint64_t)h * w > UINT32_MAX / 8)
-        return err_set(e, E_ARG, "a grid of %u x %u patches: both sides must be multiples of %u, above 0", h,
-                       w, t->c.merge_size);
-    const uint32_t rows = h * w, at_once = min_u32(t_steps, rows < ROWS ? ROWS / rows : 1);
-    if (t_steps == 0) return OK;
+    const uint32_t rows = h * w;
     TRY(plan_need(t, at_once, h, w, e));
     TRY(scratch_need(t, at_once * rows, rows, e));
     for (uint32_t s = 0; s < t_steps; s += at_once) {
@@ -495,4 +521,25 @@ status vision_tower_look(struct vision_tower *t, const float *patches, uint32_t 
         if (at.keys) at.keys += (size_t)n * rows / t->unit * t->c.hidden;
     }
     return OK;
+}
+
+status vision_tower_look(struct vision_tower *t, const float *patches, uint32_t t_steps, uint32_t h,
+                         uint32_t w, float *embeds, const struct vision_look *look, struct err *e)
+{
+    if (h == 0 || w == 0 || h % t->c.merge_size || w % t->c.merge_size || (uint64_t)h * w > UINT32_MAX / 8)
+        return err_set(e, E_ARG, "a grid of %u x %u patches: both sides must be multiples of %u, above 0", h,
+                       w, t->c.merge_size);
+    const uint32_t rows = h * w, at_once = min_u32(t_steps, rows < ROWS ? ROWS / rows : 1);
+    if (t_steps == 0) return OK;
+    if (t->st->ops->reserve == NULL || rows <= ROWS) return run_all(t, patches, t_steps, h, w, at_once, embeds, *look, e);
+    /* Where memory is planned there is room for ROWS patches, always the same; a larger step has its own while it runs. */
+    struct tower_room standing[ROOMS];
+    memcpy(standing, t->room, sizeof standing);
+    memset(t->room, 0, sizeof t->room);
+    plan_free(t);
+    const status st = run_all(t, patches, t_steps, h, w, at_once, embeds, *look, e);
+    for (int i = 0; i < ROOMS; i++) tower_room_release(t->st, &t->room[i]);
+    memcpy(t->room, standing, sizeof standing);
+    plan_free(t);
+    return st;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/range.h"
 #include "prune/choose.h"
 #include "prune/omnisift.h"
 #include "prune/policies.h"
@@ -332,6 +333,30 @@ static status make_room(struct selector *s, struct err *e)
     TRY(mem_alloc(&s->page, n_pages, sizeof *s->page, e));
     for (uint32_t i = 0; i < n_pages; i++) s->page[i] = i;
     return mem_alloc(&s->visible, s->rows, sizeof *s->visible, e);
+}
+
+/* Of a weight as any device may have it. */
+static size_t weight_bytes(uint64_t n, uint64_t k)
+{
+    return range_bytes((n + 16) * (k + 8) * sizeof(float)) + range_bytes((n + 16) * sizeof(float));
+}
+
+size_t omnisift_bytes(const struct stream *st, uint32_t d, const struct prune_tensor *tensor, uint32_t n_tensors, uint32_t rows)
+{
+    const struct prune_embed_view v = { .tensor = tensor, .n_tensors = n_tensors };
+    const struct ops *ops = st->ops;
+    uint64_t W, hidden;
+    if (length(&v, "v_proj.bias", &W, NULL) != OK || length(&v, "score_head.0.bias", &hidden, NULL) != OK) return 0;
+    const uint64_t head = (W / OMNISIFT_HEADS + 1) / 2 * 2, inside = OMNISIFT_HEADS * head, wide_hidden = (hidden + 7) / 8 * 8;
+    const uint64_t wide = d > inside ? d > wide_hidden ? d : wide_hidden : inside > wide_hidden ? inside : wide_hidden;
+    const size_t weights = 2 * weight_bytes(W, d) + weight_bytes(inside, W) + weight_bytes(2 * inside, W) +
+                           weight_bytes(W, inside) + weight_bytes(2 * wide_hidden, W) +
+                           weight_bytes(1, wide_hidden) + weight_bytes(W, W) + 3 * range_bytes(2 * W * sizeof(float));
+    const size_t pages = (rows / ops->page_tokens + 1) * ops->page_bytes(st, OMNISIFT_HEADS, (uint32_t)head, DT_F32);
+    return weights + range_bytes(rows * wide * sizeof(float)) + range_bytes(rows * inside * sizeof(float)) +
+           range_bytes(2 * rows * inside * sizeof(float)) + range_bytes(pages) +
+           2 * range_bytes(ops->operand_bytes(st, rows, (uint32_t)wide, DT_F32)) +
+           range_bytes(ops->attention_scratch(st, OMNISIFT_HEADS, (uint32_t)head, rows, rows));
 }
 
 static void release(struct selector *s)

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "base/err.h"
+#include "prune/policy.h"
 
 #define OMNISIFT_TENSORS 18
 #define OMNISIFT_HEADS   8
@@ -18,5 +18,8 @@ const char *omnisift_name(uint32_t i);
 uint32_t omnisift_shape(uint32_t i, const struct omnisift_sizes *s, uint64_t shape[2]);
 /* E_ARG: no selector has such sizes. */
 status omnisift_check(const struct omnisift_sizes *s, struct err *e);
+/* Device memory that the policy has while it chooses, at most, where a chunk has at most `rows` tokens of a kind; d: of the embeddings.
+ * Where the tensors are not there it has none. */
+size_t omnisift_bytes(const struct stream *st, uint32_t d, const struct prune_tensor *tensor, uint32_t n_tensors, uint32_t rows);
 
 #endif

@@ -248,6 +248,8 @@ static void preempt(struct sched *s, struct sched_request *v)
     move(s, v, SCHED_WAITING);
 }
 
+static bool claim(struct sched *s, struct sched_request *r) { return s->o.claim == NULL || s->o.claim(s->o.self, r); }
+
 /* Take pages and slots from lower priorities until r fits; only where that will do. */
 static bool push_aside(struct sched *s, struct sched_request *r)
 {
@@ -261,16 +263,19 @@ static bool push_aside(struct sched *s, struct sched_request *r)
                 slots += t->n_choices;
             }
     if (pages < r->n_pages || slots < r->n_choices) return false;
+    if (!claim(s, r)) return false;            /* nobody is pushed aside for one that cannot run */
     struct sched_request *v;
     while ((room(s) < r->n_pages || s->n_sequences + r->n_choices > s->o.max_running) && (v = victim(s, r)) != NULL)
         preempt(s, v);
-    return make_room(s, r) && s->n_sequences + r->n_choices <= s->o.max_running;
+    if (make_room(s, r) && s->n_sequences + r->n_choices <= s->o.max_running) return true;
+    if (s->o.unclaim) s->o.unclaim(s->o.self, r);
+    return false;
 }
 
 static bool fits(struct sched *s, struct sched_request *r)
 {
     if (s->n_sequences + r->n_choices > s->o.max_running) return false;
-    if (make_room(s, r)) return true;
+    if (make_room(s, r)) return claim(s, r);
     if (r->pruned_refused == UINT64_MAX) r->pruned_refused = s->counts.pages_pruned;
     return false;
 }

@@ -65,6 +65,11 @@ struct sched_options {
     void *self;                    /* of the two below */
     uint32_t (*reclaim)(void *self, uint32_t n_pages);     /* free cached pages, at least so many if there are; may be NULL */
     void (*drop)(void *self, struct sched_request *r);     /* preempted: release its pages, forget its rows   */
+    /* What else a request must have to run, beside pages and a slot; both may be NULL. claim: take it, true also where r has it
+     * already; false: not now. Asked last, and given up (unclaim) where r does not run after all. What a request took goes back
+     * before it is over or waits again, by the driver. */
+    bool (*claim)(void *self, struct sched_request *r);
+    void (*unclaim)(void *self, struct sched_request *r);
 };
 
 /* What a server runs with where nobody says otherwise: n_layers, max_waiting and the driver's functions are the caller's. */

@@ -16,6 +16,7 @@ static inline const char *simt_device(const char *folder)
     exe[n > 0 ? n : 0] = 0;
     snprintf(lib, sizeof lib, "%s/%s", dirname(exe), folder);
     setenv("OMNIDROP_LIB", lib, 0);
+    setenv("OMNIDROP_CUDA_POISON", "1", 0);    /* memory that was released is NaN, to be seen by who still reads it */
     return "cuda";
 }
 

@@ -1,4 +1,4 @@
-/* kernels/cuda/backend.c - a device: opening it, its memory, copies to it and from it. See inside.h. */
+/* kernels/cuda/backend.c - a device: opening it, copies to it and from it. See inside.h. */
 #include "kernels/cuda/backend.h"
 
 #include <stdio.h>
@@ -9,9 +9,6 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "kernels/cuda/inside.h"
-
-#define LISTS_HALF ((size_t)256 << 10)
-#define ALIGN 256                  /* of what cudaMalloc gives */
 
 status cuda_check(cudaError_t rc, const char *what, struct err *e)
 {
@@ -69,65 +66,6 @@ static void guard(struct stream *st, device_look *look, void *self)
 {
     cuda_stream_of(st)->look = look;
     cuda_stream_of(st)->look_self = self;
-}
-
-/* ---- memory ---------------------------------------------------------------------------------------------- */
-
-static status no_memory(size_t bytes, cudaError_t rc, struct err *e)
-{
-    size_t free_bytes = 0, total = 0;
-    if (rc != cudaErrorMemoryAllocation) return cuda_check(rc, "asking for memory", e);
-    cudaGetLastError();            /* it is told here and not by the next call */
-    if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) free_bytes = total = 0;
-    return err_set(e, E_NOMEM, "no %.1f MB of device memory: %.1f MB of %.1f MB are free", (double)bytes / 1e6, (double)free_bytes / 1e6,
-                   (double)total / 1e6);
-}
-
-status cuda_alloc(struct stream *st, size_t bytes, void **out, struct err *e)
-{
-    struct cuda_stream *s = cuda_stream_of(st);
-    *out = NULL;
-    TRY(cuda_enter(s, e));
-    const cudaError_t rc = cudaMalloc(out, bytes > 0 ? bytes : ALIGN);
-    return rc == cudaSuccess ? OK : no_memory(bytes, rc, e);
-}
-
-/* What still runs ends first: cudaFree waits, and where that may be for ever we wait before, as then there is an end. */
-void cuda_release(struct stream *st, void *p)
-{
-    struct cuda_stream *s = cuda_stream_of(st);
-    if (p == NULL || cuda_enter(s, NULL) != OK) return;
-    if (s->look != NULL) cuda_wait(s, NULL, "freeing memory", NULL);
-    cudaFree(p);
-}
-
-status cuda_memory(struct stream *st, uint64_t *free_bytes, uint64_t *total, struct err *e)
-{
-    size_t f = 0, t = 0;
-    TRY(cuda_enter(cuda_stream_of(st), e));
-    TRY(cuda_check(cudaMemGetInfo(&f, &t), "asking how much memory is free", e));
-    *free_bytes = f;
-    *total = t;
-    return OK;
-}
-
-status cuda_room(struct cuda_stream *s, size_t bytes, struct err *e)
-{
-    if (bytes <= s->room_bytes) return OK;
-    cuda_release(&s->base, s->room);
-    s->room = NULL;
-    s->room_bytes = 0;
-    const size_t more = bytes + bytes / 4;
-    TRY(cuda_alloc(&s->base, more, &s->room, e));
-    s->room_bytes = more;
-    return OK;
-}
-
-void *cuda_take(char **at, size_t bytes)
-{
-    void *p = *at;
-    *at += (bytes + ALIGN - 1) / ALIGN * ALIGN;
-    return p;
 }
 
 /* ---- copies ---------------------------------------------------------------------------------------------- */
@@ -207,33 +145,12 @@ status cuda_sync(struct stream *st, struct err *e)
 
 /* ---- lists ----------------------------------------------------------------------------------------------- */
 
-static void lists_free(struct cuda_stream *s)
-{
-    struct cuda_lists *l = &s->lists;
-    if (l->host) cudaFreeHost(l->host);
-    cuda_release(&s->base, l->device);
-    l->host = l->device = NULL;
-    l->half = l->at = 0;
-    l->used[0] = l->used[1] = false;
-}
-
-static status lists_room(struct cuda_stream *s, size_t half, struct err *e)
-{
-    struct cuda_lists *l = &s->lists;
-    if (l->host) TRY(cuda_sync(&s->base, e));
-    lists_free(s);
-    TRY(cuda_check(cudaMallocHost((void **)&l->host, 2 * half), "asking for pinned memory", e));
-    TRY(cuda_alloc(&s->base, 2 * half, (void **)&l->device, e));
-    l->half = half;
-    return OK;
-}
-
 status cuda_piece_begin(struct cuda_stream *s, size_t bytes, struct cuda_piece *p, struct err *e)
 {
     struct cuda_lists *l = &s->lists;
     if (cuda_step_piece(s, bytes, p)) return OK;
     TRY(cuda_step_flush(s, e));
-    if (bytes > l->half) TRY(lists_room(s, 2 * bytes, e));
+    if (bytes > l->half) TRY(cuda_lists_room(s, 2 * bytes, e));
     if (l->at + bytes > l->half) {                                /* on to the other half, once it has been passed */
         TRY(cuda_check(cudaEventRecord(l->passed[l->now], s->main), "marking lists", e));
         l->used[l->now] = true;
@@ -285,9 +202,8 @@ void cuda_close(struct stream **st)
     if (s->main != NULL) cuda_sync(*st, NULL);
     cuda_steps_close(s);
     cuda_products_close(s);
-    lists_free(s);
     cuda_later_close(s);
-    cuda_release(*st, s->room);
+    cuda_memory_close(s);
     if (s->down) cudaFreeHost(s->down);
     for (int i = 0; i < CUDA_STAGES; i++) {
         if (s->stage[i].read) cudaEventDestroy(s->stage[i].read);
@@ -295,6 +211,7 @@ void cuda_close(struct stream **st)
     }
     for (int i = 0; i < 2; i++)
         if (s->lists.passed[i]) cudaEventDestroy(s->lists.passed[i]);
+    if (s->behind) cudaEventDestroy(s->behind);
     for (int i = 0; i < CUDA_COPIES; i++) {
         if (s->copied[i]) cudaEventDestroy(s->copied[i]);
         if (s->copy[i]) cudaStreamDestroy(s->copy[i]);
@@ -350,13 +267,15 @@ static status make_streams(struct cuda_stream *s, struct err *e)
         TRY(cuda_check(cudaMallocHost(&s->stage[i].host, CUDA_STAGE_BYTES), "asking for pinned memory", e));
     }
     TRY(cuda_check(cudaMallocHost(&s->down, CUDA_STAGE_BYTES), "asking for pinned memory", e));
-    return lists_room(s, LISTS_HALF, e);
+    TRY(cuda_check(cudaEventCreateWithFlags(&s->behind, cudaEventDisableTiming), "making an event", e));
+    return cuda_lists_room(s, 0, e);
 }
 
 status cuda_open(const struct stream_options *o, struct stream **out, struct err *e)
 {
     struct cuda_stream *s = mem_must(1, sizeof *s);
-    *s = (struct cuda_stream){ .base = { &cuda_ops } };
+    const char *poison = getenv("OMNIDROP_CUDA_POISON");
+    *s = (struct cuda_stream){ .base = { &cuda_ops }, .poison = poison != NULL && strcmp(poison, "1") == 0 };
     struct stream *st = &s->base;
     status code = find_device(s, e);
     if (code == OK) code = threads_create(o->n_threads, &s->threads, e);

@@ -1,16 +1,18 @@
-/* kernels/cuda/inside.h - what the host code of the CUDA backend shares: backend.c (a device, its memory, copies), later.c (what the
- * host learns without waiting), linear.c (weights and products), table.c (the ops), steps.c (a step's ops, held back and run as a
- * graph). C11 over the CUDA runtime and cuBLASLt; kernels are called by kernels.h alone.
+/* kernels/cuda/inside.h - what the host code of the CUDA backend shares: backend.c (a device, copies), memory.c (its memory), later.c
+ * (what the host learns without waiting), linear.c (weights and products), table.c (the ops), steps.c (a step's ops, held back and run
+ * as a graph). C11 over the CUDA runtime and cuBLASLt; kernels are called by kernels.h alone.
  *
  * One stream, `main`, has all work in order; `copy` brings weights and joins it by events. Host lists (rows, pages, tiles) of an op
  * go to the device in one copy, out of a ring of pinned memory that is used again when the device has passed it. Nothing waits for
- * the device but download, sync, time_read where it is told to, memory that grows, and a ring that has come round. */
+ * the device but download, sync, time_read where it is told to, a ring that has come round and, before cuda_reserve, memory that
+ * grows. */
 #ifndef KERNELS_CUDA_INSIDE_H
 #define KERNELS_CUDA_INSIDE_H
 
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
+#include "base/range.h"
 #include "base/threads.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/room.h"
@@ -18,6 +20,9 @@
 
 enum { CUDA_STAGES = 4, CUDA_COPIES = 2 };
 #define CUDA_STAGE_BYTES ((size_t)8 << 20)
+/* The room of products before GELU or SwiGLU: so many rows of the widest, in no more than so many bytes. */
+#define CUDA_ROOM_BYTES ((size_t)256 << 20)
+enum { CUDA_ROOM_ROWS = 4096 };
 
 /* Pinned memory on its way to the device. */
 struct cuda_stage { void *host; cudaEvent_t read; bool used; };
@@ -43,6 +48,7 @@ struct cuda_later {
 
 struct cuda_plan;                 /* linear.c */
 struct cuda_steps;                /* steps.c */
+struct cuda_lease;                /* memory.c */
 
 struct cuda_stream {
     struct stream base;
@@ -60,6 +66,12 @@ struct cuda_stream {
     struct cuda_later later;
     void *room;                   /* device: what an op needs beside its arguments; lost with the next op */
     size_t room_bytes;
+    struct range *work;           /* NULL: nothing is reserved yet, and memory is the runtime's */
+    void *work_base;
+    struct cuda_lease *lease, *within;
+    cudaEvent_t behind;           /* main, for the copy streams */
+    size_t widest;                /* bytes of the widest row of a product that a weight gives */
+    bool poison;
     struct cuda_plan *plan;
     size_t n_plans, plan_cap;
     bool one_plan;
@@ -77,15 +89,25 @@ status cuda_join(struct cuda_stream *s, struct err *e);
 /* OK, or E_DEVICE with what was done and CUDA's own words. */
 status cuda_check(cudaError_t rc, const char *what, struct err *e);
 
+/* memory.c */
+status cuda_alloc(struct stream *st, size_t bytes, void **out, struct err *e);
+void cuda_release(struct stream *st, void *p);
+status cuda_memory(struct stream *st, uint64_t *free_bytes, uint64_t *total, struct err *e);
+size_t cuda_reserve_bytes(const struct stream *st, const struct reserve_args *a);
+status cuda_reserve(struct stream *st, const struct reserve_args *a, struct err *e);
+status cuda_within(struct stream *st, void *block, struct err *e);
+/* What the copy streams are given from now on comes behind all that main has been given, where p is in the work memory. */
+status cuda_behind_main(struct cuda_stream *s, const void *p, struct err *e);
+/* At least this many bytes of a half of the lists, 0: the least that there is. E_NOMEM: reserved, and not so many. */
+status cuda_lists_room(struct cuda_stream *s, size_t half, struct err *e);
+void cuda_memory_close(struct cuda_stream *s);
+
 /* backend.c */
 /* Until `event`, or with NULL all that main was given, is over. */
 status cuda_wait(struct cuda_stream *s, cudaEvent_t event, const char *what, struct err *e);
-status cuda_alloc(struct stream *st, size_t bytes, void **out, struct err *e);
-void cuda_release(struct stream *st, void *p);
 status cuda_upload(struct stream *st, void *dst, const void *host, size_t bytes, struct err *e);
 status cuda_download(struct stream *st, void *host, const void *src, size_t bytes, struct err *e);
 status cuda_sync(struct stream *st, struct err *e);
-status cuda_memory(struct stream *st, uint64_t *free_bytes, uint64_t *total, struct err *e);
 void cuda_describe(const struct stream *st, char *text, size_t cap);
 void cuda_close(struct stream **st);
 status cuda_open(const struct stream_options *o, struct stream **out, struct err *e);
@@ -142,6 +164,8 @@ void cuda_products_close(struct cuda_stream *s);
 /* steps.c, which see. Made by cuda_steps_open unless OMNIDROP_CUDA_GRAPHS=0. */
 status cuda_steps_open(struct cuda_stream *s, struct err *e);
 void cuda_steps_close(struct cuda_stream *s);
+/* Room for the lists of a whole step: at least so many bytes, and never more once work memory is reserved. */
+status cuda_steps_reserve(struct cuda_stream *s, size_t bytes, struct err *e);
 void cuda_step_begin(struct stream *st, const void *owner, uint32_t rows);
 status cuda_step_end(struct stream *st, bool drop, struct err *e);
 struct device_steps cuda_steps_read(struct stream *st);

@@ -21,7 +21,6 @@
 #include "kernels/element.h"
 
 #define WORKSPACE_BYTES ((size_t)32 << 20)
-#define ROOM_BYTES      ((size_t)256 << 20)    /* of products before GELU or SwiGLU; longer ones go through in pieces */
 enum { FEW = 64, FEW_AS = 16, MANY_AS = 2048, PIECE_ROWS_MIN = 1024, CHOICES = 16 };
 
 static status lt_check(cublasStatus_t rc, const char *what, struct err *e)
@@ -112,6 +111,7 @@ static status weight_send(struct cuda_stream *s, const struct weight_args *a, co
 {
     const size_t width = cuda_columns(w->k) * dtype_size(w->compute);
     const uint32_t fit = (uint32_t)(CUDA_STAGE_BYTES / width);
+    TRY(cuda_behind_main(s, w->data, e));
     for (uint32_t r = 0; r < w->rows; r += fit) {
         struct cuda_stage *g;
         const uint32_t i = s->next_copy++ % CUDA_COPIES;
@@ -168,6 +168,8 @@ status cuda_weight_create(struct stream *st, const struct weight_args *a, struct
     status code = cuda_alloc(st, w->bytes, &w->data, e);
     if (code == OK) code = weight_send(s, a, w, e);
     if (code == OK && biased) code = bias_send(s, a, w, e);
+    const size_t row = (size_t)w->rows * dtype_size(w->form == WEIGHT_SWIGLU ? w->gated : DT_F32);
+    if (row > s->widest) s->widest = row;
     if (code != OK) cuda_weight_destroy(st, &w);
     *out = w;
     return code;
@@ -389,8 +391,10 @@ static status to_operands(struct cuda_stream *s, const struct linear_args *a, bo
     const enum dtype type = a->mode == LINEAR_SWIGLU ? w->gated : DT_F32;
     const size_t row = (size_t)w->rows * dtype_size(type), in = cuda_columns(w->k) * dtype_size(w->compute);
     const uint32_t columns = cuda_columns(a->out->k), all = a->x->rows;
-    const size_t fit = ROOM_BYTES / row > PIECE_ROWS_MIN ? ROOM_BYTES / row : PIECE_ROWS_MIN;
-    TRY(cuda_room(s, (fit < all ? fit : all) * row, e));
+    size_t fit = CUDA_ROOM_BYTES / row > PIECE_ROWS_MIN ? CUDA_ROOM_BYTES / row : PIECE_ROWS_MIN;
+    if (fit > all) fit = all;
+    if (s->work != NULL && fit > s->room_bytes / row && s->room_bytes >= row) fit = s->room_bytes / row;
+    TRY(cuda_room(s, fit * row, e));
     for (uint32_t r = 0; r < all; r += (uint32_t)fit) {
         const uint32_t n = all - r < fit ? all - r : (uint32_t)fit;
         void *out = (char *)a->out->data + (size_t)r * columns * dtype_size(a->out->compute);

@@ -83,7 +83,7 @@ static void block_free(struct cuda_stream *s)
 static status block_room(struct cuda_stream *s, size_t bytes, struct err *e)
 {
     struct cuda_steps *q = s->steps;
-    if (bytes <= q->bytes) return OK;
+    if (bytes <= q->bytes || s->work != NULL) return OK;          /* reserved: steps that need more go launch by launch */
     TRY(cuda_sync(&s->base, e));
     block_free(s);
     for (int i = 0; i < 2; i++)
@@ -91,6 +91,12 @@ static status block_room(struct cuda_stream *s, size_t bytes, struct err *e)
     TRY(cuda_alloc(&s->base, bytes, (void **)&q->device, e));
     q->bytes = bytes;
     return OK;
+}
+
+status cuda_steps_reserve(struct cuda_stream *s, size_t bytes, struct err *e)
+{
+    if (s->steps == NULL) return OK;
+    return block_room(s, bytes > BLOCK_BYTES ? bytes : BLOCK_BYTES, e);
 }
 
 bool cuda_step_piece(struct cuda_stream *s, size_t bytes, struct cuda_piece *p)

@@ -515,19 +515,23 @@ static status choose(struct stream *st, const struct choose_args *a, struct err 
     return cuda_select(s->main, &k, e);
 }
 
+/* Pairs have no bound but the caller's: as many at a time as their lists have room for. */
 static status cosine(struct stream *st, const struct cosine_args *a, struct err *e)
 {
     struct cuda_stream *s = cuda_stream_of(st);
-    struct cuda_piece p;
-    const size_t n = a->n;
     TRY(cuda_enter(s, e));
-    if (n == 0) return OK;
-    TRY(cuda_room(s, 4 * n, e));
-    TRY(cuda_piece_begin(s, cuda_piece_bytes(8 * n, 2), &p, e));
-    const uint32_t *i = cuda_piece_put(&p, a->a, 4 * n), *j = cuda_piece_put(&p, a->b, 4 * n);
-    TRY(cuda_piece_send(s, &p, e));
-    TRY(cuda_cosine(s->main, &(struct cuda_cosine_args){ a->x, a->y ? a->y : a->x, a->d, a->n, i, j, s->room }, e));
-    return cuda_download(st, a->out, s->room, 4 * n, e);
+    const size_t most = (s->lists.half - 64) / 8;
+    for (size_t at = 0, n; at < a->n; at += n) {
+        struct cuda_piece p;
+        n = a->n - at < most ? a->n - at : most;
+        TRY(cuda_room(s, 4 * n, e));
+        TRY(cuda_piece_begin(s, cuda_piece_bytes(8 * n, 2), &p, e));
+        const uint32_t *i = cuda_piece_put(&p, a->a + at, 4 * n), *j = cuda_piece_put(&p, a->b + at, 4 * n);
+        TRY(cuda_piece_send(s, &p, e));
+        TRY(cuda_cosine(s->main, &(struct cuda_cosine_args){ a->x, a->y ? a->y : a->x, a->d, (uint32_t)n, i, j, s->room }, e));
+        TRY(cuda_download(st, a->out + at, s->room, 4 * n, e));
+    }
+    return OK;
 }
 
 static size_t groups_bytes(const struct row_groups *g) { return cuda_piece_bytes(4 * ((size_t)g->n_groups + 1 + g->start[g->n_groups]),
@@ -627,24 +631,37 @@ static status farthest(struct stream *st, const struct farthest_args *a, struct 
     return cuda_download(st, a->pick, k.pick, 4 * n_pick, e);
 }
 
-static status merge(struct stream *st, const struct merge_args *a, struct err *e)
+/* Rows [i0, i1) of a merge, whose sources are a part of longer lists. */
+static status merge_some(struct cuda_stream *s, const struct merge_args *a, uint32_t i0, uint32_t i1, struct err *e)
 {
-    struct cuda_stream *s = cuda_stream_of(st);
     struct cuda_piece p;
-    if (a->n == 0) return OK;
-    const size_t n = a->n, from = a->start[0], m = a->start[n] - from;      /* the lists may be a part of longer ones */
+    const size_t n = i1 - i0, from = a->start[i0], m = a->start[i1] - from;
     void *host;
-    TRY(cuda_enter(s, e));
     TRY(cuda_piece_begin(s, cuda_piece_bytes(4 * (3 * n + 1 + 2 * m), 5), &p, e));
-    struct cuda_merge_args k = { .x = a->x, .d = a->d, .n = a->n, .y = a->y };
-    k.dst = cuda_piece_put(&p, a->dst, 4 * n);
-    k.c0 = cuda_piece_put(&p, a->c0, 4 * n);
+    struct cuda_merge_args k = { .x = a->x, .d = a->d, .n = (uint32_t)n, .y = a->y + (size_t)i0 * a->d };
+    k.dst = cuda_piece_put(&p, a->dst + i0, 4 * n);
+    k.c0 = cuda_piece_put(&p, a->c0 + i0, 4 * n);
     k.start = cuda_piece_room(&p, 4 * (n + 1), &host);
     k.src = cuda_piece_put(&p, m > 0 ? a->src + from : NULL, 4 * m);
     k.w = cuda_piece_put(&p, m > 0 ? a->w + from : NULL, 4 * m);
-    for (size_t i = 0; i <= n; i++) ((uint32_t *)host)[i] = a->start[i] - (uint32_t)from;
+    for (size_t i = 0; i <= n; i++) ((uint32_t *)host)[i] = a->start[i0 + i] - (uint32_t)from;
     TRY(cuda_piece_send(s, &p, e));
     return cuda_merge(s->main, &k, e);
+}
+
+/* Sources have no bound but their rows': as many rows at a time as their lists have room for. */
+static status merge(struct stream *st, const struct merge_args *a, struct err *e)
+{
+    struct cuda_stream *s = cuda_stream_of(st);
+    TRY(cuda_enter(s, e));
+    for (uint32_t i = 0, end; i < a->n; i = end) {
+        for (end = i + 1; end < a->n; end++) {
+            const size_t n = end + 1 - i, m = a->start[end + 1] - a->start[i];
+            if (cuda_piece_bytes(4 * (3 * n + 1 + 2 * m), 5) > s->lists.half) break;
+        }
+        TRY(merge_some(s, a, i, end, e));
+    }
+    return OK;
 }
 
 static status pagerank(struct stream *st, const struct pagerank_args *a, struct err *e)
@@ -678,6 +695,9 @@ const struct ops cuda_ops = {
     .time_begin = cuda_time_begin,
     .time_end = cuda_time_end,
     .time_read = cuda_time_read,
+    .reserve_bytes = cuda_reserve_bytes,
+    .reserve = cuda_reserve,
+    .within = cuda_within,
     .operand_bytes = cuda_operand_bytes,
     .page_bytes = pages_bytes,
     .attention_scratch = cuda_attention_scratch,

@@ -24,8 +24,12 @@ taken() { grep -cE "^($2)$" "$dir/kernels-$1"; }
 is "the portable kernels of tensor cores" "$(taken 80 'attention|score_stats|scores|attention_decode')" 4
 is "those of sm_90a in their place" "$(taken 90 'attention_hopper|score_stats_hopper|scores_hopper|attention_decode')" 4
 is "and no portable one beside" "$(taken 90 'attention|score_stats|scores')" 0
-exits "the device and its memory are said" 0 'plays a GPU.*kept for work' env OMNIDROP_LIB="$so" "$bin" chat -v --device cuda "${tiny[@]}" -p x
+exits "the device and its memory are said" 0 'plays a GPU.*memory of .* GB: .* weights .* work of requests, .* pages, .* left' env OMNIDROP_LIB="$so" "$bin" chat -v --device cuda "${tiny[@]}" -p x
 refuses "a pool of no pages" 2 'fewer than the . layers' env OMNIDROP_LIB="$so" "$bin" chat --device cuda "${tiny[@]}" --kv-bytes 1 -p x
+refuses "a device that is too small" 7 'GB of memory are too little: .* weights .* pages' env OMNIDROP_FAKE_BYTES=120000000 \
+    OMNIDROP_LIB="$so" "$bin" chat --device cuda "${tiny[@]}" -p x
+refuses "a request that needs more than was planned" 7 'MB of work memory .*tokens of media.*work-bytes' env OMNIDROP_LIB="$so" "$bin" chat --device cuda \
+    "${tiny[@]}" --max-model-len 4096 --work-bytes 300000 --image tests/goldens/odd/media/card.png --min-pixels 1605632 -p x
 refuses "no shared object" 4 "no device 'cuda': omnidrop-cuda.so.*--device cpu" none --device cuda
 exits "auto does without" 0 '' none --device auto
 

@@ -53,6 +53,14 @@ struct hold {
     ~hold() { pthread_mutex_unlock(&gate); }
 };
 
+/* What there is of the region: OMNIDROP_FAKE_BYTES, else all. */
+size_t limit()
+{
+    static const char *given = getenv("OMNIDROP_FAKE_BYTES");
+    const size_t n = given ? strtoull(given, NULL, 10) : REGION_BYTES;
+    return n < REGION_BYTES ? n : REGION_BYTES;
+}
+
 struct block { unsigned char *p; size_t n; };
 struct block *device_block, *host_block;      /* in order of addresses */
 size_t n_device, n_host, device_bytes;
@@ -164,7 +172,7 @@ void multiply(const struct product *p)
 
 struct work {
     struct work *next;
-    enum { A_COPY, A_KERNEL, A_PRODUCT, A_WAIT, A_GRAPH, A_MEETING } kind;
+    enum { A_COPY, A_SET, A_KERNEL, A_PRODUCT, A_WAIT, A_GRAPH, A_MEETING } kind;
     void *to;
     const void *from;
     size_t bytes;
@@ -236,6 +244,7 @@ static bool do_work(const struct work *w)
 {
     switch (w->kind) {
     case work::A_COPY: memmove(w->to, w->from, w->bytes); return true;
+    case work::A_SET: memset(w->to, 0xff, w->bytes); return true;
     case work::A_PRODUCT: multiply(&w->product); return true;
     case work::A_KERNEL:
         tell(w->name);
@@ -398,6 +407,10 @@ bool fake_cuda_stream(cudaStream_t s)
 
 extern "C" {
 
+/* For tests that open this library themselves: calls that ask for memory of either side and give it back; bytes copied. */
+struct fake_cuda_counts { uint64_t asked, given_back, up, down; };
+__attribute__((visibility("default"))) struct fake_cuda_counts fake_cuda_counts;
+
 /* ---- the runtime ----------------------------------------------------------------------------------------- */
 
 const char *cudaGetErrorString(cudaError_t e)
@@ -429,15 +442,15 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int)
     if (compute != NULL) simt_compute = (unsigned)atoi(compute);
     *p = {};
     snprintf(p->name, sizeof p->name, "a CPU that plays a GPU");
-    p->totalGlobalMem = REGION_BYTES, p->major = (int)simt_compute / 10, p->minor = (int)simt_compute % 10, p->multiProcessorCount = 1;
+    p->totalGlobalMem = limit(), p->major = (int)simt_compute / 10, p->minor = (int)simt_compute % 10, p->multiProcessorCount = 1;
     return cudaSuccess;
 }
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
 {
     const struct hold here;
-    *free_bytes = REGION_BYTES - device_bytes;
-    *total = REGION_BYTES;
+    *free_bytes = limit() - device_bytes;
+    *total = limit();
     return cudaSuccess;
 }
 
@@ -447,7 +460,9 @@ cudaError_t cudaMalloc(void **out, size_t bytes)
     const struct hold here;
     begin();
     not_in_capture("cudaMalloc while a stream is captured");
+    fake_cuda_counts.asked++;
     const size_t n = (bytes + 255) / 256 * 256;
+    if (device_bytes + bytes > limit()) return cudaErrorMemoryAllocation;
     unsigned char *at = REGION;
     size_t i = 0;
     for (; i < n_device && (size_t)(device_block[i].p - at) < n + GAP; i++)
@@ -468,6 +483,7 @@ cudaError_t cudaFree(void *p)
 {
     if (p == NULL) return cudaSuccess;
     not_in_capture("cudaFree while a stream is captured");
+    fake_cuda_counts.given_back++;
     run_all();
     const struct hold here;
     for (size_t i = 0; i < n_device; i++)
@@ -489,6 +505,7 @@ cudaError_t cudaMallocHost(void **out, size_t bytes)
     const struct hold here;
     begin();
     not_in_capture("cudaMallocHost while a stream is captured");
+    fake_cuda_counts.asked++;
     if (n_host == BLOCKS) return cudaErrorMemoryAllocation;
     *out = malloc(bytes);
     memset(*out, 0xff, bytes);
@@ -499,6 +516,7 @@ cudaError_t cudaMallocHost(void **out, size_t bytes)
 cudaError_t cudaFreeHost(void *p)
 {
     not_in_capture("cudaFreeHost while a stream is captured");
+    fake_cuda_counts.given_back++;
     run_all();
     const struct hold here;
     for (size_t i = 0; i < n_host; i++)
@@ -694,8 +712,20 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaM
     if (kind != cudaMemcpyHostToDevice) need_device(from, bytes, "a copy that is not within device memory");
     const void *host = kind == cudaMemcpyDeviceToHost ? to : from;
     if (kind != cudaMemcpyDeviceToDevice && !inside(host_block, n_host, host, bytes)) die("a copy that is not within pinned memory", host);
+    if (kind == cudaMemcpyDeviceToHost) fake_cuda_counts.down += bytes;
+    if (kind == cudaMemcpyHostToDevice) fake_cuda_counts.up += bytes;
     struct work *w = give(s, work::A_COPY);
     w->to = to, w->from = from, w->bytes = bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s)
+{
+    if (value != 0xff) die("memory is set to what nobody asks for", to);
+    const struct hold here;
+    need_device(to, bytes, "memory is set that is not the device's");
+    struct work *w = give(s, work::A_SET);
+    w->to = to, w->bytes = bytes;
     return cudaSuccess;
 }
 

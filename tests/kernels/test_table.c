@@ -609,6 +609,77 @@ static void test_refused(void **state)
     gone(CUDA, X);
 }
 
+/* A stream of its own whose memory is reserved: blocks are used again at once, and what is asked for beyond the plan is refused. */
+static void test_reserved(void **state)
+{
+    (void)state;
+    twin_seed("reserved");
+    enum { N = 64, D = 24, BYTES = 1 << 16 };
+    const struct stream_options o = { .device = "cuda", .n_threads = 2 };
+    const struct reserve_args plan = { .bytes = BYTES, .seqs = 2, .keys = 256, .list = 16 }, none = { 0 };
+    struct stream *st;
+    struct err why;
+    void *early, *all, *lease, *other, *in[3];
+    float *x = twin_floats(N * D), *got = twin_floats(N * D), *a, *b;
+    uint32_t row[N], *many = calloc(1 << 20, sizeof *many);
+    TWIN_OK(stream_open(&o, &st, e));
+    const struct ops *ops = st->ops;
+    TWIN_OK(ops->alloc(st, 1000, &early, e));
+    assert_true(ops->reserve_bytes(st, &plan) > BYTES + ops->reserve_bytes(st, &none) / 2);
+    TWIN_OK(ops->reserve(st, &plan, e));
+    assert_int_equal(ops->reserve(st, &plan, &why), E_INTERNAL);
+    for (int i = 0; i < N; i++) row[i] = (uint32_t)(N - 1 - i);
+    /* What reads a block is asked for, the block goes, and a weight comes to the same place by other streams. */
+    for (int turn = 0; turn < 20; turn++) {
+        for (int i = 0; i < N * D; i++) x[i] = (float)(turn + i);
+        TWIN_OK(ops->alloc(st, N * D * sizeof *x, (void **)&a, e));
+        TWIN_OK(ops->alloc(st, N * D * sizeof *x, (void **)&b, e));
+        TWIN_OK(ops->upload(st, a, x, N * D * sizeof *x, e));
+        TWIN_OK(ops->gather(st, &(struct gather_args){ .x = a, .row = row, .n = N, .d = D, .y = b }, e));
+        ops->release(st, a);
+        const struct weight_args w = { .compute = DT_F32, .k = D, .n_parts = 1, .part = { { .data = got, .dtype = DT_F32, .n = N } } };
+        struct weight *W = NULL;
+        TWIN_OK(ops->weight_create(st, &w, &W, e));
+        TWIN_OK(ops->download(st, got, b, N * D * sizeof *x, e));
+        for (int i = 0; i < N; i++) assert_memory_equal(got + i * D, x + (N - 1 - i) * D, D * sizeof *x);
+        ops->weight_destroy(st, &W);
+        ops->release(st, b);
+    }
+    TWIN_OK(ops->alloc(st, BYTES, &all, e));   /* all is home and in one piece */
+    assert_int_equal(ops->alloc(st, 1, &other, &why), E_NOMEM);
+    assert_null(other);
+    assert_non_null(strstr(why.text, "work memory"));
+    ops->release(st, all);
+    /* A lease: what is in it goes with it. */
+    TWIN_OK(ops->alloc(st, 2048, &lease, e));
+    TWIN_OK(ops->within(st, lease, e));
+    TWIN_OK(ops->alloc(st, 1000, &in[0], e));
+    TWIN_OK(ops->alloc(st, 700, &in[1], e));
+    assert_true((char *)in[0] > (char *)lease && (char *)in[1] + 700 <= (char *)lease + 2048);
+    assert_int_equal(ops->alloc(st, 1, &in[2], &why), E_NOMEM);
+    assert_non_null(strstr(why.text, "this request"));
+    ops->release(st, in[0]);
+    TWIN_OK(ops->alloc(st, 1024, &in[2], e));
+    TWIN_OK(ops->within(st, NULL, e));
+    TWIN_OK(ops->alloc(st, BYTES - 2048, &other, e));
+    ops->release(st, in[1]);
+    TWIN_OK(ops->within(st, lease, e));
+    TWIN_OK(ops->alloc(st, 700, &in[1], e));
+    ops->release(st, lease);
+    TWIN_OK(ops->alloc(st, 2048, &lease, e));  /* and nothing is taken within it any more */
+    ops->release(st, lease);
+    ops->release(st, other);
+    assert_int_equal(ops->within(st, early, &why), E_INTERNAL);
+    TWIN_OK(ops->within(st, NULL, e));
+    TWIN_OK(ops->alloc(st, BYTES, &all, e));
+    /* Lists and room are as large as they were planned. */
+    assert_int_equal(ops->gather(st, &(struct gather_args){ .x = all, .row = many, .n = 1 << 20, .d = 1, .y = early }, &why), E_NOMEM);
+    assert_non_null(strstr(why.text, "were planned"));
+    ops->release(st, early);
+    ops->close(&st);                           /* with a block that is out */
+    free(x), free(got), free(many);
+}
+
 static int open_sides(void **state)
 {
     (void)state;
@@ -638,6 +709,7 @@ int main(void)
         cmocka_unit_test(test_memory), cmocka_unit_test(test_linear),   cmocka_unit_test(test_rows_alone), cmocka_unit_test(test_rows),
         cmocka_unit_test(test_pages),  cmocka_unit_test(test_segments), cmocka_unit_test(test_choices),    cmocka_unit_test(test_lists),
         cmocka_unit_test(test_refused), cmocka_unit_test(test_device_lists), cmocka_unit_test(test_later),
+        cmocka_unit_test(test_reserved),
     };
     return cmocka_run_group_tests_name("the table of CUDA", tests, open_sides, close_sides);
 }

@@ -19,7 +19,7 @@
 #include "kvcache/block_table.h"
 #include "scheduler/scheduler.h"
 
-enum { L_MAX = 5, REQS = 14, CHOICES = 3, PAGE = 4, CACHED = 12 };
+enum { L_MAX = 5, REQS = 14, CHOICES = 3, PAGE = 4, CACHED = 12, WORK = 40 };
 
 static uint64_t rng;
 
@@ -42,6 +42,8 @@ struct fake {
     struct block_table table[CHOICES][L_MAX];
     bool open[CHOICES], has_tables, ended, marches;
     uint32_t done[CHOICES], total[CHOICES], layer, encode_left, n_ends;
+    uint32_t bytes;                /* of work memory until it is prefilled */
+    bool claimed;
 };
 
 struct world {
@@ -53,7 +55,40 @@ struct world {
     struct kv_reservation cache_promise;
     double now;
     bool live[SCHED_GROUPS];
+    uint32_t bytes_left, n_refused;
 };
+
+/* Work memory, beside pages. */
+static bool claim(void *self, struct sched_request *r)
+{
+    struct world *w = self;
+    struct fake *f = r->driver;
+    w->n_refused += !f->claimed && f->bytes > w->bytes_left;
+    if (f->claimed || f->bytes > w->bytes_left) return f->claimed;
+    w->bytes_left -= f->bytes;
+    return f->claimed = true;
+}
+
+static void unclaim(void *self, struct sched_request *r)
+{
+    struct world *w = self;
+    struct fake *f = r->driver;
+    if (f->claimed) w->bytes_left += f->bytes;
+    f->claimed = false;
+}
+
+/* Who is on the way to its first token has its memory, nobody else has. */
+static void check_claims(const struct world *w, uint32_t all, bool claims)
+{
+    uint32_t held = 0;
+    for (uint32_t i = 0; i < w->n; i++) {
+        const struct fake *f = &w->f[i];
+        const bool on_the_way = f->r.state == SCHED_ENCODING || f->r.state == SCHED_READY || f->r.state == SCHED_PREFILLING;
+        assert_int_equal(f->claimed, claims && on_the_way);
+        held += f->claimed ? f->bytes : 0;
+    }
+    assert_int_equal(held + w->bytes_left, all);
+}
 
 static void drop_tables(struct world *w, struct fake *f)
 {
@@ -75,6 +110,7 @@ static void drop(void *self, struct sched_request *r)
     struct world *w = self;
     struct fake *f = r->driver;
     drop_tables(w, f);
+    unclaim(w, r);
     f->layer = 0;
     for (uint32_t c = 0; c < r->n_choices; c++) f->done[c] = 0;    /* all of it is fed again */
     r->n_pages = (uint32_t)sched_demand(w->pool, w->L, r);
@@ -84,6 +120,7 @@ static void end(struct world *w, struct fake *f)
 {
     assert_false(f->ended);
     drop_tables(w, f);
+    unclaim(w, &f->r);
     sched_end(w->s, &f->r);
     assert_int_equal(f->r.state, SCHED_OVER);
     assert_int_equal(f->r.reservation.n_pages, 0);
@@ -164,6 +201,7 @@ static void prefill(struct world *w, const struct sched_step *step)
     for (uint32_t i = 0; i < w->n; i++)
         if (w->f[i].r.state == SCHED_PREFILLING && w->f[i].r.group == g) {
             fork_choices(w, &w->f[i]);
+            unclaim(w, &w->f[i].r);
             w->f[i].marches = false;
         }
     sched_prefilled(w->s, g, w->now);
@@ -230,6 +268,7 @@ static void arrive(struct world *w)
         f->total[c] = 1 + below(f->r.n_new);
     }
     f->encode_left = 1 + below(3);
+    f->bytes = below(4) ? below(WORK / 2) : below(WORK + 1);
     const status st = sched_add(w->s, &f->r, &e);
     if (st == OK) return;
     if (st == E_FULL) assert_true(sched_demand(w->pool, w->L, &f->r) > kv_n_total(w->pool));
@@ -269,9 +308,10 @@ static bool all_ended(const struct world *w)
     return true;
 }
 
-static void run_schedule(uint64_t *admitted, uint64_t *by_freed, uint64_t *preempted, uint64_t *passed)
+static void run_schedule(uint64_t *admitted, uint64_t *by_freed, uint64_t *preempted, uint64_t *passed, uint64_t *refused)
 {
-    struct world w = { .L = 1 + below(L_MAX) };
+    struct world w = { .L = 1 + below(L_MAX), .bytes_left = WORK };
+    const bool claims = chance(50);
     struct err e;
     const uint32_t n_reqs = 2 + below(REQS - 1);
     assert_int_equal(kv_pool_create(20 + below(180), PAGE, &w.pool, &e), OK);
@@ -279,7 +319,8 @@ static void run_schedule(uint64_t *admitted, uint64_t *by_freed, uint64_t *preem
                                      .group_rows = 1 + below(60), .overtake_max = below(4),
                                      .itl_target_s = chance(30) ? INFINITY : 0.02 * (1 + below(3)), .step_s = INFINITY,
                                      .preempt = chance(60),
-                                     .self = &w, .reclaim = reclaim, .drop = drop };
+                                     .self = &w, .reclaim = reclaim, .drop = drop, .claim = claims ? claim : NULL,
+                                     .unclaim = claims ? unclaim : NULL };
     assert_int_equal(sched_create(&o, w.pool, &w.s, &e), OK);
     for (uint32_t steps = 0; w.n < n_reqs || !all_ended(&w); steps++) {
         if (w.n < n_reqs && chance(30)) arrive(&w);
@@ -290,6 +331,7 @@ static void run_schedule(uint64_t *admitted, uint64_t *by_freed, uint64_t *preem
         step(&w);
         sched_check(w.s);
         count_pages(&w);
+        check_claims(&w, WORK, claims);
         assert_true(steps < 20000);    /* nobody starves: all of this is a few hundred steps of work */
     }
     struct sched_counts c;
@@ -298,6 +340,7 @@ static void run_schedule(uint64_t *admitted, uint64_t *by_freed, uint64_t *preem
     *by_freed += c.n_admitted_by_freed;
     *preempted += c.n_preempted;
     *passed += c.n_overtakes;
+    *refused += w.n_refused;
     assert_int_equal(c.n_sequences, 0);
     for (uint32_t i = 0; i < w.n; i++) assert_int_equal(w.f[i].n_ends, 1);
     reclaim(&w, UINT32_MAX);
@@ -313,15 +356,15 @@ static void test_random_schedules(void **state)
     const char *seed = getenv("SEED"), *many = getenv("N");
     const uint64_t first = seed ? strtoull(seed, NULL, 10) : 1;
     const uint32_t n = many ? (uint32_t)strtoul(many, NULL, 10) : 100000;
-    uint64_t admitted = 0, by_freed = 0, preempted = 0, passed = 0;
+    uint64_t admitted = 0, by_freed = 0, preempted = 0, passed = 0, refused = 0;
     for (uint32_t i = 0; i < n; i++) {
         rng = (first + i) * 0x2545f4914f6cdd1du;
-        run_schedule(&admitted, &by_freed, &preempted, &passed);
+        run_schedule(&admitted, &by_freed, &preempted, &passed, &refused);
     }
     print_message("%u schedules: %llu admitted, %llu of them by pages that pruning freed, %llu preempted, %llu passed\n", n,
                   (unsigned long long)admitted, (unsigned long long)by_freed, (unsigned long long)preempted,
                   (unsigned long long)passed);
-    if (n >= 1000) assert_true(by_freed > 0 && preempted > 0 && passed > 0);
+    if (n >= 1000) assert_true(by_freed > 0 && preempted > 0 && passed > 0 && refused > 0);
 }
 
 /* ---- single cases -------------------------------------------------------------------------------------------- */

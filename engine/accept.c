@@ -84,11 +84,23 @@ static bool send_text(struct eng_choice *c, size_t upto, int32_t id, float logpr
     return n == 0 || r->o.on_text == NULL || r->o.on_text(r->o.on_text_self, from, n);
 }
 
-status accept_token(struct engine *en, struct eng_choice *c, const float *logits, struct err *e)
+status token_logits(struct engine *en, struct token_row *row, struct err *e)
+{
+    if (row->logits) return OK;
+    TRY(team_tops_row(en->team, row->row, row->whole, e));
+    row->logits = row->whole;
+    return OK;
+}
+
+status accept_token(struct engine *en, struct eng_choice *c, struct token_row *row, struct err *e)
 {
     struct eng_request *r = c->r;
     float logprob;
-    const int32_t id = sampler_next(c->sampler, logits, &logprob);
+    int32_t id;
+    if (row->top == NULL || !sampler_next_top(c->sampler, row->top, &id, &logprob)) {
+        TRY(token_logits(en, row, e));
+        id = sampler_next(c->sampler, row->logits, &logprob);
+    }
     TRY(mem_grow(&c->ids, &c->ids_cap, c->n_ids + 1, sizeof *c->ids, e));
     TRY(mem_grow(&c->token_s, &c->token_cap, c->n_ids + 1, sizeof *c->token_s, e));
     c->token_s[c->n_ids] = clock_s() - r->started;

@@ -16,8 +16,10 @@ struct decode_buffers {
     struct kv_view *view;          /* [L][rows] */
     int32_t *id, *pos;
     size_t choice_cap, row_cap, view_cap, id_cap, pos_cap;
-    float *logits;                 /* host [min(rows, LOGIT_ROWS), V] */
+    float *logits;                 /* host [min(rows, LOGIT_ROWS), V]; one row where the device finds candidates */
     size_t logits_cap;
+    struct top_row *top;           /* [LOGIT_ROWS] then */
+    size_t top_cap;
 };
 
 static void release_rows(struct engine *en, struct decode_buffers *b)
@@ -32,7 +34,7 @@ void decode_free(struct engine *en)
     struct decode_buffers *b = en->decode;
     if (b == NULL) return;
     release_rows(en, b);
-    void *host[] = { b->choice, b->row, b->view, b->id, b->pos, b->logits };
+    void *host[] = { b->choice, b->row, b->view, b->id, b->pos, b->logits, b->top };
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) free(host[i]);
     free(b);
     en->decode = NULL;
@@ -62,7 +64,9 @@ static status grow(struct engine *en, uint32_t rows, struct err *e)
     TRY(mem_grow(&b->view, &b->view_cap, (size_t)s->L * rows, sizeof *b->view, e));
     TRY(mem_grow(&b->id, &b->id_cap, rows, sizeof(int32_t), e));
     TRY(mem_grow(&b->pos, &b->pos_cap, rows, sizeof(int32_t), e));
-    TRY(mem_grow(&b->logits, &b->logits_cap, (size_t)(rows < LOGIT_ROWS ? rows : LOGIT_ROWS) * s->V, sizeof(float), e));
+    const uint32_t whole = en->allowed_there ? 1 : rows < LOGIT_ROWS ? rows : LOGIT_ROWS;
+    TRY(mem_grow(&b->logits, &b->logits_cap, (size_t)whole * s->V, sizeof(float), e));
+    if (en->allowed_there) TRY(mem_grow(&b->top, &b->top_cap, LOGIT_ROWS, sizeof *b->top, e));
     if (rows <= b->cap) return OK;
     if (en->ops->reserve) return err_set(e, E_INTERNAL, "a step of %u sequences: %u were planned", rows, b->cap);
     release_rows(en, b);
@@ -70,16 +74,32 @@ static status grow(struct engine *en, uint32_t rows, struct err *e)
 }
 
 /* Take the token of c from its logits; what fails ends the request alone. */
-static status take(struct engine *en, struct eng_choice *c, const float *logits, march_fail fail, void *self, struct err *e)
+static status take(struct engine *en, struct eng_choice *c, struct token_row *row, march_fail fail, void *self, struct err *e)
 {
     struct err why;
     if (!choice_open(c)) return OK;        /* another choice of the request was cancelled or failed */
-    const status st = accept_token(en, c, logits, &why);
+    const status st = accept_token(en, c, row, &why);
     if (st == OK) return OK;
     *e = why;
     if (st == E_DEVICE || st == E_CANCELLED) return st;
     fail(self, c->r, &why);
     return OK;
+}
+
+/* Logits of rows at + row[i] of x, n of them at most LOGIT_ROWS: all of them here, or what the device found in each. */
+static status find(struct engine *en, const struct team_rows *x, uint32_t at, const uint32_t *row, uint32_t n, struct err *e)
+{
+    struct decode_buffers *b = en->decode;
+    if (en->allowed_there) return team_tops(en->team, x, at, row, n, en->allowed_there, b->top, e);
+    return team_logits(en->team, x, at, row, n, b->logits, e);
+}
+
+/* Row i of what was found last. */
+static struct token_row row_of(const struct engine *en, uint32_t i)
+{
+    const struct decode_buffers *b = en->decode;
+    if (en->allowed_there) return (struct token_row){ .top = b->top + i, .row = i, .whole = b->logits };
+    return (struct token_row){ .logits = b->logits + (size_t)i * decoder_shape(en->dec)->V };
 }
 
 status fork_choices(struct engine *en, struct eng_request *r, struct err *e)
@@ -120,11 +140,11 @@ status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t
     TRY(grow(en, n, e));
     for (uint32_t i0 = 0; i0 < n; i0 += LOGIT_ROWS) {
         const uint32_t k = n - i0 < LOGIT_ROWS ? n - i0 : LOGIT_ROWS;
-        TRY(team_logits(en->team, x, i0, NULL, k, en->decode->logits, e));
+        TRY(find(en, x, i0, NULL, k, e));
         if (i0 == 0) TRY(ready(en, group, e));
         for (uint32_t i = 0; i < k; i++) {
             struct eng_request *r = reqs[i0 + i];
-            const float *logits = en->decode->logits + (size_t)i * s->V;
+            struct token_row row = row_of(en, i);
             const struct eng_trace *t = r->o.trace;
             struct err why;
             const status st = fork_choices(en, r, &why);
@@ -134,9 +154,12 @@ status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t
                 fail(self, r, &why);
                 continue;
             }
-            if (r->choice[0].n_ids == 0 && t && t->logits) t->logits(t->self, logits, s->V);
+            if (r->choice[0].n_ids == 0 && t && t->logits) {
+                TRY(token_logits(en, &row, e));
+                t->logits(t->self, row.logits, s->V);
+            }
             for (uint32_t j = 0; j < r->n_choices && !r->over; j++)
-                if (r->choice[j].n_ids == 0) TRY(take(en, &r->choice[j], logits, fail, self, e));
+                if (r->choice[j].n_ids == 0) TRY(take(en, &r->choice[j], &row, fail, self, e));
         }
     }
     return OK;
@@ -166,7 +189,6 @@ static status feed(struct engine *en, uint32_t n, struct err *e)
 static status sample(struct engine *en, uint32_t n, march_fail fail, void *self, struct err *e)
 {
     struct decode_buffers *b = en->decode;
-    const struct decoder_shape *s = decoder_shape(en->dec);
     uint32_t m = 0;
     for (uint32_t i = 0; i < n; i++)
         if (b->choice[i]->n_played == b->choice[i]->n_ids) {
@@ -175,8 +197,11 @@ static status sample(struct engine *en, uint32_t n, march_fail fail, void *self,
         }
     for (uint32_t i0 = 0; i0 < m; i0 += LOGIT_ROWS) {
         const uint32_t k = m - i0 < LOGIT_ROWS ? m - i0 : LOGIT_ROWS;
-        TRY(team_logits(en->team, b->x, 0, b->row + i0, k, b->logits, e));
-        for (uint32_t i = 0; i < k; i++) TRY(take(en, b->choice[i0 + i], b->logits + (size_t)i * s->V, fail, self, e));
+        TRY(find(en, b->x, 0, b->row + i0, k, e));
+        for (uint32_t i = 0; i < k; i++) {
+            struct token_row row = row_of(en, i);
+            TRY(take(en, b->choice[i0 + i], &row, fail, self, e));
+        }
     }
     return OK;
 }

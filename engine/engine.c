@@ -197,7 +197,12 @@ static status share_out(struct engine *en, const struct engine_options *o, struc
 /* All that is asked of a device once and for all. */
 static status open_pool(struct engine *en, struct err *e)
 {
+    const size_t V = decoder_shape(en->dec)->V;
     for (uint32_t g = 0; en->ops->reserve && g < SCHED_GROUPS; g++) TRY(march_prepare(en, g, e));
+    if (en->ops->reserve && team_finds(en->team)) {            /* candidates are found where the logits are */
+        TRY(en->ops->alloc(en->st, V, (void **)&en->allowed_there, e));
+        TRY(en->ops->upload(en->st, en->allowed_there, en->allowed, V, e));
+    }
     if (en->ops->reserve) TRY(decode_prepare(en, en->plan.seqs, e));
     TRY(team_pages(en->team, en->info.n_pages, &en->kv, e));
     if (en->ops->reserve) TRY(memory_open(en, e));
@@ -498,6 +503,7 @@ void engine_close(struct engine **pen)
         team_close(&en->team);
         audio_tower_destroy(&en->audio);
         vision_tower_destroy(&en->vision);
+        en->ops->release(en->st, en->allowed_there);
         decoder_destroy(&en->dec);
         link_close(en->comm, en->st);
         en->ops->close(&en->st);

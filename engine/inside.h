@@ -56,6 +56,7 @@ struct engine {
     struct kv_pool *pool;
     struct kv_shape kv;
     uint8_t *allowed;              /* [V] ids that the tokenizer defines */
+    uint8_t *allowed_there;        /* the same on a device that finds candidates itself; NULL: rows of logits come whole */
     uint64_t film_at_once;         /* a film of more bytes of patches is streamed into the tower */
     volatile sig_atomic_t interrupted;
     struct march *march[SCHED_GROUPS];     /* march.c's own */
@@ -293,8 +294,12 @@ status first_tokens(struct engine *en, struct eng_request *const *reqs, uint32_t
                     void *group, march_fail fail, void *self, struct err *e);
 /* Further choices of r begin where its first one stands: pages shared or copied. After prefill. */
 status fork_choices(struct engine *en, struct eng_request *r, struct err *e);
+/* Where a token comes from: a row of logits, or what the device found of it, by which the row can still be brought into `whole`. */
+struct token_row { const float *logits; const struct top_row *top; uint32_t row; float *whole; };
+/* row->logits, brought where they are not there yet. */
+status token_logits(struct engine *en, struct token_row *row, struct err *e);
 /* Sample, detokenize, hand out, decide. */
-status accept_token(struct engine *en, struct eng_choice *c, const float *logits, struct err *e);
+status accept_token(struct engine *en, struct eng_choice *c, struct token_row *row, struct err *e);
 /* An open choice ends so. */
 void choice_end(struct engine *en, struct eng_choice *c, enum eng_finish how, const struct err *why);
 

@@ -278,6 +278,53 @@ static int32_t draw(struct sampler *s, uint32_t n, double best)
     return c[run_of(c, m, uniform(s->p.seed, s->step) * total, true, &mass)].id;
 }
 
+/* ---- from the highest alone -------------------------------------------------------------------------------- */
+
+/* How many of the highest a draw may take, the same that it would take of all; 0: they do not decide. A logit of -FLT_MAX or below
+ * may be beaten by one that is not a number (collect). */
+static uint32_t enough(const struct sampler *s, const struct top_row *row)
+{
+    const struct sample_params *p = &s->p;
+    uint32_t n = 0;
+    if (p->n_logit_bias || p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f) return 0;
+    if (s->step < p->min_tokens && p->n_stop_ids) return 0;
+    if (!isfinite(row->norm) || row->best[0].id < 0 || !isfinite(row->best[0].logit)) return 0;
+    while (n < OPS_TOP && row->best[n].id >= 0 && row->best[n].logit > -FLT_MAX) n++;
+    if (n < p->top_logprobs || n == 0) return 0;
+    if (p->temperature <= 0.0f) return 1;
+    if (p->top_k && p->top_k <= n) return p->top_k;
+    if (p->min_p <= 0.0f || (p->top_k && p->top_k < OPS_TOP)) return 0;
+    for (uint32_t i = 0; i < n; i++)           /* one that min-p drops shows that all below go too */
+        if (exp(((double)row->best[i].logit - (double)row->best[0].logit) / (double)p->temperature) < 0.5 * (double)p->min_p) return i;
+    return 0;
+}
+
+static void took(struct sampler *s, int32_t id)
+{
+    s->seen[id] = 1;
+    s->count[id]++;
+    s->step++;
+}
+
+bool sampler_next_top(struct sampler *s, const struct top_row *row, int32_t *id, float *logprob)
+{
+    const uint32_t n = enough(s, row);
+    if (n == 0) return false;
+    *id = row->best[0].id;
+    if (s->p.temperature > 0.0f) {
+        for (uint32_t i = 0; i < n; i++) s->cand[i] = (struct candidate){ row->best[i].logit, row->best[i].id, 1.0f };
+        *id = draw(s, n, (double)row->best[0].logit);
+    }
+    uint32_t at = 0;
+    while (row->best[at].id != *id) at++;
+    if (logprob) *logprob = (float)((double)row->best[at].logit - row->norm);
+    s->n_top = s->p.top_logprobs;
+    for (uint32_t i = 0; i < s->n_top; i++)
+        s->top[i] = (struct sample_top){ row->best[i].id, (float)((double)row->best[i].logit - row->norm) };
+    took(s, *id);
+    return true;
+}
+
 int32_t sampler_next(struct sampler *s, const float *logits, float *logprob)
 {
     struct candidate best = { 0 };
@@ -290,8 +337,6 @@ int32_t sampler_next(struct sampler *s, const float *logits, float *logprob)
         if (logprob) *logprob = (float)((double)logits[id] - norm);
         if (s->p.top_logprobs) find_top(s, logits, norm);
     }
-    s->seen[id] = 1;
-    s->count[id]++;
-    s->step++;
+    took(s, id);
     return id;
 }

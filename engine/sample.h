@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "base/err.h"
+#include "kernels/ops.h"
 
 struct sample_bias { int32_t id; float bias; };    /* added to the logit; -100 and 100 as good as ban and force */
 
@@ -55,6 +55,11 @@ void sampler_destroy(struct sampler **s);
 /* The next id; *logprob = log softmax of the raw (unpenalised, temperature 1) logits at it, over allowed ids.
  * Ties go to the lower id. The id is counted as generated. step-th call of the same seed gives the same draw. */
 int32_t sampler_next(struct sampler *s, const float *logits, float *logprob);
+
+/* The same from what ops->top found of the logits, with allowed as the sampler's: the id, and its log probability but for the last bits
+ * of norm. false, and nothing has happened: the highest do not decide it (penalties, bias and bans; draws from more than they hold)
+ * and sampler_next has to see the whole row. */
+bool sampler_next_top(struct sampler *s, const struct top_row *row, int32_t *id, float *logprob);
 
 /* Of the last sampler_next: the top_logprobs likeliest allowed ids, best first, with the log softmax of the raw logits.
  * Ties: the lower id first. Valid until the next call; *n is 0 before the first, and fewer than asked for where fewer

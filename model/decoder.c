@@ -646,6 +646,35 @@ static status logits_gathered(struct decoder *dc, status st, uint32_t rows, floa
     return OK;
 }
 
+static status logits_room(struct decoder *dc, uint32_t rows, struct err *e)
+{
+    if (rows <= dc->logits_rows) return OK;
+    dc->ops->release(dc->st, dc->logits);
+    dc->logits = NULL;
+    dc->logits_rows = 0;
+    TRY(dc->ops->alloc(dc->st, (size_t)rows * dc->s.V * sizeof(float), (void **)&dc->logits, e));
+    dc->logits_rows = rows;
+    return OK;
+}
+
+status decoder_tops(struct decoder *dc, const float *x, const uint32_t *row, uint32_t n, const uint8_t *allowed, struct top_row *top,
+                    struct err *e)
+{
+    const uint32_t V = dc->s.V;
+    TRY(begin(dc));
+    if (dc->comm || n > DECODER_TOPS)
+        return err_set(e, E_ARG, "the highest logits of %u rows: of %d at most, and on one rank", n, DECODER_TOPS);
+    TRY(logits_room(dc, n, e));
+    TRY(logits_block(dc, x, row, 0, n, e));
+    return dc->ops->top(dc->st, &(struct top_args){ .x = dc->logits, .ldx = V, .n = n, .V = V, .allowed = allowed, .out = top }, e);
+}
+
+status decoder_tops_row(struct decoder *dc, uint32_t i, float *logits, struct err *e)
+{
+    const size_t V = dc->s.V;
+    return dc->ops->download(dc->st, logits, dc->logits + i * V, V * sizeof(float), e);
+}
+
 status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, uint32_t n, float *logits,
                       struct err *e)
 {
@@ -660,13 +689,7 @@ status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, u
         return st;
     }
     TRY(st);
-    if (at_once > dc->logits_rows) {
-        dc->ops->release(dc->st, dc->logits);
-        dc->logits = NULL;
-        dc->logits_rows = 0;
-        TRY(dc->ops->alloc(dc->st, (size_t)at_once * V * sizeof(float), (void **)&dc->logits, e));
-        dc->logits_rows = at_once;
-    }
+    TRY(logits_room(dc, at_once, e));
     const uint32_t even = block_rows(dc, n), block = even < most ? even : most;
     for (uint32_t r0 = 0; r0 < n; r0 += block) {
         const uint32_t rows = n - r0 < block ? n - r0 : block;

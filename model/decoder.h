@@ -139,4 +139,11 @@ status decoder_layer(struct decoder *dc, uint32_t layer, const struct decoder_ba
 status decoder_logits(struct decoder *dc, const float *x, const uint32_t *row, uint32_t n, float *logits,
                       struct err *e);
 
+/* Of the same logits the highest alone (ops->top): top [n] host. At most DECODER_TOPS rows, of a decoder that is no slice; the rows
+ * stay on the device until the next call, and decoder_tops_row brings row i of them: logits [V] host. */
+#define DECODER_TOPS 96
+status decoder_tops(struct decoder *dc, const float *x, const uint32_t *row, uint32_t n, const uint8_t *allowed, struct top_row *top,
+                    struct err *e);
+status decoder_tops_row(struct decoder *dc, uint32_t i, float *logits, struct err *e);
+
 #endif

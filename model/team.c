@@ -938,6 +938,16 @@ status team_logits(struct team *t, const struct team_rows *x, uint32_t at, const
     return give(t, &k, e);
 }
 
+bool team_finds(const struct team *t) { return t->alone; }
+
+status team_tops(struct team *t, const struct team_rows *x, uint32_t at, const uint32_t *row, uint32_t n, const uint8_t *allowed,
+                 struct top_row *top, struct err *e)
+{
+    return decoder_tops(t->dc, row_at(t, x->id, at), row, n, allowed, top, e);
+}
+
+status team_tops_row(struct team *t, uint32_t i, float *logits, struct err *e) { return decoder_tops_row(t->dc, i, logits, e); }
+
 status team_page_copy(struct team *t, const uint32_t *src, const uint32_t *dst, uint32_t n, struct err *e)
 {
     struct task k = { .h = { .op = OP_PAGE_COPY, .n = n } };

@@ -97,6 +97,8 @@ status cpu_select(struct stream *st, const struct select_args *a, struct err *e)
 size_t cpu_choose_scratch(const struct stream *st, uint32_t n);
 status cpu_choose(struct stream *st, const struct choose_args *a, struct err *e);
 status cpu_list_rows(struct stream *st, const struct list_rows_args *a, struct err *e);
+/* top.c */
+status cpu_top(struct stream *st, const struct top_args *a, struct err *e);
 /* cosine.c */
 status cpu_cosine(struct stream *st, const struct cosine_args *a, struct err *e);
 /* pairs.c */

@@ -207,6 +207,7 @@ static const struct ops cpu_ops = {
     .farthest = cpu_farthest,
     .merge = cpu_merge,
     .pagerank = cpu_pagerank,
+    .top = cpu_top,
     .gather = cpu_gather,
     .scatter = cpu_scatter,
     .add_rows = cpu_add_rows,

@@ -235,6 +235,20 @@ struct cuda_list_rows_args {
 };
 status cuda_list_rows(void *stream, const struct cuda_list_rows_args *a, struct err *e);
 
+/* ---- top.cu ---------------------------------------------------------------------------------------------- */
+
+enum { CUDA_TOP = 64, CUDA_TOP_SEGMENT = 2048 };
+struct cuda_top_args {
+    const float *x;
+    size_t ldx;
+    uint32_t n, V, n_segments;    /* V / CUDA_TOP_SEGMENT, rounded up */
+    const uint8_t *allowed;
+    uint64_t *key;                /* [n, n_segments, CUDA_TOP] scratch */
+    double *sum;                  /* [n, n_segments] scratch */
+    struct top_row *out;          /* [n] */
+};
+status cuda_top(void *stream, const struct cuda_top_args *a, struct err *e);
+
 /* ---- groups.cu ------------------------------------------------------------------------------------------- */
 
 /* struct row_groups on the device; n = start[n_groups]. norm: [n] scratch, the squared lengths. */

@@ -683,6 +683,30 @@ static status pagerank(struct stream *st, const struct pagerank_args *a, struct 
     return cuda_download(st, a->importance, k.importance, 4 * n, e);
 }
 
+/* As many rows at a time as the room holds. */
+static status top(struct stream *st, const struct top_args *a, struct err *e)
+{
+    struct cuda_stream *s = cuda_stream_of(st);
+    const size_t segments = ((size_t)a->V + CUDA_TOP_SEGMENT - 1) / CUDA_TOP_SEGMENT, key = segments * CUDA_TOP * 8, sum = segments * 8;
+    const size_t each = key + sum + sizeof(struct top_row), ends = 3 * 256;
+    if (a->V == 0) return err_set(e, E_ARG, "the highest of rows of nothing");
+    TRY(cuda_enter(s, e));
+    const size_t fit = s->room_bytes > each + ends ? (s->room_bytes - ends) / each : 1;
+    for (size_t r = 0, n; r < a->n; r += n) {
+        n = a->n - r < fit ? a->n - r : fit;
+        TRY(cuda_room(s, n * each + ends, e));
+        char *at = s->room;
+        struct cuda_top_args k = { .x = a->x + r * a->ldx, .ldx = a->ldx, .n = (uint32_t)n, .V = a->V, .n_segments = (uint32_t)segments,
+                                   .allowed = a->allowed };
+        k.key = cuda_take(&at, n * key);
+        k.sum = cuda_take(&at, n * sum);
+        k.out = cuda_take(&at, n * sizeof *k.out);
+        TRY(cuda_top(s->main, &k, e));
+        TRY(cuda_download(st, a->out + r, k.out, n * sizeof *k.out, e));
+    }
+    return OK;
+}
+
 const struct ops cuda_ops = {
     .name = "cuda",
     .page_tokens = CUDA_PAGE_TOKENS,
@@ -729,6 +753,7 @@ const struct ops cuda_ops = {
     .farthest = farthest,
     .merge = merge,
     .pagerank = pagerank,
+    .top = top,
     .gather = gather,
     .scatter = scatter,
     .add_rows = add_rows,

@@ -21,6 +21,7 @@
 #include "base/plugin.h"
 #include "engine/inside.h"
 #include "engine/service.h"
+#include "kernels/device.h"
 #include "tests/engine/give_selector.h"
 #include "tests/simt_device.h"
 
@@ -194,6 +195,40 @@ static void test_too_small(void **state)
     assert_int_equal(engine_open(&o, &en, &e), E_NOMEM);
     assert_non_null(strstr(e.text, "1099.51 pages"));
     assert_null(en);
+}
+
+/* ---- candidates -------------------------------------------------------------------------------------------- */
+
+/* Of a greedy answer the device brings lists of candidates and no row of logits, of one whose penalties may move any id every row too. */
+static void test_candidates(void **state)
+{
+    (void)state;
+    uint64_t down[2][2];
+    int32_t id[2][2][N_NEW];
+    for (int there = 0; there < 2; there++) {
+        struct engine *en = open_on(there ? device : "cpu", 0, 0);
+        for (int moved = 0; moved < 2; moved++) {
+            struct asked x;
+            struct err e;
+            ask_for(&ASKS[1], &x);
+            if (moved) x.o.sample.repetition_penalty = 1.1f;
+            struct eng_request *r = request(en, &x);
+            const uint64_t before = counts()->down;
+            assert_int_equal(eng_run(en, &r, 1, &e), OK);
+            down[there][moved] = counts()->down - before;
+            const struct eng_result *res = eng_request_result(r);
+            assert_int_equal(res->n_ids, N_NEW);
+            memcpy(id[there][moved], res->ids, sizeof id[there][moved]);
+            eng_request_destroy(en, &r);
+            chat_free(&x.chat);
+        }
+        const struct device_steps steps = device_steps(en->st);            /* steps live in the plan as graphs */
+        assert_true(!there || steps.captured + steps.replayed > 0);
+        if (there) assert_int_equal(down[1][0], N_NEW * sizeof(struct top_row));
+        if (there) assert_int_equal(down[1][1], N_NEW * (sizeof(struct top_row) + decoder_shape(en->dec)->V * sizeof(float)));
+        engine_close(&en);
+    }
+    assert_memory_equal(id[0], id[1], sizeof id[0]);
 }
 
 /* ---- a service: caches, several choices ------------------------------------------------------------------- */
@@ -370,6 +405,7 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "--media-child") == 0) return extract_child_main(argc, argv);
     device = simt_device("../simt");
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_waiting), cmocka_unit_test(test_too_small), cmocka_unit_test(test_service),
+                                        cmocka_unit_test(test_candidates),
                                         cmocka_unit_test(test_preempted), cmocka_unit_test(test_cache_yields) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

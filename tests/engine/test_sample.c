@@ -227,6 +227,78 @@ static void test_same_draws_as_a_sort(void **state)
     free(used);
 }
 
+/* ---- from the highest alone -------------------------------------------------------------------------------- */
+
+/* Two samplers alike, one sees whole rows and the other what ops->top found of them, wherever that decides: the same ids, the same bits
+ * of log probabilities (the CPU's op sums as the sampler does). Rows with ties, peaks, NaN, infinities, flat ones, few ids allowed. */
+static void test_highest(void **state)
+{
+    (void)state;
+    static const uint32_t sizes[] = { 5, 64, 65, 300, 3000 }, ks[] = { 0, 1, 20, 50, 64, 65, 400 };
+    static const float warm[] = { 0, 0.7f, 1.5f }, tops[] = { 1, 0.9f, 0.3f }, mins[] = { 0, 0.05f, 0.3f };
+    const struct stream_options so = { .device = "cpu", .n_threads = 1 };
+    struct stream *st;
+    struct err e;
+    uint32_t decided[2] = { 0 };
+    assert_int_equal(stream_open(&so, &st, &e), OK);
+    for (int run = 0; run < 1200; run++) {
+        const uint32_t n = sizes[run % 5], style = (uint32_t)run / 5 % 6;
+        struct sample_params p = sample_defaults();
+        float *x = malloc(n * sizeof *x);
+        uint8_t *allowed = malloc(n);
+        struct sampler *whole, *highest;
+        p.temperature = warm[rand() % 3];
+        p.top_k = ks[rand() % 7];
+        p.top_p = tops[rand() % 3];
+        p.min_p = mins[rand() % 3];
+        p.repetition_penalty = rand() % 6 ? 1.0f : 1.2f;
+        p.presence_penalty = rand() % 8 ? 0.0f : 0.5f;
+        p.top_logprobs = rand() % 2 ? (uint32_t)rand() % 21 : 0;
+        p.seed = (uint64_t)run;
+        const int32_t stops[] = { 0, 3 };
+        if (rand() % 8 == 0) p.min_tokens = 2, p.stop_id = stops, p.n_stop_ids = 2;
+        for (uint32_t i = 0; i < n; i++) allowed[i] = rand() % 10 > 0;
+        allowed[n - 1] = 1;
+        assert_int_equal(sampler_create(&p, n, run % 3 ? allowed : NULL, NULL, 0, &whole, &e), OK);
+        assert_int_equal(sampler_create(&p, n, run % 3 ? allowed : NULL, NULL, 0, &highest, &e), OK);
+        for (int step = 0; step < 4; step++) {
+            for (uint32_t i = 0; i < n; i++) {
+                x[i] = (float)(30 * next_uniform() - 15);
+                if (style == 1) x[i] = rintf(x[i] / 4);
+                if (style == 2 && rand() % 3) x[i] = rand() % 2 ? -INFINITY : NAN;
+                if (style == 3) x[i] = 2;
+                if (style == 4) x[i] = rand() % 50 ? -20 : 10;
+                if (style == 5 && rand() % 100) x[i] = NAN;
+            }
+            struct top_row row;
+            const struct top_args a = { x, n, 1, n, run % 3 ? allowed : NULL, &row };
+            assert_int_equal(st->ops->top(st, &a, &e), OK);
+            float lp[2];
+            int32_t id = -1;
+            const int32_t want = sampler_next(whole, x, &lp[0]);
+            const bool did = sampler_next_top(highest, &row, &id, &lp[1]);
+            if (!did) id = sampler_next(highest, x, &lp[1]);
+            decided[did]++;
+            const struct sample_top *t[2];
+            uint32_t m[2];
+            sampler_top(whole, &t[0], &m[0]);
+            sampler_top(highest, &t[1], &m[1]);
+            if (id != want || m[0] != m[1] || (m[0] && memcmp(t[0], t[1], m[0] * sizeof **t) != 0) ||
+                memcmp(&lp[0], &lp[1], sizeof lp[0]) != 0)
+                fail_msg("run %d, step %d, style %u, %u ids: %d (%.9g), of all %d (%.9g)", run, step, style, n, id, (double)lp[1], want,
+                         (double)lp[0]);
+            const bool plain = p.repetition_penalty == 1.0f && p.presence_penalty == 0.0f && p.min_tokens == 0 && p.top_logprobs == 0;
+            if (p.temperature == 0 && plain && (style < 2 || style == 3)) assert_true(did);
+            if (!plain && (p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f)) assert_false(did);
+        }
+        sampler_destroy(&whole);
+        sampler_destroy(&highest);
+        free(x), free(allowed);
+    }
+    assert_true(decided[0] > 500 && decided[1] > 500);
+    st->ops->close(&st);
+}
+
 /* ---- bias, minimum length, the likeliest ---------------------------------------------------------------------- */
 
 static void test_bias(void **state)
@@ -322,6 +394,6 @@ int main(void)
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_greedy), cmocka_unit_test(test_penalties),
                                         cmocka_unit_test(test_frequencies), cmocka_unit_test(test_seed_and_ranges),
                                         cmocka_unit_test(test_same_draws_as_a_sort), cmocka_unit_test(test_bias),
-                                        cmocka_unit_test(test_min_tokens), cmocka_unit_test(test_top) };
+                                        cmocka_unit_test(test_min_tokens), cmocka_unit_test(test_highest), cmocka_unit_test(test_top) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -680,6 +680,36 @@ static void test_reserved(void **state)
     free(x), free(got), free(many);
 }
 
+/* Values and ids exactly, whatever the rows; more rows than the room holds at once come too. */
+static void test_top(void **state)
+{
+    (void)state;
+    twin_seed("top");
+    enum { N = 9, V = 5000, LD = 5003 };
+    float *x = twin_floats(N * LD);
+    uint8_t *allowed = twin_alloc(V);
+    struct top_row *got[SIDES];
+    for (int i = 0; i < N * LD; i++) x[i] = i % 7 ? twin_float() : i % 3 ? NAN : 0.5f;
+    for (int i = 0; i < V; i++) allowed[i] = twin_below(9) > 0;
+    EACH_SIDE(s) {
+        const struct ops *ops = side[s]->ops;
+        const float *X = floats_there(s, x, N * LD);
+        const void *may = there(s, allowed, V);
+        got[s] = twin_alloc(2 * N * sizeof *got[s]);
+        TWIN_OK(ops->top(side[s], &(struct top_args){ .x = X, .ldx = LD, .n = N, .V = V, .allowed = may, .out = got[s] }, e));
+        TWIN_OK(ops->top(side[s], &(struct top_args){ .x = X, .ldx = LD, .n = N, .V = 40, .out = got[s] + N }, e));
+        struct err why;
+        assert_int_equal(ops->top(side[s], &(struct top_args){ .x = X, .n = 1, .out = got[s] }, &why), E_ARG);
+        gone(s, X), gone(s, may);
+    }
+    for (int r = 0; r < 2 * N; r++) {
+        assert_memory_equal(got[CPU][r].best, got[CUDA][r].best, sizeof got[CPU][r].best);
+        assert_true(fabs(got[CPU][r].norm - got[CUDA][r].norm) <= 1e-12 * fabs(got[CPU][r].norm));
+        assert_true((got[CPU][r].best[OPS_TOP - 1].id < 0) == (r >= N));
+    }
+    free(got[CPU]), free(got[CUDA]), free(x), free(allowed);
+}
+
 static int open_sides(void **state)
 {
     (void)state;
@@ -710,6 +740,7 @@ int main(void)
         cmocka_unit_test(test_pages),  cmocka_unit_test(test_segments), cmocka_unit_test(test_choices),    cmocka_unit_test(test_lists),
         cmocka_unit_test(test_refused), cmocka_unit_test(test_device_lists), cmocka_unit_test(test_later),
         cmocka_unit_test(test_reserved),
+        cmocka_unit_test(test_top),
     };
     return cmocka_run_group_tests_name("the table of CUDA", tests, open_sides, close_sides);
 }

@@ -58,7 +58,7 @@ status team_put(struct team *t, const float *from, const uint32_t *row, const ui
 status team_gather(struct team *t, const struct team_rows *from, const uint32_t *row, uint32_t n, struct team_rows *y,
                    uint32_t to, struct err *e);
 
-/* Does its decoder meet no other rank, nor itself by NCCL? Lists of the device are for such a team alone: they travel nowhere. */
+/* Does the decoder meet no other rank, not even itself by NCCL? Lists of the device are for such a team alone: they travel nowhere. */
 bool team_alone(const struct team *t);
 
 /* A batch for the calls below: cos, sin and kv are filled in here, the rest is decoder.h's; `at`: the batch's first row in x. */

@@ -2,7 +2,8 @@
  * and text between and behind, given as embeddings; random settings of omnidrop (and fastv, none), alone and in groups. Asked for
  * reasons an engine chooses on the host, so a request runs both ways: survivors, logits and answers must be the same bits. On the
  * CPU, and on CUDA played by the CPU (kernels/fake_cuda.cpp), which keeps a list of launches and waits: between the first keys that
- * are written and the logits the host must not have stood still, where the host chooses it must have. SEED=n repeats a run. */
+ * are written and the logits the host must not have stood still, where the host chooses it must have. In quanta of a few rows, a
+ * member that leaves anywhere changes nothing for the others. SEED=n repeats a run. */
 #include <dlfcn.h>
 #include <math.h>
 #include <setjmp.h>
@@ -93,11 +94,10 @@ static struct ask random_ask(const struct engine *en, const float *embeds)
     return a;
 }
 
-/* Together; by the host where they want reasons. */
-static void run(struct engine *en, const struct ask *a, uint32_t n, bool by_host, uint32_t n_new, struct got *got)
+/* Requests that march together; by the host where they want reasons. */
+static void make(struct engine *en, const struct ask *a, uint32_t n, bool by_host, uint32_t n_new, struct got *got,
+                 struct eng_trace *trace, struct eng_request **r)
 {
-    struct eng_request *r[N_MAX] = { NULL };
-    struct eng_trace trace[N_MAX];
     for (uint32_t i = 0; i < n; i++) {
         struct eng_request_options o = eng_request_defaults();
         struct prompt p;
@@ -119,21 +119,31 @@ static void run(struct engine *en, const struct ask *a, uint32_t n, bool by_host
         assert_true(done);
         r[i]->sched.encodes = false;
     }
-    MUST(eng_run(en, r, n, &e));
-    for (uint32_t i = 0; i < n; i++) {
-        const struct eng_result *res = eng_request_result(r[i]);
-        if (res->finish == ENG_FAILED) fail_msg("request %u: %s", i, res->error.text);
-        assert_int_equal(res->n_ids, n_new);
-        memcpy(got[i].ids, res->ids, n_new * sizeof *res->ids);
-        got[i].n_ids = res->n_ids;
-        got[i].mean = res->mean_retention;
-        for (uint32_t l = 0; l <= res->n_layers; l++) {
-            got[i].n[l] = res->alive[l][1] + res->alive[l][2] + res->alive[l][3];
-            assert_int_equal(got[i].n[l], eng_request_plan(r[i])->alive[l]);
-            memcpy(got[i].index[l], res->survivors[l], got[i].n[l] * sizeof(uint32_t));
-        }
-        eng_request_destroy(en, &r[i]);
+}
+
+static void take(struct engine *en, struct eng_request **r, uint32_t n_new, struct got *got)
+{
+    const struct eng_result *res = eng_request_result(*r);
+    if (res->finish == ENG_FAILED) fail_msg("%s", res->error.text);
+    assert_int_equal(res->n_ids, n_new);
+    memcpy(got->ids, res->ids, n_new * sizeof *res->ids);
+    got->n_ids = res->n_ids;
+    got->mean = res->mean_retention;
+    for (uint32_t l = 0; l <= res->n_layers; l++) {
+        got->n[l] = res->alive[l][1] + res->alive[l][2] + res->alive[l][3];
+        assert_int_equal(got->n[l], eng_request_plan(*r)->alive[l]);
+        memcpy(got->index[l], res->survivors[l], got->n[l] * sizeof(uint32_t));
     }
+    eng_request_destroy(en, r);
+}
+
+static void run(struct engine *en, const struct ask *a, uint32_t n, bool by_host, uint32_t n_new, struct got *got)
+{
+    struct eng_request *r[N_MAX] = { NULL };
+    struct eng_trace trace[N_MAX];
+    make(en, a, n, by_host, n_new, got, trace, r);
+    MUST(eng_run(en, r, n, &e));
+    for (uint32_t i = 0; i < n; i++) take(en, &r[i], n_new, &got[i]);
     assert_int_equal(engine_pages_free(en), engine_info(en)->n_pages);
 }
 
@@ -187,12 +197,54 @@ static void compare(struct engine *en, const float *embeds, uint32_t rounds)
     free(host), free(there), free(alone);
 }
 
+/* N_MAX together in quanta of a few rows; one of them leaves after some steps. */
+static void leave(struct engine *en, const float *embeds, uint32_t rounds)
+{
+    const struct loop_options o = { .max_running = UINT32_MAX, .max_waiting = UINT32_MAX, .group_rows = 1 << 20, .quantum_rows = 20,
+                                    .itl_target_s = INFINITY, .step_s = INFINITY };
+    struct got *got = mem_must(N_MAX, sizeof *got), *alone = mem_must(1, sizeof *alone);
+    uint32_t left = 0;
+    for (uint32_t v = 0; v < rounds; v++) {
+        struct ask a[N_MAX];
+        struct eng_request *r[N_MAX] = { NULL };
+        struct eng_trace trace[N_MAX];
+        struct loop *lp;
+        const uint32_t gone = below(N_MAX), at = 1 + below(60);
+        const struct err why = { .code = E_CANCELLED };
+        for (uint32_t i = 0; i < N_MAX; i++) a[i] = random_ask(en, embeds);
+        make(en, a, N_MAX, false, NEW, got, trace, r);
+        MUST(loop_create(en, &o, &lp, &e));
+        for (uint32_t i = 0; i < N_MAX; i++) MUST(loop_add(lp, r[i], &e));
+        bool idle = false;
+        for (uint32_t step = 0; !idle; step++) {
+            if (step == at && !r[gone]->over) left++;
+            if (step == at) loop_end(lp, r[gone], ENG_CANCELLED, &why);
+            MUST(loop_step(lp, &idle, &e));
+        }
+        loop_destroy(en, &lp);
+        for (uint32_t i = 0; i < N_MAX; i++) {
+            if (eng_request_result(r[i])->finish == ENG_CANCELLED) {
+                eng_request_destroy(en, &r[i]);
+                continue;
+            }
+            take(en, &r[i], NEW, &got[i]);
+            run(en, &a[i], 1, false, NEW, alone);
+            assert_same(alone, &got[i], engine_config(en)->text.layers, "alone and where one leaves");
+            forget(alone, 1);
+        }
+        forget(got, N_MAX);
+    }
+    assert_true(left > 0);
+    free(got), free(alone);
+}
+
 static void test_same_bits(void **state)
 {
     (void)state;
     struct engine *en = open_engine("cpu");
     float *embeds = random_embeds(en);
     compare(en, embeds, 40);
+    leave(en, embeds, 30);
     free(embeds);
     engine_close(&en);
 }
@@ -252,6 +304,7 @@ static void test_nothing_waits(void **state)
     for (int i = 0; i < 2; i++) assert_same(&got[i], &got[2 + i], engine_config(en)->text.layers, "CUDA: by the host and by the device");
     forget(got, 4);
     compare(en, embeds, 2);
+    leave(en, embeds, 3);
     free(got), free(embeds);
     engine_close(&en);
     dlclose(lib);

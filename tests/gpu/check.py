@@ -219,6 +219,8 @@ class Check:
         names = [os.path.basename(p)[:-2] for p in sorted(glob.glob(os.path.join(ROOT, "tests/kernels/test_cuda_*.c")))]
         tests = {n: self.place(f"{folder}/{n}") for n in names if self.simt or n != "test_cuda_simt"}
         tests["test_table"] = self.place("tests/kernels/test_table")      # the ops of the backend beside the CPU's
+        tests["test_steps"] = self.place("tests/kernels/test_steps")      # decode steps as graphs: what can go wrong, and the whole
+        tests["test_graphs"] = self.place("tests/model/test_graphs")
         return {n: p for n, p in tests.items() if self.o.filter in n}
 
     def on_what(self):

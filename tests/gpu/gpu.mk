@@ -26,12 +26,13 @@ gpu-programs: gpu-golden gpu-tests gpu-bench gpu-nccl gpu-said
 # Not by `cuda`: that is a make of its own, which would compile the kernels beside this one.
 GPU_SO    := $(if $(HAVE_LT),$(BUILD)/omnidrop-cuda.so)
 gpu-golden: $(BUILD)/tests/golden $(GPU_SO)
-gpu-tests: $(DEV_TESTS) $(BUILD)/tests/kernels/test_table $(GPU_SO)
+BACKEND_TESTS := $(BUILD)/tests/kernels/test_table $(BUILD)/tests/kernels/test_steps $(BUILD)/tests/model/test_graphs
+gpu-tests: $(DEV_TESTS) $(BACKEND_TESTS) $(GPU_SO)
 gpu-bench: $(BUILD)/gpu_bench $(GPU_SO)
 gpu-nccl: $(if $(wildcard $(CUDA)/include/nccl.h),$(BUILD)/omnidrop-nccl.so $(BUILD)/gpu_nccl) $(BUILD)/tests/golden $(GPU_SO)
 gpu-simt-programs: gpu-simt-golden gpu-simt-tests gpu-simt-bench gpu-simt-nccl gpu-said
 gpu-simt-golden: $(BUILD)/tests/golden $(BUILD)/tests/simt/omnidrop-cuda.so
-gpu-simt-tests: $(patsubst %.c,$(BUILD)/%,$(wildcard tests/kernels/test_cuda_*.c)) $(BUILD)/tests/kernels/test_table
+gpu-simt-tests: $(patsubst %.c,$(BUILD)/%,$(wildcard tests/kernels/test_cuda_*.c)) $(BACKEND_TESTS)
 gpu-simt-nccl: $(BUILD)/tests/golden $(BUILD)/tests/simt/omnidrop-nccl.so
 gpu-simt-bench: $(BUILD)/gpu_bench $(BUILD)/tests/simt/omnidrop-cuda.so
 gpu-said:

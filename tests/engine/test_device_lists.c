@@ -209,7 +209,7 @@ static void leave(struct engine *en, const float *embeds, uint32_t rounds)
         struct eng_request *r[N_MAX] = { NULL };
         struct eng_trace trace[N_MAX];
         struct loop *lp;
-        const uint32_t gone = below(N_MAX), at = 1 + below(60);
+        const uint32_t gone = below(N_MAX), at = 1 + below(v % 2 ? 5 : 20);
         const struct err why = { .code = E_CANCELLED };
         for (uint32_t i = 0; i < N_MAX; i++) a[i] = random_ask(en, embeds);
         make(en, a, N_MAX, false, NEW, got, trace, r);

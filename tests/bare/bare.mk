@@ -19,7 +19,7 @@ BARE_DIR := tests/bare
 BARE_HAS := $(filter-out $(MISSING) $(if $(filter libpcre2-8 libutf8proc,$(MISSING)),libpcre2-8 libutf8proc),jansson libpcre2-8 libutf8proc)
 SRC := $(foreach m,base comm kernels kvcache model prune,$(wildcard $(m)/*.c)) $(wildcard kernels/cpu/*.c) \
     $(addprefix scheduler/,scheduler.c work.c) $(addprefix media/,isa.c mel.c order.c plan.c resize.c) \
-    $(addprefix engine/,accept.c decode.c defaults.c encode.c engine.c languages.c lists.c loop.c march.c media_cache.c request.c sample.c selector.c) \
+    $(addprefix engine/,accept.c decode.c defaults.c encode.c engine.c languages.c lists.c loop.c march.c media_cache.c memory.c request.c sample.c selector.c) \
     tests/bare/media.c $(if $(filter jansson,$(BARE_HAS)),,tests/bare/jansson/jansson.c)
 SRC := $(filter-out $(PLUGIN_SRC) kernels/cpu/isa%.c,$(SRC))
 PKG_CFLAGS = $(foreach p,jansson libpcre2-8 libutf8proc,$(if $(filter $(p),$(BARE_HAS)),$(shell pkg-config --cflags $(p)),-Itests/bare/$(p:lib%=%)))

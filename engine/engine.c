@@ -199,7 +199,7 @@ static status open_pool(struct engine *en, struct err *e)
 {
     const size_t V = decoder_shape(en->dec)->V;
     for (uint32_t g = 0; en->ops->reserve && g < SCHED_GROUPS; g++) TRY(march_prepare(en, g, e));
-    if (en->ops->reserve && team_finds(en->team)) {            /* candidates are found where the logits are */
+    if (en->ops->reserve && team_alone(en->team)) {            /* candidates are found where the logits are */
         TRY(en->ops->alloc(en->st, V, (void **)&en->allowed_there, e));
         TRY(en->ops->upload(en->st, en->allowed_there, en->allowed, V, e));
     }

@@ -938,8 +938,6 @@ status team_logits(struct team *t, const struct team_rows *x, uint32_t at, const
     return give(t, &k, e);
 }
 
-bool team_finds(const struct team *t) { return t->alone; }
-
 status team_tops(struct team *t, const struct team_rows *x, uint32_t at, const uint32_t *row, uint32_t n, const uint8_t *allowed,
                  struct top_row *top, struct err *e)
 {

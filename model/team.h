@@ -92,8 +92,7 @@ status team_step(struct team *t, const int32_t *id, const int32_t *pos, uint32_t
 status team_logits(struct team *t, const struct team_rows *x, uint32_t at, const uint32_t *row, uint32_t n, float *logits,
                    struct err *e);
 
-/* decoder_tops of rows at + row[i], where the decoder meets no other (team_finds). */
-bool team_finds(const struct team *t);
+/* decoder_tops of rows at + row[i], where the team is alone. */
 status team_tops(struct team *t, const struct team_rows *x, uint32_t at, const uint32_t *row, uint32_t n, const uint8_t *allowed,
                  struct top_row *top, struct err *e);
 status team_tops_row(struct team *t, uint32_t i, float *logits, struct err *e);

@@ -620,7 +620,8 @@ static void test_reserved(void **state)
     struct stream *st;
     struct err why;
     void *early, *all, *lease, *other, *in[3];
-    float *x = twin_floats(N * D), *got = twin_floats(N * D), *a, *b;
+    float *x = twin_floats(N * D), *got = twin_floats(N * D), *other_x = twin_random_floats(N * D), *a, *b;
+    int32_t id[N];
     uint32_t row[N], *many = calloc(1 << 20, sizeof *many);
     TWIN_OK(stream_open(&o, &st, e));
     const struct ops *ops = st->ops;
@@ -628,7 +629,7 @@ static void test_reserved(void **state)
     assert_true(ops->reserve_bytes(st, &plan) > BYTES + ops->reserve_bytes(st, &none) / 2);
     TWIN_OK(ops->reserve(st, &plan, e));
     assert_int_equal(ops->reserve(st, &plan, &why), E_INTERNAL);
-    for (int i = 0; i < N; i++) row[i] = (uint32_t)(N - 1 - i);
+    for (int i = 0; i < N; i++) row[i] = (uint32_t)(N - 1 - i), id[i] = i;
     /* What reads a block is asked for, the block goes, and a weight comes to the same place by other streams. */
     for (int turn = 0; turn < 20; turn++) {
         for (int i = 0; i < N * D; i++) x[i] = (float)(turn + i);
@@ -637,11 +638,15 @@ static void test_reserved(void **state)
         TWIN_OK(ops->upload(st, a, x, N * D * sizeof *x, e));
         TWIN_OK(ops->gather(st, &(struct gather_args){ .x = a, .row = row, .n = N, .d = D, .y = b }, e));
         ops->release(st, a);
-        const struct weight_args w = { .compute = DT_F32, .k = D, .n_parts = 1, .part = { { .data = got, .dtype = DT_F32, .n = N } } };
+        const struct weight_args w = { .compute = DT_F32, .k = D, .n_parts = 1, .part = { { .data = other_x, .dtype = DT_F32, .n = N } } };
         struct weight *W = NULL;
         TWIN_OK(ops->weight_create(st, &w, &W, e));
         TWIN_OK(ops->download(st, got, b, N * D * sizeof *x, e));
         for (int i = 0; i < N; i++) assert_memory_equal(got + i * D, x + (N - 1 - i) * D, D * sizeof *x);
+        /* And what was brought early would have been written over by what the block's last owner had still to do. */
+        TWIN_OK(ops->embed(st, &(struct embed_args){ .table = W, .id = id, .n = N, .y = b }, e));
+        TWIN_OK(ops->download(st, got, b, N * D * sizeof *x, e));
+        assert_memory_equal(got, w.part[0].data, N * D * sizeof *x);
         ops->weight_destroy(st, &W);
         ops->release(st, b);
     }
@@ -677,7 +682,7 @@ static void test_reserved(void **state)
     assert_non_null(strstr(why.text, "were planned"));
     ops->release(st, early);
     ops->close(&st);                           /* with a block that is out */
-    free(x), free(got), free(many);
+    free(x), free(got), free(other_x), free(many);
 }
 
 /* Values and ids exactly, whatever the rows; more rows than the room holds at once come too. */

@@ -20,9 +20,9 @@
 #define FILM "tests/data/media/film.mp4"
 
 #define OPS(X)                                                                                                     \
-    X(query_scores, query_scores_args) X(select, select_args) X(cosine, cosine_args) X(means, means_args)          \
-    X(nearest, nearest_args) X(density, density_args) X(farthest, farthest_args) X(merge, merge_args)              \
-    X(pagerank, pagerank_args) X(segment_attention, segment_attention_args)
+    X(query_scores, query_scores_args) X(select, select_args) X(choose, choose_args) X(cosine, cosine_args)        \
+    X(means, means_args) X(nearest, nearest_args) X(density, density_args) X(farthest, farthest_args)              \
+    X(merge, merge_args) X(pagerank, pagerank_args) X(segment_attention, segment_attention_args)
 #define FAULTY_HERE true
 #include "tests/engine/faulty_ops.h"
 
@@ -102,8 +102,8 @@ static void nobody_pays_for_others(void **state)
         { { "ttm", NULL }, BIT(cosine) | BIT(select) },
         { { "saliency", NULL }, RECEIVED | BIT(select) },
         { { "step0", NULL }, RECEIVED | BIT(cosine) | BIT(select) },
-        { { "fastv", NULL }, BIT(query_scores) | BIT(select) },
-        { { "omnidrop", "step0=false" }, BIT(query_scores) | BIT(select) },
+        { { "fastv", NULL }, BIT(query_scores) | BIT(choose) },
+        { { "omnidrop", "step0=false" }, BIT(query_scores) | BIT(choose) },
         { { "omnisift-lite", NULL }, RECEIVED | BIT(means) | BIT(cosine) | BIT(select) },
         { { "omnisift", NULL }, BIT(means) | BIT(cosine) | BIT(select) },
         { { "omnifocus", NULL }, BIT(means) | BIT(cosine) | BIT(select) },

@@ -1,5 +1,5 @@
 /* tests/engine/faulty_ops.h - a device whose ops fail when told: its table is patched, so that call `countdown` of op `which`
- * fails once with `code`. Who includes this defines OPS(X) before, the ops that may fail (upload, download and alloc always may),
+ * fails once with `code`. Who includes this defines OPS(X) before, the ops that may fail (upload, download, fetch and alloc always may),
  * and FAULTY_HERE, whether a call of this thread counts. */
 #ifndef TESTS_ENGINE_FAULTY_OPS_H
 #define TESTS_ENGINE_FAULTY_OPS_H
@@ -17,9 +17,9 @@
 #include "kernels/ops.h"
 
 #define NUMBER(name, args) OP_##name,
-enum { OPS(NUMBER) OP_upload, OP_download, OP_alloc, N_OPS };
+enum { OPS(NUMBER) OP_upload, OP_download, OP_fetch, OP_alloc, N_OPS };
 #define NAME(name, args) #name,
-static const char *const OP_NAME[] = { OPS(NAME) "upload", "download", "alloc" };
+static const char *const OP_NAME[] = { OPS(NAME) "upload", "download", "fetch", "alloc" };
 static struct ops real;
 static atomic_int which = -1, countdown, code, n_calls[N_OPS];
 
@@ -50,6 +50,10 @@ static status faulty_download(struct stream *st, void *host, const void *src, si
 {
     return fails(OP_download) ? failure(OP_download, e) : real.download(st, host, src, n, e);
 }
+static status faulty_fetch(struct stream *st, void *host, const void *src, size_t n, struct err *e)
+{
+    return fails(OP_fetch) ? failure(OP_fetch, e) : real.fetch(st, host, src, n, e);
+}
 static status faulty_alloc(struct stream *st, size_t n, void **out, struct err *e)
 {
     return fails(OP_alloc) ? failure(OP_alloc, e) : real.alloc(st, n, out, e);
@@ -72,6 +76,7 @@ static void patch(const struct ops *table, bool faulty)
     OPS(SET)
     t->upload = faulty_upload;
     t->download = faulty_download;
+    t->fetch = faulty_fetch;
     t->alloc = faulty_alloc;
 }
 

@@ -29,7 +29,8 @@
     X(attention_decode, attention_args) X(segment_attention, segment_attention_args)                               \
     X(query_scores, query_scores_args) X(select, select_args) X(cosine, cosine_args) X(gather, gather_args)        \
     X(scatter, scatter_args) X(add_rows, add_rows_args) X(mean_pairs, mean_pairs_args)                             \
-    X(page_copy, page_copy_args) X(kv_compact, kv_compact_args)
+    X(page_copy, page_copy_args) X(kv_compact, kv_compact_args) X(choose, choose_args) X(list_rows, list_rows_args) \
+    X(top, top_args)
 
 #define FAULTY_HERE true
 #include "tests/engine/faulty_ops.h"

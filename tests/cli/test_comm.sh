@@ -2,32 +2,8 @@
 # Ranks on one host under mpirun (tests/comm/ranks.c): every call with 1 to 4 of them, through shared memory and through
 # MPI's messages; mixed builds; CPUs shared out; one that comes late; one killed, stopped or ended by itself inside each call. Goal:
 # right bits everywhere, and never a call that hangs.
-set -u
-build=${OMNIDROP_BUILD:-build}
-ranks=$build/tests/comm/ranks
-if ! command -v mpirun >/dev/null || [[ ! -e $build/omnidrop-mpi.so ]]; then echo "ok - ranks # SKIP no MPI on this machine"; exit 0; fi
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 SEED=${SEED:-$RANDOM}
-# What a container lets pass, and no mpirun that takes the whole job down with one rank. MPI itself leaks (not ours to test).
-export OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
-export ASAN_OPTIONS=${ASAN_OPTIONS:-}:detect_leaks=0
-dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
-echo "# SEED=$SEED"
-
-# go NP LINES MPIRUN_OPTIONS.. -- MODE..: the program's lines; a 'not ok' where it hangs or does not say LINES times 'ok'.
-go() {
-    local np=$1 lines=$2 out status n; shift 2
-    local opt=()
-    while [[ $1 != -- ]]; do opt+=("$1"); shift; done
-    shift
-    rm -f "$dir/at"
-    out=$(RANKS_AT=$dir/at timeout -k 5 "${LIMIT:-240}" mpirun "${opt[@]}" -np "$np" "$ranks" "$@" 2>&1); status=$?
-    grep -E '^(ok|not ok|#) ' <<<"$out"
-    n=$(grep -c '^ok ' <<<"$out")
-    if (( status != 0 || n != lines )) && ! grep -q '^not ok' <<<"$out"; then
-        echo "not ok - ranks $* with np $np: status $status, $n lines of $lines"
-        tail -n 15 <<<"$out" | sed 's/^/# /'
-    fi
-}
+. tests/cli/lib.sh
+. tests/cli/ranks.sh
 
 for np in 1 2 3 4; do go $np 9 -- calls; done
 OMNIDROP_COMM=wire go 2 9 -- calls

@@ -5,28 +5,8 @@
 # Method: backend and comm/nccl.c as they are over a CUDA and an NCCL of the tests (tests/kernels/fake_cuda.cpp, fake_nccl.c), which end
 # the program where their rules are not kept.
 . tests/cli/lib.sh
-build=${OMNIDROP_BUILD:-$(dirname "$bin")}
-if ! command -v mpirun >/dev/null || [[ ! -e $build/omnidrop-mpi.so ]]; then echo "ok - ranks with devices # SKIP no MPI on this machine"; exit 0; fi
-export OMNIDROP_LIB=$build/tests/simt SIMT_DEVICES=4 SEED=${SEED:-$RANDOM}
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl_vader_single_copy_mechanism=none
-export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none ASAN_OPTIONS=${ASAN_OPTIONS:-}:detect_leaks=0
-echo "# SEED=$SEED"
-
-# go NP LINES MPIRUN_OPTIONS.. -- MODE..: as in test_comm.sh
-go() {
-    local np=$1 lines=$2 out status n; shift 2
-    local opt=()
-    while [[ $1 != -- ]]; do opt+=("$1"); shift; done
-    shift
-    rm -f "$dir/at"
-    out=$(RANKS_AT=$dir/at timeout -k 5 240 mpirun "${opt[@]}" -np "$np" "$build/tests/comm/ranks" "$@" 2>&1); status=$?
-    grep -E '^(ok|not ok|#) ' <<<"$out"
-    n=$(grep -c '^ok ' <<<"$out")
-    if grep -q '^not ok' <<<"$out"; then bad=1
-    elif (( status != 0 || n != lines )); then
-        not_ok "ranks $* with np $np" "status $status, $n lines of $lines: $(tail -n 8 <<<"$out")"
-    fi
-}
+. tests/cli/ranks.sh
+export OMNIDROP_LIB=$build/tests/simt SIMT_DEVICES=4
 
 for np in 1 2 3; do go $np 2 -- device; done
 SIMT_DEVICES=1 go 2 2 -- device

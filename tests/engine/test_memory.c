@@ -23,6 +23,7 @@
 #include "engine/service.h"
 #include "kernels/device.h"
 #include "tests/engine/give_selector.h"
+#include "tests/engine/resolve_path.h"
 #include "tests/simt_device.h"
 
 #define MODEL "tests/goldens/odd-f16/checkpoint"
@@ -233,17 +234,7 @@ static void test_candidates(void **state)
 
 /* ---- a service: caches, several choices ------------------------------------------------------------------- */
 
-static status resolve(void *self, void *owner, const struct chat_part *part, int frame, const atomic_bool *stop,
-                      struct media_source *out, struct err *e)
-{
-    (void)self, (void)owner, (void)frame, (void)stop;
-    FILE *f = fopen(part->url, "rb");
-    if (f == NULL) return err_set(e, E_INPUT, "%s: not there", part->url);
-    const int fd = dup(fileno(f));
-    fclose(f);
-    return media_source_of_fd(fd, part->url, NULL, out, e);
-}
-static const struct service_loader LOADER = { .resolve = resolve, .limits = { .wall_s = 3600 } };
+static const struct service_loader LOADER = { .resolve = resolve_path, .limits = { .wall_s = 3600 } };
 
 struct seen { pthread_mutex_t lock; pthread_cond_t changed; int n_done, n_failed; char why[256]; };
 

@@ -19,6 +19,7 @@
 #include "base/mem.h"
 #include "engine/inside.h"
 #include "tests/engine/give_selector.h"
+#include "tests/engine/resolve_path.h"
 #include "engine/service.h"
 #include "media/extract.h"
 
@@ -256,18 +257,7 @@ static void all_home(struct engine *en)
     assert_int_equal(engine_pages_free(en), engine_info(en)->n_pages);
 }
 
-/* Resolves plain paths, as a loader would. */
-static status resolve(void *self, void *owner, const struct chat_part *part, int frame, const atomic_bool *stop,
-                      struct media_source *out, struct err *e)
-{
-    (void)self, (void)owner, (void)frame, (void)stop;
-    FILE *f = fopen(part->url, "rb");
-    if (f == NULL) return err_set(e, E_INPUT, "%s: not there", part->url);
-    const int fd = dup(fileno(f));
-    fclose(f);
-    return media_source_of_fd(fd, part->url, NULL, out, e);
-}
-static const struct service_loader LOADER = { .resolve = resolve };
+static const struct service_loader LOADER = { .resolve = resolve_path };
 
 static const struct ask ASKS[] = {
     { NULL, PART_TEXT, "Say something about shapes.", 0, 12, NULL },

@@ -1,13 +1,12 @@
 /* tests/kernels/test_steps.c - ops between step_begin and step_end of the CUDA table (kernels/cuda/steps.c), on the CPU that plays a
  * GPU: steps that end early, that are dropped, whose lists outgrow their place, that a device refuses to capture; and how often a
  * decoder's steps are captured, counted on many random requests. Decoders' steps as a whole: tests/model/test_graphs.c. */
-#include <libgen.h>
-#include <limits.h>
 #include <unistd.h>
 
 #include "kernels/cuda/room.h"
 #include "kernels/device.h"
 #include "tests/kernels/twin.h"
+#include "tests/simt_device.h"
 
 enum { N = 6, D = 20, OF = 40 };
 
@@ -333,11 +332,7 @@ static void test_room(void **state)
 
 int main(void)
 {
-    char exe[PATH_MAX], lib[PATH_MAX + 16];
-    const ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    exe[n > 0 ? n : 0] = 0;
-    snprintf(lib, sizeof lib, "%s/../simt", dirname(exe));
-    setenv("OMNIDROP_LIB", lib, 0);
+    simt_device("../simt");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_kinds), cmocka_unit_test(test_queue),   cmocka_unit_test(test_early),
         cmocka_unit_test(test_lists), cmocka_unit_test(test_refused), cmocka_unit_test(test_room),

@@ -2,12 +2,11 @@
  * both sides. Without a GPU the table is that of tests/simt/omnidrop-cuda.so, kernels and host code on the CPU (fake_cuda.cpp), where
  * memory of the wrong side and what is done too early end the test; OMNIDROP_LIB=build takes the real one. The kernels' own edges are
  * test_cuda_*.c's. */
-#include <libgen.h>
-#include <limits.h>
 #include <unistd.h>
 
 #include "kernels/device.h"
 #include "tests/kernels/choice.h"
+#include "tests/simt_device.h"
 
 enum { CPU, CUDA, SIDES };
 static struct stream *side[SIDES];
@@ -718,11 +717,7 @@ static void test_top(void **state)
 static int open_sides(void **state)
 {
     (void)state;
-    char exe[PATH_MAX], lib[PATH_MAX + 16];
-    const ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    exe[n > 0 ? n : 0] = 0;
-    snprintf(lib, sizeof lib, "%s/../simt", dirname(exe));
-    setenv("OMNIDROP_LIB", lib, 0);
+    simt_device("../simt");
     const struct stream_options cuda = { .device = "cuda", .n_threads = 2 };
     side[CPU] = twin_open(NULL, 2);
     TWIN_OK(stream_open(&cuda, &side[CUDA], e));

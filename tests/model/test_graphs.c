@@ -3,14 +3,13 @@
  * that they give launch by launch, and the CPU's numbers; and steps are captured and run again as often as can be predicted.
  * Method: three decoders of the same random weights, on the CPU, on CUDA with OMNIDROP_CUDA_GRAPHS=0 and on CUDA, and a model of
  * what is alike from step to step. */
-#include <libgen.h>
-#include <limits.h>
 #include <unistd.h>
 
 #include "kernels/cuda/room.h"
 #include "kernels/device.h"
 #include "model/team.h"
 #include "tests/kernels/twin.h"
+#include "tests/simt_device.h"
 
 enum { CPU, PLAIN, GRAPHS, SIDES };
 enum { L = 3, H = 6, G = 2, WIDTH = 40, FF = 48, V = 30, SLOTS = 6, KEYS = 700, POOL = 3 * 1024, ROWS = 700 };
@@ -308,11 +307,7 @@ static void test_plain_kernels(void **state)
 
 int main(void)
 {
-    char exe[PATH_MAX], lib[PATH_MAX + 16];
-    const ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    exe[n > 0 ? n : 0] = 0;
-    snprintf(lib, sizeof lib, "%s/../simt", dirname(exe));
-    setenv("OMNIDROP_LIB", lib, 0);
+    simt_device("../simt");
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_tensor_cores), cmocka_unit_test(test_plain_kernels) };
     return cmocka_run_group_tests_name("decode in graphs", tests, NULL, NULL);
 }
